@@ -1,0 +1,72 @@
+# One verb a target. On a fresh clone each makes its virtual environment first.
+# Needs: make, Python 3.11 or newer, a package index. Settings: make test PYTHON=python3.12
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+# Installed before everything else, so that nothing else chooses a torch.
+TORCH = torch==2.13.0
+PHOTO = examples/photos/street.jpg
+DATA = ../shared/data
+REPORT = benchmarks/results/coco-val-340-cpu.json
+
+.PHONY: help demo test check lint format bench tables clean
+
+help:
+	@echo "make demo    poses on $(PHOTO), drawn into out/"
+	@echo "make test    check, then every test"
+	@echo "make check   lint, types, import floors"
+	@echo "make lint    ruff only"
+	@echo "make format  rewrite the sources as ruff wants them"
+	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
+	@echo "make tables  the tables of the documents, from the committed report"
+	@echo "make clean   remove what these commands made"
+
+demo: $(VENV)/.demo
+	$(BIN)/cfpose predict $(PHOTO) --save out
+
+# pytest stays the last command: its summary is the last line.
+test: check
+	@$(BIN)/python -m pytest
+
+check: lint
+	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
+	$(BIN)/lint-imports
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/cfpose-bench --dataset coco-val --data-root $(DATA) --boxes gt --boxes detector \
+		--model default --model movenet:$(DATA)/labellers/movenet_lightning.onnx \
+		--json $(REPORT)
+
+tables: $(VENV)/.dev
+	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
+
+clean:
+	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cfpose needs Python 3.11 or newer, $(PYTHON) is older; \
+	run: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps record which extras the environment holds; a changed pyproject.toml installs again.
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo

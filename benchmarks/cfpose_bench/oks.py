@@ -1,0 +1,56 @@
+"""OKS between poses, and the suppression of poses that are found twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cfpose_sdk.errors import InputError
+
+Float64 = NDArray[np.float64]
+
+OKS_NMS = 0.9
+
+
+def oks_matrix(keypoints: ArrayLike, areas: ArrayLike, sigmas: Sequence[float]) -> Float64:
+    """(N, N) OKS between (N, K, 2) poses in pixels; a pair's area is the mean of its two areas.
+
+    `areas` (N,) in pixels²: those of the person boxes. Source: the rescoring of Simple Baselines
+    and HRNet.
+    """
+    points = np.asarray(keypoints, dtype=np.float64)
+    area = np.asarray(areas, dtype=np.float64)
+    squared = ((points[:, None] - points[None]) ** 2).sum(axis=-1)  # (N, N, K)
+    variance = (2 * np.asarray(sigmas, dtype=np.float64)) ** 2
+    pair_area = (area[:, None] + area[None]) / 2 + np.spacing(1)
+    oks: Float64 = np.exp(-squared / (2 * variance * pair_area[..., None])).mean(axis=-1)
+    return oks
+
+
+def oks_nms(
+    keypoints: ArrayLike,
+    scores: ArrayLike,
+    areas: ArrayLike,
+    sigmas: Sequence[float],
+    threshold: float = OKS_NMS,
+) -> NDArray[np.intp]:
+    """Greedy suppression of repeated poses of one photo: kept indices, by falling score.
+
+    keypoints (N, K, 2), scores and areas (N,). A pose is dropped when its OKS with a better one is
+    above `threshold`. Raises InputError when the shapes differ.
+    """
+    points = np.asarray(keypoints, dtype=np.float64).reshape(-1, len(sigmas), 2)
+    score, area = np.asarray(scores, dtype=np.float64), np.asarray(areas, dtype=np.float64)
+    if not (len(points) == len(score) == len(area)):
+        raise InputError(
+            f"OKS-NMS needs as many scores and areas as poses, got {len(points)} poses, "
+            f"{len(score)} scores and {len(area)} areas"
+        )
+    oks = oks_matrix(points, area, sigmas)
+    kept: list[int] = []
+    for index in np.argsort(-score, kind="stable"):
+        if not kept or oks[index, kept].max() <= threshold:
+            kept.append(int(index))
+    return np.array(kept, dtype=np.intp)

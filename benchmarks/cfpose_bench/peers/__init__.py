@@ -1,0 +1,1 @@
+"""Adapters that put other projects' models behind the harness: same photos, boxes and figures."""

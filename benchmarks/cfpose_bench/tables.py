@@ -1,0 +1,75 @@
+"""Committed reports → the tables in the documents: no figure in a document is typed by hand.
+
+`python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
+`<!-- results:begin -->` and `<!-- results:end -->` in each document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import write_file
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+HEAD = ("model", "boxes", "AP", "95 % interval", "AP50", "AP75", "AR", "ms a photo", "MB")
+
+
+def results_block(report: Mapping[str, Any]) -> str:
+    """Markdown of one report: a sentence on what was measured where, and a row for each model."""
+    protocol, environment = report["protocol"], report["environment"]
+    threads = environment.get("omp_num_threads") or environment["cpu_count"]
+    onnxruntime = environment["packages"]["onnxruntime"]
+    lines = [
+        f"COCO keypoint AP on {protocol['images']} photos of `{protocol['dataset']}` "
+        f"({protocol['instances']} people), one run, onnxruntime {onnxruntime} FP32 on "
+        f"{environment['cpu']} with {threads} threads. Boxes: `gt` is the annotated ones, "
+        f"`detector` those of our own finder. Time is the median of a whole photo with all its "
+        f"people, reading and finding included.",
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|---|---|" + "---:|" * (len(HEAD) - 2),
+    ]
+    lines += ["| " + " | ".join(_row(model)) + " |" for model in report["models"]]
+    return "\n".join(lines)
+
+
+def fill(document: str, block: str) -> str:
+    """The document with `block` between its marks. Raises InputError without the marks."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"a document needs the marks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill the documents named after the report."""
+    report, *documents = map(Path, sys.argv[1:] if argv is None else argv)
+    block = results_block(json.loads(report.read_text(encoding="utf-8")))
+    for path in documents:
+        write_file(path, fill(path.read_text(encoding="utf-8"), block))
+    return 0
+
+
+def _row(model: Mapping[str, Any]) -> list[str]:
+    accuracy = model["accuracy"]
+    low, high = accuracy["AP_ci95"]
+    figures = [f"{accuracy[name]:.3f}" for name in ("AP50", "AP75", "AR")]
+    return [
+        model["model"],
+        model["boxes"],
+        f"**{accuracy['AP']:.3f}**",
+        f"{low:.3f} to {high:.3f}",
+        *figures,
+        f"{model['latency_ms']['total']['p50']:.0f}",
+        f"{model['bytes'] / 1e6:.1f}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""ONNX files through onnxruntime, on exactly the provider that was asked for."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, get_args
+
+from numpy.typing import NDArray
+
+from cfpose_sdk.backends.base import Backend, Device, Feeds
+from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_ERRORS_ONLY = 3  # onnxruntime's severity scale: 2 is warning, 3 error, 4 fatal
+
+
+class OnnxBackend(Backend):
+    """An onnxruntime session. onnxruntime sessions may be run by several threads at once.
+
+    `device` "auto" is CUDA where onnxruntime's CUDA provider really loads, else the CPU; `provider`
+    says which. Raises as `open_backend`.
+    """
+
+    def __init__(self, path: Path, *, device: Device = "auto", threads: int | None = None) -> None:
+        if device not in get_args(Device):
+            raise InputError(f"device must be one of {get_args(Device)}, got {device!r}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be 1 or more, got {threads}")
+        require("onnxruntime", extra="cpu", why=f"running {path.name}")
+        self.path = path
+        self._session = _open(path, device, threads)
+        self.provider = str(self._session.get_providers()[0])
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        session = self._session
+        if session is None:
+            raise BackendError(f"{self.path.name} is closed; open it again")
+        try:
+            values = session.run(list(self.outputs), dict(feeds))
+        except Exception as error:  # onnxruntime's own classes are private and many
+            raise BackendError(f"{self.path.name} failed to run: {error}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _open(path: Path, device: Device, threads: int | None) -> Any:
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if device == "cpu" or (device == "auto" and _CUDA not in available):
+        return _session(path, _CPU, threads)
+    if _CUDA not in available:
+        raise BackendError(
+            f"device 'cuda' was asked for, but this onnxruntime has only {available}; run: "
+            f"pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN in NVIDIA's wheels
+    session = _session(path, _CUDA, threads)
+    if session.get_providers()[0] == _CUDA:
+        return session
+    problem = "onnxruntime lists its CUDA provider, but it does not load (driver, CUDA or cuDNN)"
+    if device == "cuda":
+        raise BackendError(f"device 'cuda' was asked for, but {problem}; see: cfpose doctor")
+    warnings.warn(f"{problem}; running on the CPU", RuntimeWarning, stacklevel=2)
+    return _session(path, _CPU, threads)
+
+
+def _session(path: Path, provider: str, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        # without enable_fallback=0 a provider that fails later is replaced with a mere print
+        return onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=[provider], enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime's own classes are private and many
+        if provider == _CUDA:
+            raise BackendError(f"{path.name} cannot be opened on CUDA: {error}") from error
+        raise ArtifactError(
+            f"{path} is not an ONNX model that onnxruntime can open; export or fetch it again "
+            f"({error})"
+        ) from error

@@ -1,0 +1,90 @@
+"""Person boxes: xyxy, continuous edges in pixels (COCO's x, y, x + w, y + h verbatim)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cfpose_sdk.errors import BoxError
+from cfpose_sdk.image import Image
+
+Float64 = NDArray[np.float64]
+
+
+def check_boxes(boxes: object) -> Float64:
+    """Return (N, 4) xyxy boxes as float64; an empty list gives (0, 4).
+
+    Raises BoxError when the shape is another, a number is not finite, or a box has no area.
+    """
+    try:
+        array = np.asarray(boxes)
+    except ValueError as error:
+        raise BoxError(f"boxes must be an (N, 4) array of x1, y1, x2, y2: {error}") from error
+    if array.shape in ((0,), (0, 4)):
+        return np.zeros((0, 4))
+    if array.dtype.kind not in "iuf":
+        raise BoxError(f"boxes must be numbers, got {array.dtype} from {type(boxes).__name__}")
+    if array.shape == (4,):
+        raise BoxError("boxes must have shape (N, 4), got (4,); pass one box as [box]")
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise BoxError(f"boxes must have shape (N, 4) as x1, y1, x2, y2, got {array.shape}")
+    xyxy = array.astype(np.float64)
+    _raise_at(~np.isfinite(xyxy).all(axis=1), xyxy, "must be finite")
+    flat = (xyxy[:, 2:] <= xyxy[:, :2]).any(axis=1)
+    _raise_at(flat, xyxy, "must have x2 > x1 and y2 > y1 (xyxy, not xywh)")
+    return xyxy
+
+
+def iou_matrix(first: ArrayLike, second: ArrayLike) -> Float64:
+    """(N, M) intersection over union of (N, 4) and (M, 4) boxes; 0 where both are empty."""
+    a = np.asarray(first, dtype=np.float64).reshape(-1, 4)[:, None]
+    b = np.asarray(second, dtype=np.float64).reshape(-1, 4)[None]
+    shared = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    overlap = np.prod(np.maximum(shared, 0.0), axis=-1)
+    union = _area(a) + _area(b) - overlap
+    iou: Float64 = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
+
+
+def nms(boxes: ArrayLike, scores: ArrayLike, iou: float) -> NDArray[np.intp]:
+    """Greedy non-maximum suppression: indices of the boxes to keep, by falling score.
+
+    A box goes when it overlaps a kept one by more than `iou`; of equal scores the first wins.
+    """
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    overlap = iou_matrix(boxes, boxes) > iou
+    alive = np.ones(len(order), dtype=bool)
+    kept = []
+    for index in order:
+        if alive[index]:
+            kept.append(index)
+            alive &= ~overlap[index]
+    return np.asarray(kept, dtype=np.intp)
+
+
+def letterbox(image: Image, size_wh: tuple[int, int], pad_value: int) -> tuple[Image, float]:
+    """Fit (h, w, 3) into a (H, W, 3) canvas, aspect true, at the top left; also returns the scale.
+
+    Frame coordinates are letterbox coordinates / scale: edges of pixels meet edges, nothing is
+    shifted. Rounding the picture to whole pixels moves its far edge by half a pixel at most.
+    """
+    width, height = size_wh
+    h, w = image.shape[:2]
+    scale = min(width / w, height / h)
+    fitted_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = np.full((height, width, 3), pad_value, dtype=np.uint8)
+    canvas[: fitted_wh[1], : fitted_wh[0]] = cv2.resize(image, fitted_wh, interpolation=how)
+    return canvas, scale
+
+
+def _area(boxes: Float64) -> Float64:
+    area: Float64 = np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1)
+    return area
+
+
+def _raise_at(bad: NDArray[np.bool_] | np.bool_, boxes: Float64, rule: str) -> None:
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise BoxError(f"box {row} {rule}, got {boxes[row].tolist()}")

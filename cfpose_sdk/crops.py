@@ -1,0 +1,94 @@
+"""Person box → affine → crop, and back: the one geometry of cfpose.
+
+Convention: pixel centres sit at integer coordinates, pixel (0, 0) covers [-0.5, 0.5); order is
+(x, y). A box is COCO's (x, y, x + w, y + h) verbatim. It grows to the crop's aspect ratio, then by
+`box_scale`, and its centre maps to (W / 2, H / 2) of the W x H crop, as HRNet and SimCC do
+(not the UDP convention). All arithmetic is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64 = NDArray[np.float64]
+
+
+def crop_transforms(
+    boxes: ArrayLike,
+    size_wh: tuple[int, int],
+    box_scale: float,
+    *,
+    zoom: ArrayLike = 1.0,
+    rotation_deg: ArrayLike = 0.0,
+) -> Float64:
+    """(N, 2, 3) affine maps from frame pixels to crop pixels, for (N, 4) xyxy boxes.
+
+    `zoom` > 1 shows the person larger, `rotation_deg` turns the picture clockwise on the screen;
+    both are scalars or (N,) and serve augmentation. Boxes must have positive width and height.
+    """
+    xyxy = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    width, height = size_wh
+    centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+    span = xyxy[:, 2:] - xyxy[:, :2]
+    region_width = np.maximum(span[:, 0], span[:, 1] * width / height) * box_scale
+    scale = width / region_width * np.asarray(zoom, dtype=np.float64)
+    angle = np.broadcast_to(np.deg2rad(np.asarray(rotation_deg, dtype=np.float64)), scale.shape)
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    transforms = np.empty((len(xyxy), 2, 3))
+    transforms[:, 0, 0], transforms[:, 0, 1] = cos, -sin
+    transforms[:, 1, 0], transforms[:, 1, 1] = sin, cos
+    transforms[:, :, 2] = np.array([width / 2, height / 2]) - np.einsum(
+        "nij,nj->ni", transforms[:, :, :2], centre
+    )
+    return transforms
+
+
+def invert_transforms(transforms: Float64) -> Float64:
+    """(N, 2, 3) exact inverses of (N, 2, 3) affine maps, in closed form."""
+    a, b = transforms[:, 0, 0], transforms[:, 0, 1]
+    c, d = transforms[:, 1, 0], transforms[:, 1, 1]
+    determinant = a * d - b * c
+    inverse = np.empty_like(transforms)
+    inverse[:, 0, 0], inverse[:, 0, 1] = d / determinant, -b / determinant
+    inverse[:, 1, 0], inverse[:, 1, 1] = -c / determinant, a / determinant
+    inverse[:, :, 2] = -np.einsum("nij,nj->ni", inverse[:, :, :2], transforms[:, :, 2])
+    return inverse
+
+
+def transform_points(transforms: Float64, points_xy: ArrayLike) -> Float64:
+    """Apply (N, 2, 3) affine maps to (N, K, 2) points; returns (N, K, 2) float64."""
+    points = np.asarray(points_xy, dtype=np.float64)
+    linear, offset = transforms[:, :, :2], transforms[:, :, 2]
+    moved: Float64 = np.einsum("nij,nkj->nki", linear, points) + offset[:, None, :]
+    return moved
+
+
+def extract_crops(
+    image: NDArray[np.uint8], transforms: Float64, size_wh: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """(N, H, W, 3) uint8 crops of one (h, w, 3) image: bilinear, black outside the image."""
+    width, height = size_wh
+    crops = np.empty((len(transforms), height, width, 3), dtype=np.uint8)
+    for crop, transform in zip(crops, transforms, strict=True):
+        cv2.warpAffine(
+            image,
+            transform,
+            size_wh,
+            dst=crop,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+        )
+    return crops
+
+
+def mirror_points(
+    points_xy: Float64, width: int, flip_order: Sequence[int] | NDArray[np.intp]
+) -> Float64:
+    """(N, K, 2) keypoints of the mirrored W-wide crop: x → W − 1 − x, left and right swapped."""
+    mirrored = np.array(points_xy, dtype=np.float64)[:, flip_order]
+    mirrored[..., 0] = width - 1 - mirrored[..., 0]
+    return mirrored

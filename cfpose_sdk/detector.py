@@ -1,0 +1,132 @@
+"""The person finder: image → boxes of people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.backends import Backend, Device, open_backend
+from cfpose_sdk.boxes import check_boxes, letterbox, nms
+from cfpose_sdk.errors import ArtifactError, BoxError, InputError
+from cfpose_sdk.image import Image
+from cfpose_sdk.spec import FINDER_KEY, FinderSpec
+
+BUNDLED_FINDER = Path(__file__).parent / "models" / "finder-s.onnx"
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """M people: boxes (M, 4) float32 xyxy in frame pixels, scores (M,) float32 in [0, 1].
+
+    Raises BoxError when a box has no area, a number is not finite, or the shapes differ.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        boxes = check_boxes(self.boxes).astype(np.float32)
+        scores = np.asarray(self.scores, dtype=np.float32)
+        if scores.shape != (len(boxes),):
+            raise BoxError(f"scores must have shape ({len(boxes)},), got {scores.shape}")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise BoxError(f"scores must lie in [0, 1], got {scores.tolist()}")
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "scores", scores)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+# Any callable that takes a BGR image and returns Detections, (N, 4) boxes, or (N, 5) with scores.
+Detector = Callable[[Image], Any]
+
+
+def as_detections(value: object) -> Detections:
+    """Detections, (N, 4) xyxy boxes, or (N, 5) with a score column → Detections.
+
+    Boxes without scores get 1. Raises BoxError on anything else; nothing is clipped or dropped.
+    """
+    if isinstance(value, Detections):
+        return value
+    if value is None:
+        raise BoxError("the detector returned None; expected (N, 4) boxes, [] for nobody")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise BoxError(f"boxes must be an (N, 4) array of x1, y1, x2, y2: {error}") from error
+    if array.ndim == 2 and array.shape[1] == 5 and array.dtype.kind in "iuf":
+        return Detections(check_boxes(array[:, :4]).astype(np.float32), array[:, 4])
+    boxes = check_boxes(array)
+    return Detections(boxes.astype(np.float32), np.ones(len(boxes), dtype=np.float32))
+
+
+class PersonFinder:
+    """A finder artifact (ONNX): `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M).
+
+    Without a path: the bundled one. `threshold` overrides the artifact's own. Raises ArtifactError
+    when the file is no cfpose finder, else as `open_backend`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        threshold: float | None = None,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"threshold must lie in [0, 1], got {threshold}")
+        self.path = BUNDLED_FINDER if path is None else Path(path)
+        self._backend = open_backend(self.path, device=device, threads=threads)
+        self.spec = _finder_spec(self._backend)
+        self.threshold = self.spec.threshold if threshold is None else threshold
+
+    @property
+    def provider(self) -> str:
+        """What truly runs it, as the runtime names it."""
+        return self._backend.provider
+
+    def __call__(self, image: Image) -> Detections:
+        """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
+        canvas, scale = letterbox(image, self.spec.size_wh, self.spec.pad_value)
+        found = self._backend.run({"images": canvas[None]})
+        boxes, scores = found["boxes"][0] / scale, found["scores"][0]
+        height, width = image.shape[:2]
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+        keep = (scores >= self.threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        boxes, scores = boxes[keep], scores[keep]
+        kept = nms(boxes, scores, self.spec.nms_iou)
+        return Detections(boxes[kept], scores[kept])
+
+    def close(self) -> None:
+        """Free the model."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _finder_spec(backend: Backend) -> FinderSpec:
+    text = backend.metadata.get(FINDER_KEY)
+    if text is None:
+        raise ArtifactError(
+            f"{backend.path} is not a cfpose person finder (its metadata has no {FINDER_KEY!r}); "
+            f"wrap a foreign detector in a function: detector=lambda image: boxes"
+        )
+    if backend.inputs != ("images",) or not {"boxes", "scores"} <= set(backend.outputs):
+        raise ArtifactError(
+            f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
+            f"expected images → boxes, scores"
+        )
+    return FinderSpec.from_json(text)

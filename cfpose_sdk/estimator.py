@@ -1,0 +1,249 @@
+"""PoseEstimator: the one place where image, boxes, crops, network and result meet."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.backends import Backend, Device, open_backend
+from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
+from cfpose_sdk.detector import Detections, Detector, PersonFinder, as_detections
+from cfpose_sdk.errors import ArtifactError, BackendError, InputError
+from cfpose_sdk.frames import Frame, PathLike, Source, load_frame, open_frames
+from cfpose_sdk.image import Image
+from cfpose_sdk.results import Poses
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+
+BUNDLED_MODEL = Path(__file__).parent / "models" / "cfpose-s.onnx"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class EstimatorInfo:
+    """What is open: the model's file and name, what truly runs it, and who finds the people."""
+
+    model: str
+    name: str
+    provider: str
+    device: str
+    detector: str
+
+
+class PoseEstimator:
+    """Poses of the people in images. Threads may share one estimator.
+
+    `model`: an exported artifact; None is the bundled one. `detector`: None for the bundled finder,
+    a finder artifact, or any callable image → boxes (N, 4), or (N, 5) with scores. At most
+    `batch_size` crops go through the network at once. Raises ArtifactError (SpecError) for a file
+    that is no cfpose artifact, BackendError for a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: PathLike | None = None,
+        *,
+        detector: PathLike | Detector | None = None,
+        device: Device = "auto",
+        batch_size: int = 32,
+        threads: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+        self._device, self._threads, self._batch_size = device, threads, batch_size
+        self._lock = threading.Lock()
+        self._finder: Detector | None = None
+        self._own_finder: PersonFinder | None = None
+        if callable(detector):
+            self._finder = detector
+        elif detector is not None:
+            self._finder = self._own_finder = PersonFinder(detector, device=device, threads=threads)
+        path = BUNDLED_MODEL if model is None else Path(model)
+        self._backend = open_backend(path, device=device, threads=threads)
+        self.spec = _model_spec(self._backend)
+
+    @property
+    def info(self) -> EstimatorInfo:
+        """What is open, for logs and reports."""
+        provider = self._backend.provider
+        finder = self._finder
+        if finder is None:
+            detector = "bundled, not yet opened"
+        elif isinstance(finder, PersonFinder):
+            detector = f"{finder.spec.name} ({finder.path.name}, {finder.provider})"
+        else:
+            detector = getattr(finder, "__qualname__", type(finder).__qualname__)
+        device = "cuda" if provider.startswith("CUDA") else "cpu"
+        model = str(self._backend.path)
+        return EstimatorInfo(model, self.spec.name, provider, device, str(detector))
+
+    def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
+        """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
+
+        `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means nobody, and
+        None lets the detector look. Raises ImageError, BoxError.
+        """
+        return self._estimate([load_frame(image)], [boxes])[0]
+
+    def predict_batch(
+        self, images: Sequence[Image | PathLike], boxes: Sequence[object] | None = None
+    ) -> list[Poses]:
+        """Poses in each of several images of any sizes; the crops of all share batches.
+
+        `boxes`, if given, has an entry for each image, as in `predict`.
+        """
+        if isinstance(images, str | os.PathLike) or getattr(images, "ndim", 4) != 4:
+            raise InputError("predict_batch takes a list of images; for one image use predict")
+        given = [None] * len(images) if boxes is None else list(boxes)
+        if len(given) != len(images):
+            raise InputError(
+                f"boxes must have an entry for each of the {len(images)} images, got {len(given)}"
+            )
+        return self._estimate([load_frame(image) for image in images], given)
+
+    def stream(self, source: Source) -> Iterator[Poses]:
+        """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
+        or an iterable of arrays and paths. Raises InputError now when the source cannot be
+        opened, ImageError later at a photo that cannot be read.
+        """
+        frames = open_frames(source)
+        return (self._estimate([frame], [None])[0] for frame in frames)
+
+    def close(self) -> None:
+        """Free the models that this estimator opened."""
+        self._backend.close()
+        if self._own_finder is not None:
+            self._own_finder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+        people, detect_ms, maps, crops, crop_ms = [], [], [], [], []
+        for frame, boxes in zip(frames, given, strict=True):
+            found, milliseconds = self._people(frame.image, boxes)
+            people.append(found)
+            detect_ms.append(milliseconds)
+            start = time.perf_counter()
+            maps.append(crop_transforms(found.boxes, self.spec.size_wh, self.spec.box_scale))
+            crops.append(extract_crops(frame.image, maps[-1], self.spec.size_wh))
+            crop_ms.append(_since(start))
+        outputs, infer_ms = self._infer(crops)
+        results, first = [], 0
+        for n, frame in enumerate(frames):
+            last = first + len(people[n])
+            own = {name: values[first:last] for name, values in outputs.items()}
+            spent = {
+                "read": frame.read_ms,
+                "detect": detect_ms[n],
+                "crop": crop_ms[n],
+                "infer": infer_ms * len(people[n]),
+            }
+            results.append(self._poses(frame, people[n], maps[n], own, spent))
+            first = last
+        return results
+
+    def _people(self, image: Image, boxes: object) -> tuple[Detections, float]:
+        if boxes is not None:
+            return as_detections(boxes), 0.0
+        finder = self._open_finder()
+        start = time.perf_counter()
+        return as_detections(finder(image)), _since(start)
+
+    def _open_finder(self) -> Detector:
+        with self._lock:  # opened late: who brings boxes needs no finder
+            if self._finder is None:
+                self._own_finder = PersonFinder(device=self._device, threads=self._threads)
+                self._finder = self._own_finder
+            return self._finder
+
+    def _infer(self, crops: list[NDArray[np.uint8]]) -> tuple[Arrays, float]:
+        """Network outputs of all crops in chunks, and the milliseconds a crop; no crops, no run."""
+        total = sum(map(len, crops))
+        if total == 0:
+            return {}, 0.0
+        stacked = np.concatenate(crops)
+        start = time.perf_counter()
+        parts = [
+            self._backend.run({"crops": stacked[first : first + self._batch_size]})
+            for first in range(0, total, self._batch_size)
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for name in ("keypoints", "confidence"):
+            if not np.isfinite(outputs[name]).all():
+                raise BackendError(
+                    f"{self._backend.path.name} returned NaN or infinite {name} on "
+                    f"{self._backend.provider}; check the model with: cfpose doctor"
+                )
+        return outputs, _since(start) / total
+
+    def _poses(
+        self,
+        frame: Frame,
+        people: Detections,
+        maps: NDArray[np.float64],
+        outputs: Arrays,
+        spent: dict[str, float],
+    ) -> Poses:
+        """Crop pixels → frame pixels; maps (N, 2, 3) lead from the frame to the crop."""
+        start = time.perf_counter()
+        height, width = frame.image.shape[:2]
+        shared: dict[str, Any] = {"image": frame.image, "source": frame.name}
+        if len(people) == 0:
+            speed = {**spent, "post": 0.0, "total": sum(spent.values())}
+            return Poses.empty(self.spec.skeleton, (width, height), speed_ms=speed, **shared)
+        back = invert_transforms(maps)
+        xy = transform_points(back, outputs["keypoints"])
+        covariance = outputs.get("covariance")
+        if covariance is not None:
+            linear = back[:, None, :, :2]
+            covariance = (linear @ covariance @ np.swapaxes(linear, -1, -2)).astype(np.float32)
+        spent = {**spent, "post": _since(start)}
+        return Poses(
+            xy=xy.astype(np.float32),
+            confidence=np.clip(outputs["confidence"], 0, 1),
+            boxes=people.boxes,
+            box_scores=people.scores,
+            skeleton=self.spec.skeleton,
+            image_size_wh=(width, height),
+            speed_ms={**spent, "total": sum(spent.values())},
+            covariance=covariance,
+            **shared,
+        )
+
+
+def _since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000
+
+
+def _model_spec(backend: Backend) -> ModelSpec:
+    """The spec that travels with the artifact, and a check that its graph keeps the contract."""
+    text = backend.metadata.get(SPEC_KEY)
+    if text is None:
+        raise ArtifactError(
+            f"{backend.path} is not a cfpose artifact (its metadata has no {SPEC_KEY!r}); "
+            f"export it with cfpose-export"
+        )
+    spec = ModelSpec.from_json(text)
+    if spec.input == "frame":
+        raise BackendError(
+            f"{backend.path.name} takes whole frames, which this version cannot run; "
+            f"export it with crops as input"
+        )
+    if backend.inputs != ("crops",) or not {"keypoints", "confidence"} <= set(backend.outputs):
+        raise ArtifactError(
+            f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
+            f"expected crops → keypoints, confidence"
+        )
+    return spec

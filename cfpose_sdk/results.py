@@ -1,0 +1,249 @@
+"""Poses: the people found in one image."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.draw import draw_poses
+from cfpose_sdk.errors import InputError, MissingDependencyError
+from cfpose_sdk.files import write_file
+from cfpose_sdk.image import Image, check_image
+from cfpose_sdk.records import ROW_FIELDS, coco_image_id, coco_results, numbers, table_rows
+from cfpose_sdk.skeleton import Skeleton
+
+Float32 = NDArray[np.float32]
+Index = int | np.integer[Any] | slice | list[int] | list[bool] | NDArray[Any]
+
+# `visible` and the drawing begin here. Confidence is calibrated, so this reads: "the joint is where
+# it is said to be in 3 cases of 10". Coordinates below it are kept as they are.
+VISIBLE_FROM = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Poses:
+    """N people with K joints, in pixels of the given image; (x, y) order, centres at integers.
+
+    Indexing and iterating give Poses again; iterating gives one person at a time. Raises
+    InputError when the arrays do not fit each other.
+    """
+
+    xy: Float32  # (N, K, 2)
+    confidence: Float32  # (N, K) in [0, 1]
+    boxes: Float32  # (N, 4) xyxy
+    box_scores: Float32  # (N,) in [0, 1]; 1 for boxes that came without a score
+    skeleton: Skeleton
+    image_size_wh: tuple[int, int]
+    speed_ms: Mapping[str, float] = field(default_factory=dict)  # read, detect, crop, …, total
+    ids: NDArray[np.int64] | None = None  # (N,)
+    covariance: Float32 | None = None  # (N, K, 2, 2), pixels²
+    image: Image | None = field(default=None, repr=False)  # the frame, by reference
+    source: str | None = None  # its file name
+
+    def __post_init__(self) -> None:
+        for name in ("xy", "confidence", "boxes", "box_scores", "covariance"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.asarray(value, dtype=np.float32))
+        if self.ids is not None:
+            object.__setattr__(self, "ids", np.asarray(self.ids, dtype=np.int64))
+        if self.xy.ndim != 3:
+            raise InputError(f"xy must have shape (N, K, 2), got {self.xy.shape}")
+        people, joints = len(self.xy), len(self.skeleton)
+        for name, shape in (
+            ("xy", (people, joints, 2)),
+            ("confidence", (people, joints)),
+            ("boxes", (people, 4)),
+            ("box_scores", (people,)),
+            ("ids", (people,)),
+            ("covariance", (people, joints, 2, 2)),
+        ):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value.shape != shape:
+                raise InputError(f"{name} must have shape {shape}, got {value.shape}")
+            if name != "covariance" and not np.isfinite(value).all():
+                raise InputError(f"{name} must be finite, got NaN or infinity")
+        for name in ("confidence", "box_scores"):
+            value = getattr(self, name)
+            if ((value < 0) | (value > 1)).any():
+                raise InputError(f"{name} must lie in [0, 1], got up to {value.max()}")
+
+    @classmethod
+    def empty(cls, skeleton: Skeleton, image_size_wh: tuple[int, int], **others: Any) -> Poses:
+        """Nobody: all arrays with N = 0. `others` are further fields."""
+        joints = len(skeleton)
+        return cls(
+            xy=np.zeros((0, joints, 2), np.float32),
+            confidence=np.zeros((0, joints), np.float32),
+            boxes=np.zeros((0, 4), np.float32),
+            box_scores=np.zeros(0, np.float32),
+            skeleton=skeleton,
+            image_size_wh=image_size_wh,
+            **others,
+        )
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, index: Index) -> Poses:
+        """People by position, slice, boolean mask or list of positions; always Poses."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"person {index} of {len(self)}")
+            index = [int(index) % len(self)]
+        elif isinstance(index, list) and not index:
+            index = slice(0, 0)
+        return replace(
+            self,
+            xy=self.xy[index],
+            confidence=self.confidence[index],
+            boxes=self.boxes[index],
+            box_scores=self.box_scores[index],
+            ids=None if self.ids is None else self.ids[index],
+            covariance=None if self.covariance is None else self.covariance[index],
+        )
+
+    def __iter__(self) -> Iterator[Poses]:
+        return (self[n] for n in range(len(self)))
+
+    def __repr__(self) -> str:
+        named = f" in {self.source}" if self.source else ""
+        return f"Poses({len(self)} people x {len(self.skeleton)} joints{named})"
+
+    @property
+    def visible(self) -> NDArray[np.bool_]:
+        """(N, K) confidence ≥ 0.3 (`VISIBLE_FROM`)."""
+        seen: NDArray[np.bool_] = self.confidence >= VISIBLE_FROM
+        return seen
+
+    @property
+    def xyn(self) -> Float32:
+        """(N, K, 2) xy divided by the image's width and height."""
+        normalised: Float32 = np.divide(self.xy, self.image_size_wh, dtype=np.float32)
+        return normalised
+
+    def arrays(self) -> tuple[Float32, Float32]:
+        """`keypoints, scores = poses.arrays()`: (N, K, 2) pixels and (N, K) confidence."""
+        return self.xy, self.confidence
+
+    def plot(
+        self, image: Image | None = None, *, threshold: float = VISIBLE_FROM, boxes: bool = False
+    ) -> Image:
+        """A new BGR image with the poses drawn on `image`, by default the frame they came from."""
+        ground = self.image if image is None else check_image(image)
+        if ground is None:
+            raise InputError("these Poses carry no image; pass one: poses.plot(image)")
+        return draw_poses(
+            ground,
+            self.xy,
+            self.confidence,
+            self.boxes,
+            self.skeleton,
+            threshold=threshold,
+            show_boxes=boxes,
+        )
+
+    def save(self, path: str | Path, image: Image | None = None) -> Path:
+        """Write `plot(image)` to a file; the suffix gives the format. Whole or not at all."""
+        file = Path(path)
+        picture = self.plot(image)
+        try:
+            done, data = cv2.imencode(file.suffix.lower() or file.name, picture)
+        except cv2.error as error:
+            raise InputError(
+                f"{file}: OpenCV writes no {file.suffix!r} pictures; use .jpg or .png"
+            ) from error
+        if not done:
+            raise InputError(f"{file}: the picture cannot be encoded as {file.suffix!r}")
+        write_file(file, data.tobytes())
+        return file
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: `image`, `size_wh`, `keypoints` (names), `speed_ms`, `people`."""
+        return {
+            "image": self.source,
+            "size_wh": list(self.image_size_wh),
+            "keypoints": list(self.skeleton.keypoints),
+            "speed_ms": dict(self.speed_ms),
+            "people": [self._person(n) for n in range(len(self))],
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """COCO keypoint results: score = box score × mean confidence, bbox as x, y, w, h.
+
+        The third number of each keypoint is its confidence. By default the id is the file name:
+        an integer when its stem is one, else the name. Raises InputError when there is no name.
+        """
+        if image_id is None:
+            if self.source is None:
+                raise InputError("these Poses come from an array; pass to_coco(image_id)")
+            image_id = coco_image_id(self.source)
+        return coco_results(image_id, self.xy, self.confidence, self.boxes, self.box_scores)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat record a person and joint; what `to_dataframe` and CSV files hold."""
+        people = np.arange(len(self)) if self.ids is None else self.ids
+        return table_rows(
+            self.source,
+            self.skeleton.keypoints,
+            people,
+            self.xy,
+            self.confidence,
+            self.visible,
+            self.boxes,
+            self.box_scores,
+        )
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame of `rows()`. Raises MissingDependencyError without pandas."""
+        return _import("pandas").DataFrame(self.rows(), columns=list(ROW_FIELDS))
+
+    def to_supervision(self) -> Any:
+        """supervision.KeyPoints. Raises MissingDependencyError without supervision."""
+        data = {} if self.covariance is None else {"covariance": self.covariance}
+        return _import("supervision").KeyPoints(
+            xy=self.xy,
+            keypoint_confidence=self.confidence,
+            detection_confidence=self.box_scores,
+            visible=self.visible,
+            class_id=np.zeros(len(self), dtype=int),
+            data=data,
+        )
+
+    def _person(self, n: int) -> dict[str, Any]:
+        person: dict[str, Any] = {
+            "box": numbers(self.boxes[n]),
+            "box_score": numbers(self.box_scores[n : n + 1])[0],
+            "xy": [numbers(point) for point in self.xy[n]],
+            "confidence": numbers(self.confidence[n]),
+            "visible": [bool(seen) for seen in self.visible[n]],
+        }
+        if self.ids is not None:
+            person["id"] = int(self.ids[n])
+        if self.covariance is not None:
+            person["covariance"] = [[numbers(row) for row in joint] for joint in self.covariance[n]]
+        return person
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"this conversion needs {name}, which cannot be imported ({error}); "
+            f"run: pip install {name}"
+        ) from error

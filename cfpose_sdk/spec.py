@@ -1,0 +1,178 @@
+"""ModelSpec and FinderSpec: what an artifact expects and returns.
+
+One spec is written into the checkpoint, copied into the ONNX metadata, and set beside the engine;
+nothing about a model is repeated in code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+from cfpose_sdk.errors import InputError, SpecError
+from cfpose_sdk.skeleton import Pair, Skeleton
+
+SPEC_VERSION = 1
+SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
+FINDER_KEY = "cfpose.finder"
+
+Decode = Literal["argmax", "subbin"]
+Input = Literal["crops", "frame"]
+
+IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A pose model's contract. Raises SpecError when a field is out of range."""
+
+    name: str
+    skeleton: Skeleton
+    size_wh: tuple[int, int]  # crop width, height in pixels
+    decode: Decode = "subbin"  # argmax: the paper; subbin: argmax refined by the local centroid
+    input: Input = "crops"
+    box_scale: float = 1.25  # the aspect-true box is enlarged by this much
+    split_ratio: float = 2.0  # SimCC bins a pixel
+    mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB  # of pixels scaled to [0, 1]
+    std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
+    # confidence = sigmoid(slope * logit(raw score) + intercept), fitted on held-out photos
+    calibration: tuple[float, float] = (1.0, 0.0)
+    precision: str = "fp32"
+    trained_on: tuple[str, ...] = ()
+    license: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    gate: Mapping[str, Any] = field(default_factory=dict)  # the export's proof, summarised
+
+    def __post_init__(self) -> None:
+        _check_size(self.size_wh)
+        if self.decode not in get_args(Decode):
+            raise SpecError(f"decode must be one of {get_args(Decode)}, got {self.decode!r}")
+        if self.input not in get_args(Input):
+            raise SpecError(f"input must be one of {get_args(Input)}, got {self.input!r}")
+        for label in ("box_scale", "split_ratio"):
+            value = getattr(self, label)
+            if not (math.isfinite(value) and value > 0):
+                raise SpecError(f"{label} must be a positive number, got {value!r}")
+        if (
+            len(self.mean_rgb) != 3
+            or len(self.std_rgb) != 3
+            or not all(s > 0 for s in self.std_rgb)
+        ):
+            raise SpecError("mean_rgb and std_rgb must hold 3 numbers each, std_rgb positive")
+        if len(self.calibration) != 2:
+            raise SpecError(f"calibration must be (slope, intercept), got {self.calibration}")
+
+    @property
+    def bins_xy(self) -> tuple[int, int]:
+        """Number of SimCC bins along x and y."""
+        width, height = self.size_wh
+        return round(width * self.split_ratio), round(height * self.split_ratio)
+
+    def to_json(self) -> str:
+        """One JSON object; the skeleton's tables are top-level keys (see CONTRIBUTING.md)."""
+        record = dataclasses.asdict(self)
+        skeleton = record.pop("skeleton")
+        return json.dumps({"spec_version": SPEC_VERSION, **record, **skeleton}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what `to_json` wrote. Raises SpecError on anything else."""
+        record = _read_record(text, "ModelSpec")
+        names = {f.name for f in dataclasses.fields(Skeleton)}
+        tables = {key: record.pop(key) for key in names if key in record}
+        if missing := sorted(names - tables.keys()):
+            raise SpecError(f"ModelSpec lacks {missing}; export the model again")
+        try:
+            skeleton = Skeleton(
+                keypoints=tuple(str(name) for name in tables["keypoints"]),
+                limbs=_pairs(tables["limbs"]),
+                flip_pairs=_pairs(tables["flip_pairs"]),
+                oks_sigmas=tuple(float(sigma) for sigma in tables["oks_sigmas"]),
+            )
+        except (InputError, TypeError, ValueError) as error:
+            raise SpecError(f"ModelSpec's keypoint tables are malformed: {error}") from error
+        return cast(ModelSpec, _build(cls, {**record, "skeleton": skeleton}))
+
+
+@dataclass(frozen=True)
+class FinderSpec:
+    """A person finder's contract: letterboxed photo in, boxes and scores out."""
+
+    name: str
+    size_wh: tuple[int, int]  # letterbox width, height in pixels; top-left aligned
+    threshold: float  # boxes scored below are dropped
+    nms_iou: float  # of two boxes that overlap more, the lower-scored one is dropped
+    pad_value: int = 114  # grey of the letterbox margin
+    trained_on: tuple[str, ...] = ()
+    license: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_size(self.size_wh)
+        for label in ("threshold", "nms_iou"):
+            value = getattr(self, label)
+            if not 0 <= value <= 1:
+                raise SpecError(f"{label} must lie in [0, 1], got {value!r}")
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(
+            {"spec_version": SPEC_VERSION, **dataclasses.asdict(self)}, sort_keys=True
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> FinderSpec:
+        """Read what `to_json` wrote. Raises SpecError on anything else."""
+        return cast(FinderSpec, _build(cls, _read_record(text, "FinderSpec")))
+
+
+def _read_record(text: str, label: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"{label} is not JSON: {error}; export the model again") from error
+    if not isinstance(record, dict):
+        raise SpecError(f"{label} must be a JSON object, got {type(record).__name__}")
+    version = record.pop("spec_version", None)
+    if not isinstance(version, int) or version < 1:
+        raise SpecError(f"{label} has spec_version {version!r}, expected 1..{SPEC_VERSION}")
+    if version > SPEC_VERSION:
+        raise SpecError(
+            f"{label} has spec_version {version}, this cfpose reads up to {SPEC_VERSION}; "
+            f"run: pip install --upgrade cfpose-sdk"
+        )
+    return record
+
+
+def _build(cls: type[ModelSpec] | type[FinderSpec], record: dict[str, Any]) -> object:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(record.keys() - fields.keys()):
+        raise SpecError(f"{cls.__name__} has unknown keys {unknown}")
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - record.keys()):
+        raise SpecError(f"{cls.__name__} lacks {missing}; export the model again")
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in record.items()
+    }
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise SpecError(f"{cls.__name__} is malformed: {error}") from error
+
+
+def _check_size(size_wh: tuple[int, int]) -> None:
+    if len(size_wh) != 2 or not all(isinstance(side, int) and side > 0 for side in size_wh):
+        raise SpecError(f"size_wh must be two positive integers (width, height), got {size_wh}")
+
+
+def _pairs(rows: list[list[int]]) -> tuple[Pair, ...]:
+    return tuple((int(a), int(b)) for a, b in rows)

@@ -1,0 +1,242 @@
+"""The proof of an exported pose graph: onnxruntime against torch, in pixels, on real people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from cfpose_export.fuse import FusedOutput, FusedPose
+from cfpose_export.onnx import LOGITS, POSE_OUTPUTS, write_spec
+from cfpose_sdk.backends import Backend, open_backend
+from cfpose_sdk.boxes import check_boxes
+from cfpose_sdk.crops import crop_transforms, extract_crops
+from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.files import write_file
+from cfpose_sdk.image import read_image
+from cfpose_sdk.spec import ModelSpec
+
+BATCHES = (0, 1, 2, 7, 32)
+POOL = sum(BATCHES)  # crops that a proof looks at
+PEOPLE_FILE = "people.json"  # in a folder of photos: file name → list of xyxy boxes
+DEMO_PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"  # of a source checkout
+Crops = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a proof must keep to."""
+
+    max_px: float = 0.05  # keypoint drift of any compared joint
+    max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
+    max_confidence: float = 1e-3  # confidence difference of any compared joint
+    min_confidence: float = 0.3  # joints below are not compared
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the graph is from torch. Pixels are crop pixels, over the compared joints.
+
+    With argmax a rounding error can move the coarse pose by a whole bin; crops in which that
+    happened are counted in `bin_flips` and left out of the pixel figures.
+    """
+
+    decode: str
+    crops: int  # over all batches
+    joints: int  # compared: confidence reached the bound
+    mean_px: float
+    p99_px: float
+    max_px: float
+    coarse_max_px: float
+    confidence_max: float  # largest difference
+    logit_max: float  # largest difference, of any joint in all batches but the largest
+    bin_flips: int  # coordinates of any joint
+    provider: str
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def read_people(folder: Path | None, spec: ModelSpec, count: int = POOL) -> Crops:
+    """(count, H, W, 3) BGR crops of the people in a folder of photos.
+
+    Boxes come from its people.json; when they are fewer than `count`, shifted and scaled ones
+    follow. None: the photos of the source checkout. Raises InputError when there is nothing to use.
+    """
+    folder = DEMO_PHOTOS if folder is None else folder
+    listing = folder / PEOPLE_FILE
+    if not listing.is_file():
+        raise InputError(
+            f"{listing} does not exist; give a folder of photos with a {PEOPLE_FILE} that maps "
+            f"file names to lists of [x1, y1, x2, y2] person boxes"
+        )
+    try:
+        people = {str(name): check_boxes(b) for name, b in json.loads(listing.read_text()).items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{listing} is not a map of file names to boxes: {error}") from error
+    found = sum(len(boxes) for boxes in people.values())
+    if found == 0:
+        raise InputError(f"{listing} names no people; the proof needs at least one")
+    draw = np.random.Generator(np.random.PCG64(0))
+    crops: list[Crops] = []
+    for round_ in range(math.ceil(count / found)):
+        for name, boxes in people.items():
+            moved = boxes if round_ == 0 else _move(boxes, draw)
+            transforms = crop_transforms(moved, spec.size_wh, spec.box_scale)
+            crops.append(extract_crops(read_image(folder / name), transforms, spec.size_wh))
+    return np.concatenate(crops)[:count]
+
+
+def measure(fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Bounds) -> Drift:
+    """Run both on the crops, in batches of BATCHES, and compare. Judges nothing.
+
+    The graph that is compared is `model`; a second run of all batches but the largest, with the
+    logits as outputs as well, gives their difference. Raises ArtifactError or BackendError when
+    the graph cannot be opened or run.
+    """
+    if len(crops) < POOL:
+        raise InputError(f"the proof needs {POOL} crops, got {len(crops)}")
+    with tempfile.TemporaryDirectory() as folder:
+        plain, probe = Path(folder) / "model.onnx", Path(folder) / "probe.onnx"
+        onnx.save_model(model, plain)
+        onnx.save_model(_with_logits(model), probe)
+        with (
+            open_backend(plain, device="cpu") as shipped,
+            open_backend(probe, device="cpu") as open_,
+        ):
+            ends = np.cumsum(BATCHES)
+            parts = [crops[end - size : end] for end, size in zip(ends, BATCHES, strict=True)]
+            return _compare(
+                fused.spec,
+                [fused.run(torch.from_numpy(part)) for part in parts],
+                [_run(shipped, part) for part in parts],
+                [_run(open_, part) for part in parts[:-1]],  # the largest batch adds only time
+                bounds,
+                shipped.provider,
+            )
+
+
+def judge(drift: Drift, bounds: Bounds) -> None:
+    """Raise ExportError unless the drift keeps to the bounds and says something at all."""
+    if drift.joints == 0:
+        raise ExportError(
+            f"no joint of {drift.crops} crops reaches confidence {bounds.min_confidence}, so the "
+            f"comparison says nothing; give photos of people (--photos), or for an untrained "
+            f"network --min-confidence 0"
+        )
+    problems = []
+    if not drift.max_px <= bounds.max_px:  # NaN fails too
+        problems.append(f"keypoints drift by {drift.max_px:.3g} px, allowed {bounds.max_px:g}")
+    if not drift.confidence_max <= bounds.max_confidence:
+        problems.append(
+            f"confidences differ by {drift.confidence_max:.3g}, allowed {bounds.max_confidence:g}"
+        )
+    if drift.decode == "argmax" and not drift.logit_max <= bounds.max_logit:
+        problems.append(f"logits differ by {drift.logit_max:.3g}, allowed {bounds.max_logit:g}")
+    if drift.decode != "argmax" and not drift.coarse_max_px <= bounds.max_px:
+        problems.append(
+            f"coarse poses drift by {drift.coarse_max_px:.3g} px, allowed {bounds.max_px:g}"
+        )
+    if problems:
+        raise ExportError("the graph is not the model: " + "; ".join(problems))
+
+
+def write_proven(
+    path: Path, fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Bounds
+) -> Drift:
+    """Prove the graph, note the proof in its spec, and write it: whole, or not at all.
+
+    Raises ExportError, and leaves `path` as it was, when the proof fails.
+    """
+    drift = measure(fused, model, crops, bounds)
+    judge(drift, bounds)
+    gate = {
+        "runtime": "onnxruntime CPU",
+        "batches": list(BATCHES),
+        "min_confidence": bounds.min_confidence,
+        # rounded up, so that another machine's last digits do not change the file
+        "max_px": math.ceil(drift.max_px * 100) / 100,
+        "bin_flips": drift.bin_flips,
+    }
+    proven = onnx.ModelProto()
+    proven.CopyFrom(model)
+    write_spec(proven, dataclasses.replace(fused.spec, gate=gate))
+    write_file(path, proven.SerializeToString(deterministic=True))
+    return drift
+
+
+def _compare(
+    spec: ModelSpec,
+    expected: list[FusedOutput],
+    shipped: list[dict[str, NDArray[np.float32]]],
+    probed: list[dict[str, NDArray[np.float32]]],
+    bounds: Bounds,
+    provider: str,
+) -> Drift:
+    for size, outputs in zip(BATCHES, shipped, strict=True):
+        if bad := {name: v.shape for name, v in outputs.items() if len(v) != size}:
+            raise ExportError(f"{size} crops gave outputs of shapes {bad}")
+    torch_ = {
+        name: np.concatenate([getattr(output, name).numpy() for output in expected])
+        for name in FusedOutput._fields
+    }
+    graph = {name: np.concatenate([o[name] for o in shipped]) for name in POSE_OUTPUTS}
+    logits = {name: np.concatenate([o[name] for o in probed]) for name in LOGITS}
+    distance = np.linalg.norm(graph["keypoints"] - torch_["keypoints"], axis=2)
+    coarse = np.linalg.norm(graph["coarse"] - torch_["coarse"], axis=2)
+    compared = torch_["confidence"] >= bounds.min_confidence
+    flips = np.zeros(graph["coarse"].shape, dtype=bool)
+    if spec.decode == "argmax":
+        flips = np.abs(graph["coarse"] - torch_["coarse"]) * spec.split_ratio > 0.5
+        # the refiner spreads a flip over the whole person
+        compared &= ~flips.any(axis=(1, 2))[:, None]
+    near, near_coarse = distance[compared], coarse[compared]
+    sure = np.abs(graph["confidence"] - torch_["confidence"])[compared]
+    some = near.size > 0
+    return Drift(
+        decode=spec.decode,
+        crops=len(distance),
+        joints=int(compared.sum()),
+        mean_px=float(near.mean()) if some else math.nan,
+        p99_px=float(np.quantile(near, 0.99)) if some else math.nan,
+        max_px=float(near.max()) if some else math.nan,
+        coarse_max_px=float(near_coarse.max()) if some else math.nan,
+        confidence_max=float(sure.max()) if some else math.nan,
+        logit_max=max(
+            float(np.abs(logits[name] - torch_[name][: len(logits[name])]).max()) for name in LOGITS
+        ),
+        bin_flips=int(flips.sum()),
+        provider=provider,
+    )
+
+
+def _run(backend: Backend, crops: Crops) -> dict[str, NDArray[np.float32]]:
+    return backend.run({"crops": crops})
+
+
+def _with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, with the logits inside it as further outputs."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for name in LOGITS:
+        probe.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        )
+    return probe
+
+
+def _move(boxes: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
+    """The same people, framed otherwise."""
+    centre, span = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    centre = centre + span * draw.uniform(-0.1, 0.1, span.shape)
+    span = span * draw.uniform(0.8, 1.3, (len(boxes), 1))
+    return np.concatenate([centre - span / 2, centre + span / 2], axis=1)

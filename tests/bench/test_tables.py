@@ -1,0 +1,50 @@
+"""The tables in the documents are those of the committed reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cfpose_bench.tables import BEGIN, END, fill, main, results_block
+from cfpose_sdk.errors import InputError
+
+REPORT = "benchmarks/results/coco-val-340-cpu.json"
+
+
+@pytest.mark.parametrize("document", ["README.md", "cfpose_sdk/models/README.md"])
+def test_documents_show_the_committed_report(root: Path, document: str) -> None:
+    block = results_block(json.loads((root / REPORT).read_text(encoding="utf-8")))
+    assert block in (root / document).read_text(encoding="utf-8"), "run: make tables"
+
+
+def test_a_table_is_filled_between_its_marks(tmp_path: Path) -> None:
+    report = {
+        "environment": {"cpu": "a CPU", "cpu_count": 2, "packages": {"onnxruntime": "1.0"}},
+        "protocol": {"dataset": "coco-val", "images": 3, "instances": 7},
+        "models": [
+            {
+                "model": "m", "boxes": "gt", "bytes": 2_500_000,
+                "accuracy": {"AP": 0.12345, "AP50": 0.2, "AP75": 0.3, "AR": 0.4,
+                             "AP_ci95": [0.1, 0.15]},
+                "latency_ms": {"total": {"p50": 12.6}},
+            }
+        ],
+    }  # fmt: skip
+    document, source = tmp_path / "doc.md", tmp_path / "report.json"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    source.write_text(json.dumps(report))
+    assert main([str(source), str(document)]) == 0
+    text = document.read_text()
+    row = "| m | gt | **0.123** | 0.100 to 0.150 | 0.200 | 0.300 | 0.400 | 13 | 2.5 |"
+    assert row in text
+    assert "3 photos of `coco-val` (7 people)" in text
+    assert text.startswith("before\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+
+
+def test_a_document_without_marks_is_refused() -> None:
+    with pytest.raises(InputError, match="results:begin"):
+        fill("nothing here", "block")

@@ -1,0 +1,161 @@
+"""cfpose-export, from checkpoints to files and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from cfpose_export.bundle import bundle
+from cfpose_export.cli import main
+from cfpose_export.fuse import FusedPose
+from cfpose_sdk.detector import PersonFinder
+from cfpose_sdk.errors import ArtifactError, ExportError, InputError
+from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.image import read_image
+from cfpose_sdk.spec import FinderSpec
+from cfpose_training.checkpoint import save_finder, save_pose
+from cfpose_training.nets.finder import FinderNet, FinderNetConfig
+from cfpose_training.nets.pose_net import RefinedPoseNet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, fused: FusedPose) -> Path:
+    """A pose and a finder checkpoint."""
+    folder: Path = tmp_path_factory.mktemp("checkpoints")
+    assert fused.refiner is not None
+    network = RefinedPoseNet(fused.pose, fused.refiner, fused.spec)
+    save_pose(folder / "pose.safetensors", network, fused.spec)
+    torch.manual_seed(0)
+    config = FinderNetConfig(channels=(8, 8, 8, 8, 8), blocks=(1, 1, 1, 1, 1), head_channels=8)
+    spec = FinderSpec("tiny", (192, 128), threshold=0.0, nms_iou=0.5)
+    save_finder(folder / "finder.safetensors", FinderNet(config), spec)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    """The pose graph, written by the command."""
+    path = folder / "pose.onnx"
+    assert main(["onnx", "--checkpoint", str(folder / "pose.safetensors"), "-o", str(path)]) == 0
+    return path
+
+
+def test_the_sdk_runs_what_the_command_wrote(exported: Path, root: Path) -> None:
+    with PoseEstimator(exported, device="cpu") as pose:
+        assert pose.spec.gate["max_px"] <= 0.05
+        people = pose.predict(
+            root / "examples" / "photos" / "street.jpg", boxes=[[152, 330, 200, 451]]
+        )
+        nobody = pose.predict(root / "examples" / "photos" / "street.jpg", boxes=[])
+    assert people.xy.shape == (1, 17, 2)
+    assert len(nobody) == 0
+
+
+def test_check_passes_and_reports(
+    exported: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(exported), "--checkpoint", str(folder / "pose.safetensors")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["max_px"] <= 0.05
+    assert report["crops"] == 42
+
+
+def test_check_fails_on_a_changed_graph(
+    exported: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load_model(exported)
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    array = numpy_helper.to_array(tensor) * 1.05
+    tensor.CopyFrom(numpy_helper.from_array(array.astype("float32"), tensor.name))
+    changed = tmp_path / "changed.onnx"
+    onnx.save_model(model, changed)
+    assert main(["check", str(changed), "--checkpoint", str(folder / "pose.safetensors")]) == 1
+    assert "the graph is not the model" in capsys.readouterr().err
+
+
+def test_an_impossible_bound_fails_and_writes_nothing(
+    folder: Path,
+    model: onnx.ModelProto,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cfpose_export.cli.build_pose", lambda _: model)  # tracing takes long
+    target = tmp_path / "out" / "pose.onnx"
+    checkpoint = str(folder / "pose.safetensors")
+    code = main(["onnx", "--checkpoint", checkpoint, "-o", str(target), "--max-drift", "-1"])
+    assert code == 1
+    assert "allowed -1" in capsys.readouterr().err
+    assert not target.parent.exists()
+
+
+def test_inspect(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(exported)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["inputs"] == {"crops": "uint8 [N, 96, 64, 3]"}
+    assert report["outputs"]["keypoints"] == "float32 [N, 17, 2]"
+    assert report["opset"] == {"ai.onnx": 18}
+    assert report["operators"]["GridSample"] == 3
+    assert report["metadata"]["cfpose.spec"]["name"] == "tiny"
+    assert report["bytes"] == exported.stat().st_size
+
+
+def test_finder_goes_through_too(
+    folder: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, checkpoint = tmp_path / "finder.onnx", str(folder / "finder.safetensors")
+    assert main(["onnx", "--checkpoint", checkpoint, "-o", str(target)]) == 0
+    assert json.loads(capsys.readouterr().out)["max_px"] <= 0.05
+    with PersonFinder(target, device="cpu") as finder:
+        assert len(finder(read_image(root / "examples" / "photos" / "street.jpg"))) > 0
+    with pytest.raises(InputError, match="--decode is for pose models"):
+        main(["onnx", "--checkpoint", checkpoint, "-o", str(target), "--decode", "argmax"])
+
+    model = onnx.load_model(target)
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    array = numpy_helper.to_array(tensor) * 1.05
+    tensor.CopyFrom(numpy_helper.from_array(array.astype("float32"), tensor.name))
+    onnx.save_model(model, target)
+    assert main(["check", str(target), "--checkpoint", checkpoint]) == 1
+
+    bundled = bundle(None, target, tmp_path / "models")
+    assert [p.name for p in bundled] == ["finder-s.onnx"]
+    with pytest.raises(ArtifactError, match=r"carries no cfpose\.finder"):
+        bundle(None, folder / "pose.onnx", tmp_path / "models")
+
+
+def test_bundle_takes_proven_graphs_only(
+    exported: Path, model: onnx.ModelProto, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    assert main(["bundle", "--pose", str(exported), "--folder", str(models)]) == 0
+    assert (models / "cfpose-s.onnx").read_bytes() == exported.read_bytes()
+    unproven = tmp_path / "unproven.onnx"
+    onnx.save_model(model, unproven)
+    with pytest.raises(ExportError, match="carries no proof"):
+        bundle(unproven, None, models)
+    (models / "large.onnx").write_bytes(bytes(20_000_000))
+    with pytest.raises(ExportError, match="allowed are 20000000"):
+        bundle(exported, None, models)
+
+
+@pytest.mark.parametrize("command", ["engine", "openvino"])
+def test_what_is_not_there_yet_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "x.onnx", "-o", "y"]) == 2
+    assert "not in this version" in capsys.readouterr().err
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a graph")
+    with pytest.raises(ArtifactError, match="is not an ONNX file"):
+        main(["inspect", str(broken)])
+    with pytest.raises(ArtifactError, match="cannot read"):
+        main(["inspect", str(tmp_path / "missing.onnx")])
+    with pytest.raises(ArtifactError, match="cannot read the checkpoint"):
+        main(["onnx", "--checkpoint", str(broken), "-o", str(tmp_path / "y.onnx")])

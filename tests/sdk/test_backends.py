@@ -1,0 +1,119 @@
+"""Opening model files: what runs, on what, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from cfpose_sdk.backends import open_backend
+from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
+from cfpose_sdk.spec import SPEC_KEY
+
+CROPS = np.zeros((2, 64, 48, 3), np.uint8)
+
+
+def test_runs_and_closes(pose_model: Path, tiny: ModuleType) -> None:
+    with open_backend(pose_model, threads=1) as backend:
+        assert backend.inputs == ("crops",)
+        assert backend.outputs == ("keypoints", "confidence", "coarse")
+        assert backend.metadata[SPEC_KEY] == tiny.SPEC.to_json()
+        first = backend.run({"crops": CROPS})
+        kept = first["keypoints"].copy()
+        backend.run({"crops": np.random.default_rng(0).integers(0, 256, CROPS.shape, np.uint8)})
+        np.testing.assert_array_equal(first["keypoints"], kept)  # the caller owns them
+        assert first["keypoints"].shape == (2, 17, 2)
+    with pytest.raises(BackendError, match="is closed"):
+        backend.run({"crops": CROPS})
+    backend.close()
+
+
+def test_feeds_are_checked(pose_model: Path) -> None:
+    with open_backend(pose_model) as backend:
+        for feeds in ({}, {"images": CROPS}, {"crops": CROPS, "boxes": CROPS}):
+            with pytest.raises(BackendError, match=r"takes inputs \['crops'\]"):
+                backend.run(feeds)
+        with pytest.raises(BackendError, match="failed to run"):
+            backend.run({"crops": CROPS.astype(np.float32)})
+        with pytest.raises(BackendError, match="failed to run"):
+            backend.run({"crops": CROPS[:, :10]})
+
+
+def test_corrupt_and_missing_files(
+    tmp_path: Path, pose_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = pose_model.read_bytes()
+    for name, content in (
+        ("text.onnx", b"this is no model"),
+        ("empty.onnx", b""),
+        ("cut.onnx", data[: len(data) // 2]),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match=name):
+            open_backend(tmp_path / name)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        open_backend(tmp_path / "absent.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ArtifactError, match="does not exist"):
+        open_backend(tmp_path / "folder.onnx")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", [".engine", ".plan", ".xml", ".ENGINE"])
+def test_runtimes_of_later_versions(suffix: str) -> None:
+    with pytest.raises(BackendError, match="not supported by this version"):
+        open_backend(f"model{suffix}")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors"])
+def test_unknown_suffix(name: str) -> None:
+    with pytest.raises(ArtifactError, match="suffix"):
+        open_backend(name)
+
+
+def test_bad_options(pose_model: Path) -> None:
+    with pytest.raises(InputError, match="device must be one of"):
+        open_backend(pose_model, device="gpu")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="threads"):
+        open_backend(pose_model, threads=0)
+
+
+def test_absent_provider_is_an_error(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=r"cfpose-sdk\[gpu\]"):
+        open_backend(pose_model, device="cuda")
+    with open_backend(pose_model, device="auto") as backend:
+        assert backend.provider == "CPUExecutionProvider"
+
+
+@pytest.fixture
+def cuda_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu without a driver: CUDA is listed, the session quietly takes the CPU."""
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, sess_options: object, providers: list[str], **_: object) -> object:
+        return real(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
+
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+
+
+@pytest.mark.usefixtures("cuda_that_does_not_load")
+def test_provider_that_does_not_load_is_never_hidden(pose_model: Path) -> None:
+    with pytest.raises(BackendError, match="does not load"):
+        open_backend(pose_model, device="cuda")
+    with pytest.warns(RuntimeWarning, match="running on the CPU"):
+        backend = open_backend(pose_model, device="auto")
+    assert backend.provider == "CPUExecutionProvider"
+
+
+def test_without_onnxruntime(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"cfpose-sdk\[cpu\]"):
+        open_backend(pose_model)

@@ -1,0 +1,300 @@
+"""The commands: exit codes, files, and what is printed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cfpose_sdk import commands, doctor
+from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
+from cfpose_sdk.image import read_image
+from cfpose_sdk.records import ROW_FIELDS
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """A folder with two photos of 128 x 64; the finder sees two people in each."""
+    folder = tmp_path / "street"
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for name in ("000000000139.png", "market.jpg"):
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (128, 64, 3), dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture
+def cfpose(pose_model: Path, finder_model: Path, monkeypatch: pytest.MonkeyPatch) -> type[Command]:
+    """Runs the console command with the tiny models."""
+    Command.models = ["--model", str(pose_model), "--detector", str(finder_model)]
+    Command.monkeypatch = monkeypatch
+    return Command
+
+
+class Command:
+    models: list[str]
+    monkeypatch: pytest.MonkeyPatch
+
+    @classmethod
+    def predict(cls, *arguments: object) -> int:
+        cls.monkeypatch.setattr(
+            sys, "argv", ["cfpose", "predict", *map(str, arguments), *cls.models]
+        )
+        return commands.cfpose()
+
+
+def test_one_line_a_photo(
+    cfpose: type[Command], street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cfpose.predict(street) == 0
+    out, err = capsys.readouterr()
+    first, second = out.splitlines()
+    assert first.startswith("000000000139.png: 2 people, ")
+    assert first.endswith(" ms")
+    assert second.startswith("market.jpg: 2 people, ")
+    assert err == ""  # piped: no progress
+
+
+def test_files(cfpose: type[Command], street: Path, tmp_path: Path) -> None:
+    coco, full, table = tmp_path / "c.json", tmp_path / "deep" / "f.json", tmp_path / "t.csv"
+    code = cfpose.predict(
+        street, "--coco", coco, "--json", full, "--csv", table, "--save", tmp_path / "drawn"
+    )
+    assert code == 0
+    results = json.loads(coco.read_text())
+    assert [result["image_id"] for result in results] == [139, 139, "market.jpg", "market.jpg"]
+    for result in results:
+        assert result.keys() == {"image_id", "category_id", "keypoints", "score", "bbox"}
+        assert result["category_id"] == 1
+        assert len(result["keypoints"]) == 51
+    assert results[0]["bbox"] == [8, 8, 32, 112]
+    images = json.loads(full.read_text())
+    assert [image["image"] for image in images] == ["000000000139.png", "market.jpg"]
+    mean = np.mean(images[0]["people"][0]["confidence"])
+    assert results[0]["score"] == pytest.approx(0.9 * mean, rel=1e-5)
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 4 * 17
+    assert list(rows[0]) == list(ROW_FIELDS)
+    assert float(rows[0]["x"]) == results[0]["keypoints"][0]
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [file.name for file in drawn] == ["000000000139.png", "market.jpg"]
+    assert (read_image(drawn[0]) != read_image(street / drawn[0].name)).any()
+
+
+def test_broken_photos_among_good_ones(
+    cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (street / "broken.jpg").write_text("no photo")
+    coco = tmp_path / "c.json"
+    assert cfpose.predict(street, street / "absent.jpg", "--coco", coco) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert [line for line in err.splitlines() if "broken.jpg" in line and "not an image" in line]
+    assert "absent.jpg does not exist" in err
+    assert "2 of 4 sources" in err
+    assert len(json.loads(coco.read_text())) == 4
+    assert cfpose.predict(street / "broken.jpg") == 2
+
+
+def test_same_names_do_not_overwrite_each_other(
+    cfpose: type[Command], street: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(street, tmp_path / "other")
+    assert cfpose.predict(street, tmp_path / "other", "--save", tmp_path / "drawn") == 0
+    names = sorted(file.name for file in (tmp_path / "drawn").iterdir())
+    assert names == ["000000000139-2.png", "000000000139.png", "market-2.jpg", "market.jpg"]
+
+
+def test_sources_are_never_overwritten(
+    cfpose: type[Command], street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (street / "market.jpg").read_bytes()
+    assert cfpose.predict(street, "--save", street) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (street / "market.jpg").read_bytes() == before
+
+
+def test_unwritable_output_is_an_error(
+    cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert cfpose.predict(street, "--save", tmp_path / "file") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_videos(cfpose: type[Command], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 128))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for _ in range(2):
+        writer.write(np.full((128, 64, 3), 90, np.uint8))
+    writer.release()
+    coco = tmp_path / "c.json"
+    assert cfpose.predict(clip, "--coco", coco, "--save", tmp_path / "drawn") == 0
+    ids = [result["image_id"] for result in json.loads(coco.read_text())]
+    assert ids == ["clip-000000"] * 2 + ["clip-000001"] * 2
+    names = sorted(file.name for file in (tmp_path / "drawn").iterdir())
+    assert names == ["clip-000000.jpg", "clip-000001.jpg"]
+
+
+def test_bad_models_are_one_line_and_exit_2(
+    cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.onnx").write_text("no model")
+    for model in (tmp_path / "bad.onnx", tmp_path / "absent.onnx", "model.engine"):
+        cfpose.models = ["--model", str(model)]
+        assert cfpose.predict(street) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("cfpose: ")
+        assert len(err.splitlines()) == 1
+
+
+def test_show_without_a_display_says_what_to_do(
+    cfpose: type[Command],
+    street: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def imshow(*_: object) -> None:
+        raise cv2.error("no window")
+
+    monkeypatch.setattr(cv2, "imshow", imshow, raising=False)
+    assert cfpose.predict(street, "--show") == 2
+    assert "opencv-python" in capsys.readouterr().err
+    shown: list[object] = []
+    monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q"), raising=False)
+    assert cfpose.predict(street, "--show") == 0
+    assert len(shown) == 1  # q stops
+
+
+def test_usage_errors_and_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, code, text in (
+        ([], 2, "required"),
+        (["predict"], 2, "SOURCE"),
+        (["predict", "x.jpg", "--device", "tpu"], 2, "tpu"),
+        (["predict", "--help"], 0, "(default: auto)"),
+        (["doctor", "--help"], 0, "(default: False)"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["cfpose", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            commands.cfpose()
+        assert exit_.value.code == code
+        assert text in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("two\nlines"), 2),
+        (MissingDependencyError("run pip"), 2),
+        (BackendError("no"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+@pytest.mark.parametrize("name", ["cfpose", "train", "export", "bench"])
+def test_every_command_has_the_same_error_boundary(
+    name: str,
+    error: BaseException,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+
+    def import_module(module: str) -> object:
+        asked.append(module)
+        raise error
+
+    monkeypatch.setattr("cfpose_sdk.commands.importlib.import_module", import_module)
+    assert getattr(commands, name)() == code
+    package = (
+        "cfpose_sdk"
+        if name == "cfpose"
+        else {"train": "cfpose_training", "export": "cfpose_export", "bench": "cfpose_bench"}[name]
+    )
+    assert asked == [f"{package}.cli"]
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_programming_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(module: str) -> object:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("cfpose_sdk.commands.importlib.import_module", import_module)
+    with pytest.raises(ZeroDivisionError):
+        commands.cfpose()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break differently there")
+def test_a_closed_pipe_is_quiet(street: Path, pose_model: Path, finder_model: Path) -> None:
+    program = (
+        "import sys; from cfpose_sdk import commands; "
+        f"sys.argv = ['cfpose', 'predict', {str(street)!r}, '--model', {str(pose_model)!r}, "
+        f"'--detector', {str(finder_model)!r}]; sys.exit(commands.cfpose())"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=buffered,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write)
+    assert run.returncode == 141
+    assert run.stderr == b""
+
+
+@pytest.fixture
+def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", pose_model)
+    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", finder_model)
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_doctor_when_all_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor", "--json"])
+    assert commands.cfpose() == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert report["packages"]["numpy"] == np.__version__
+    assert report["models"]["runs"] == {"cpu": "ok"}
+    assert report["problems"] == []
+    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
+    assert commands.cfpose() == 0
+    assert "The defaults work." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_doctor_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", tmp_path / "gone.onnx")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "openvino" else "1")
+    monkeypatch.setattr(doctor, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
+    assert commands.cfpose() == 1
+    out = capsys.readouterr().out
+    assert "gone.onnx does not exist" in out
+    assert "pip install 'cfpose-sdk[openvino]'" in out
+    assert "overwrite each other" in out
+    assert "The defaults do not work." in out

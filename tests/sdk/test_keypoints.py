@@ -1,0 +1,96 @@
+"""The numpy decoder against peaks whose place is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfpose_sdk.keypoints import calibrate, decode_simcc
+
+RATIO = 2.0
+WIDTH, HEIGHT = 96, 128
+
+
+def peak(at_px: float, size: int, sigma_px: float = 2.0, ratio: float = RATIO) -> np.ndarray:
+    """Logits (1, 1, bins) of a Gaussian around a pixel position."""
+    bins = np.arange(round(size * ratio)) / ratio
+    return (-0.5 * ((bins - at_px) / sigma_px) ** 2)[None, None]
+
+
+@given(st.floats(12, WIDTH - 12), st.floats(12, HEIGHT - 12), st.sampled_from([1.0, 1.5, 2.0]))
+def test_subbin_finds_a_gaussian_between_bins(x: float, y: float, sigma: float) -> None:
+    xy, score = decode_simcc(peak(x, WIDTH, sigma), peak(y, HEIGHT, sigma), RATIO)
+    np.testing.assert_allclose(xy[0, 0], [x, y], atol=0.02)
+    assert 0 < score[0, 0] <= 1
+
+
+@given(st.floats(0, WIDTH - 0.5), st.floats(0, HEIGHT - 0.5))
+def test_argmax_is_the_nearest_bin(x: float, y: float) -> None:
+    xy, _ = decode_simcc(peak(x, WIDTH), peak(y, HEIGHT), RATIO, "argmax")
+    assert np.abs(xy[0, 0] - [x, y]).max() <= 0.5 / RATIO + 1e-9
+    assert (xy * RATIO == np.round(xy * RATIO)).all()
+
+
+def test_argmax_score_is_the_larger_peak_probability() -> None:
+    x = np.log(np.array([[[0.1, 0.6, 0.3]]]))
+    y = np.log(np.array([[[0.2, 0.25, 0.55]]]))
+    xy, score = decode_simcc(x, y, 1.0, "argmax")
+    np.testing.assert_array_equal(xy, [[[1, 2]]])
+    assert score[0, 0] == pytest.approx(0.6)
+
+
+@given(st.integers(20, WIDTH - 20), st.sampled_from([1.0, 2.0]))
+def test_a_swap_of_neighbouring_bins_moves_nothing(bin_px: int, sigma: float) -> None:
+    # the peak lies exactly between two bins; drift of 1e-6 decides which of them wins
+    x = peak(bin_px + 0.5 / RATIO, WIDTH, sigma)
+    first, second = bin_px * int(RATIO), bin_px * int(RATIO) + 1
+    left, right = x.copy(), x.copy()
+    left[..., first] += 1e-6
+    right[..., second] += 1e-6
+    assert left.argmax() != right.argmax()
+    y = peak(40, HEIGHT)
+    moved = decode_simcc(left, y, RATIO)[0] - decode_simcc(right, y, RATIO)[0]
+    assert np.abs(moved).max() < 1e-2
+    jumped = decode_simcc(left, y, RATIO, "argmax")[0] - decode_simcc(right, y, RATIO, "argmax")[0]
+    assert np.abs(jumped).max() == 1 / RATIO  # what subbin is for
+
+
+def test_a_second_mode_does_not_pull() -> None:
+    x = np.log(np.exp(peak(30, WIDTH)) + 0.6 * np.exp(peak(70, WIDTH)))
+    xy, score = decode_simcc(x, peak(50, HEIGHT), RATIO)
+    assert xy[0, 0, 0] == pytest.approx(30, abs=0.02)
+    _, alone = decode_simcc(peak(30, WIDTH), peak(50, HEIGHT), RATIO)
+    assert score[0, 0] == pytest.approx(alone[0, 0] / 1.6, rel=1e-3)  # its share of the mass
+
+
+def test_adding_a_constant_changes_nothing_and_huge_logits_do_not_overflow() -> None:
+    x, y = peak(33.3, WIDTH), peak(44.4, HEIGHT)
+    plain = decode_simcc(x, y, RATIO)
+    shifted = decode_simcc(x + 1e4, y - 1e4, RATIO)
+    np.testing.assert_allclose(plain[0], shifted[0], atol=1e-6)
+    np.testing.assert_allclose(plain[1], shifted[1], atol=1e-6)
+
+
+def test_shapes_and_nobody() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(3, 17, 192)), rng.normal(size=(3, 17, 256))
+    for decode in ("argmax", "subbin"):
+        xy, score = decode_simcc(x, y, RATIO, decode)
+        assert xy.shape == (3, 17, 2)
+        assert score.shape == (3, 17)
+        assert ((score >= 0) & (score <= 1)).all()
+        one, one_score = decode_simcc(x[1:2], y[1:2], RATIO, decode)
+        np.testing.assert_array_equal(xy[1:2], one)
+        np.testing.assert_array_equal(score[1:2], one_score)
+        assert decode_simcc(x[:0], y[:0], RATIO, decode)[0].shape == (0, 17, 2)
+
+
+def test_calibration() -> None:
+    score = np.array([0.0, 0.2, 0.5, 0.9, 1.0])
+    np.testing.assert_allclose(calibrate(score, (1.0, 0.0))[1:4], score[1:4], rtol=1e-12)
+    confidence = calibrate(score, (2.0, -1.0))
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert (np.diff(confidence) > 0).all()
+    assert confidence[2] == pytest.approx(1 / (1 + np.e))

@@ -1,0 +1,162 @@
+"""The spec travels unchanged, and a foreign one is refused with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from cfpose_sdk.errors import ArtifactError, InputError, SpecError
+from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
+from cfpose_sdk.spec import SPEC_VERSION, FinderSpec, ModelSpec
+
+FULL = ModelSpec(
+    name="full",
+    skeleton=CROWDPOSE_14,
+    size_wh=(288, 384),
+    decode="argmax",
+    input="frame",
+    box_scale=1.3,
+    split_ratio=3.0,
+    mean_rgb=(0.1, 0.2, 0.3),
+    std_rgb=(0.4, 0.5, 0.6),
+    calibration=(0.7, -0.3),
+    precision="fp16",
+    trained_on=("a", "b"),
+    license="Apache-2.0",
+    metrics={"AP": 0.1},
+    gate={"max_px": 0.01, "photos": ["x.jpg"]},
+)
+FINDER = FinderSpec(name="f", size_wh=(416, 416), threshold=0.3, nms_iou=0.6, trained_on=("c",))
+
+
+@pytest.mark.parametrize("spec", [FULL, ModelSpec("plain", COCO_17, (192, 256)), FINDER])
+def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
+    assert type(spec).from_json(spec.to_json()) == spec
+
+
+def test_json_has_the_promised_keys() -> None:
+    promised = {
+        "spec_version", "name", "decode", "input", "size_wh", "box_scale", "split_ratio",
+        "keypoints", "limbs", "flip_pairs", "oks_sigmas", "precision", "trained_on", "license",
+        "metrics", "gate",
+    }  # fmt: skip
+    assert promised <= json.loads(FULL.to_json()).keys()
+
+
+def test_bins() -> None:
+    assert FULL.bins_xy == (864, 1152)
+
+
+def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) -> str:
+    record = {**json.loads(spec.to_json()), **values}
+    record.pop(drop, None)
+    return json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (changed(spec_version=SPEC_VERSION + 1), "upgrade"),
+        (changed(drop="spec_version"), "spec_version None"),
+        (changed(spec_version="1"), "spec_version '1'"),
+        (changed(colour="red"), r"unknown keys \['colour'\]"),
+        (changed(drop="size_wh"), r"lacks \['size_wh'\]"),
+        (changed(drop="limbs"), r"lacks \['limbs'\]"),
+        (changed(size_wh=[192]), "size_wh"),
+        (changed(size_wh=[192, -1]), "size_wh"),
+        (changed(size_wh=[192.5, 256]), "size_wh"),
+        (changed(decode="softmax"), "decode must be one of"),
+        (changed(input="video"), "input must be one of"),
+        (changed(box_scale=0), "box_scale"),
+        (changed(box_scale="big"), "malformed"),
+        (changed(std_rgb=[1, 0, 1]), "std_rgb"),
+        (changed(calibration=[1]), "calibration"),
+        (changed(limbs=[[0, 99]]), "limbs must join"),
+        (changed(limbs=[[0, 1, 2]]), "malformed"),
+        (changed(oks_sigmas=[0.1]), "oks_sigmas"),
+        (changed(keypoints=None), "malformed"),
+        ("[]", "must be a JSON object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_bad_specs_are_refused(text: str, cause: str) -> None:
+    with pytest.raises(SpecError, match=cause):
+        ModelSpec.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (changed(FINDER, spec_version=99), "upgrade"),
+        (changed(FINDER, threshold=1.5), "threshold"),
+        (changed(FINDER, drop="nms_iou"), "nms_iou"),
+        (changed(FINDER, size_wh=[0, 1]), "size_wh"),
+    ],
+)
+def test_bad_finder_specs_are_refused(text: str, cause: str) -> None:
+    with pytest.raises(SpecError, match=cause):
+        FinderSpec.from_json(text)
+
+
+def test_spec_errors_are_artifact_and_value_errors() -> None:
+    assert issubclass(SpecError, ArtifactError)
+    assert issubclass(SpecError, ValueError)
+    with pytest.raises(SpecError):
+        dataclasses.replace(FULL, split_ratio=float("nan"))
+
+
+@pytest.mark.parametrize("skeleton", [COCO_17, CROWDPOSE_14])
+def test_skeleton_tables_agree(skeleton: Skeleton) -> None:
+    order = skeleton.flip_order
+    assert (order[order] == range(len(skeleton))).all()
+    for a, b in skeleton.flip_pairs:
+        left, right = skeleton.keypoints[a], skeleton.keypoints[b]
+        assert left.startswith("left_")
+        assert right == left.replace("left_", "right_")
+        assert skeleton.oks_sigmas[a] == skeleton.oks_sigmas[b]
+    paired = {joint for pair in skeleton.flip_pairs for joint in pair}
+    for joint in set(range(len(skeleton))) - paired:
+        assert not skeleton.keypoints[joint].startswith(("left_", "right_"))
+    # mirroring maps limbs onto limbs, and every joint is linked to the rest
+    limbs = {frozenset(limb) for limb in skeleton.limbs}
+    assert {frozenset(int(order[j]) for j in limb) for limb in limbs} == limbs
+    reached = {0}
+    for _ in skeleton.keypoints:
+        reached |= {joint for limb in limbs if limb & reached for joint in limb}
+    assert len(reached) == len(skeleton)
+
+
+def test_coco_numbers() -> None:
+    pycocotools = pytest.importorskip("pycocotools.cocoeval")
+    official = pycocotools.Params(iouType="keypoints").kpt_oks_sigmas
+    assert COCO_17.oks_sigmas == pytest.approx(official.tolist())
+    assert len(CROWDPOSE_14) == 14
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"keypoints": ("a", "a", "c")}, "unique"),
+        ({"keypoints": ()}, "non-empty"),
+        ({"oks_sigmas": (0.1, 0.1)}, "3 positive numbers"),
+        ({"oks_sigmas": (0.1, 0.1, -1.0)}, "3 positive numbers"),
+        ({"oks_sigmas": (0.1, 0.1, float("nan"))}, "3 positive numbers"),
+        ({"limbs": ((0, 3),)}, "limbs must join"),
+        ({"limbs": ((1, 1),)}, "limbs must join"),
+        ({"flip_pairs": ((-1, 0),)}, "flip_pairs must join"),
+        ({"flip_pairs": ((0, 1), (1, 2))}, "one flip pair only"),
+    ],
+)
+def test_contradicting_tables_are_refused(changes: dict[str, Any], cause: str) -> None:
+    good: dict[str, Any] = {
+        "keypoints": ("a", "b", "c"),
+        "limbs": ((0, 1),),
+        "flip_pairs": ((1, 2),),
+        "oks_sigmas": (0.1, 0.1, 0.1),
+    }
+    Skeleton(**good)
+    with pytest.raises(InputError, match=cause):
+        Skeleton(**{**good, **changes})

@@ -1,0 +1,266 @@
+"""Schemes, their shared runs, and the ablation whole at miniature size."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import CROWDPOSE_14
+from cfpose_training import cli
+from cfpose_training.ablation import plan, run_ablation
+from cfpose_training.ablation_table import Row, markdown, mean_and_deviation
+from cfpose_training.config import AugmentConfig, Recipe, load_recipe
+from cfpose_training.data import DataOptions
+from cfpose_training.loop import RunOptions
+from cfpose_training.pose_training import pose_spec
+from cfpose_training.schemes import SCHEMES, scheme, seeded, teacher_recipe
+
+TEACHER = """
+[teacher]
+name = "wide"
+hrnet = { width = 8, stem = 4, bottlenecks = 1, modules = [1, 1, 1], blocks = 1 }
+
+[distill]
+beta = 0.02
+"""
+RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    text = tiny_recipe.read_text().replace('kind = "gaussian"', 'kind = "smoothed"')
+    tiny_recipe.write_text(text + TEACHER)
+    return load_recipe(tiny_recipe)
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[object, object]]:
+    """Dotted name of every leaf field in which two dataclasses differ."""
+    found: dict[str, tuple[object, object]] = {}
+    for field in dataclasses.fields(a):
+        mine, theirs = getattr(a, field.name), getattr(b, field.name)
+        if dataclasses.is_dataclass(mine) and type(mine) is type(theirs):
+            found |= differences(mine, theirs, f"{prefix}{field.name}.")
+        elif mine != theirs:
+            found[prefix + field.name] = (mine, theirs)
+    return found
+
+
+def test_schemes_differ_as_table_iv_says_and_in_nothing_else(recipe: Recipe) -> None:
+    fea, l1, cst, gcn = "distill.kd_fea", "distill.kd_l1", "distill.kd_cst", "stage2.gcn"
+    expected: list[dict[str, tuple[object, object]]] = [
+        {gcn: ("off", "gt")},
+        {gcn: ("gt", "off"), fea: (False, True)},
+        {l1: (False, True)},
+        {cst: (False, True)},
+        dict.fromkeys((fea, l1, cst), (True, False)) | {gcn: ("off", "teacher")},
+        dict.fromkeys((fea, l1, cst), (False, True)),
+    ]
+    names = ["baseline", "1", "2", "3", "4", "5", "6"]
+    assert list(SCHEMES) == names
+    found = [differences(scheme(recipe, a), scheme(recipe, b)) for a, b in pairwise(names)]
+    assert found == expected
+    assert scheme(recipe, "3").distill.beta == 0.02
+    with pytest.raises(TrainingError, match=r"'7'.*baseline, 1, 2"):
+        scheme(recipe, "7")
+
+
+def test_a_seed_changes_the_seeds_alone(recipe: Recipe) -> None:
+    changed = differences(recipe, seeded(recipe, 5))
+    assert changed == {"stage1.seed": (2025, 5), "stage2.optim.seed": (2025, 5)}
+
+
+def test_the_teachers_recipe_is_the_students_with_its_network(recipe: Recipe) -> None:
+    on = scheme(recipe, "6")
+    swapped = teacher_recipe(on)
+    assert not swapped.distill.active
+    changed = {key for key in differences(on, swapped) if not key.startswith("distill.")}
+    assert changed == {"pose.name", "pose.hrnet.width"}
+    with pytest.raises(TrainingError, match=r"no \[teacher\] table"):
+        teacher_recipe(dataclasses.replace(recipe, teacher=None))
+
+
+def test_equal_runs_are_trained_once(recipe: Recipe) -> None:
+    jobs, trials = plan(recipe, list(SCHEMES), [1, 2], own_teacher=True)
+    assert [job.folder for job in jobs if job.folder.startswith("seed2")] == [
+        "seed2/stage1-labels",
+        "seed2/stage2-gt-on-labels",
+        "seed2/stage1-fea",
+        "seed2/stage1-fea-l1",
+        "seed2/stage1-fea-l1-cst",
+        "seed2/stage2-teacher-on-labels",
+        "seed2/stage2-teacher-on-fea-l1-cst",
+    ]
+    assert len(jobs) == 15
+    assert jobs[0].stage == "teacher"
+    assert len(trials) == 14
+    seen: set[str] = set()
+    for job in jobs:  # what a run reads has been written before
+        assert not job.student or job.student in seen
+        seen.add(job.folder)
+    assert [t.job.folder for t in trials[:2]] == [
+        "seed1/stage1-labels",
+        "seed1/stage2-gt-on-labels",
+    ]
+    without, _ = plan(recipe, ["baseline", "1"], [1], own_teacher=True)
+    assert [job.stage for job in without] == ["stage1", "stage2"]
+    given, _ = plan(dataclasses.replace(recipe, teacher=None), ["6"], [1], own_teacher=False)
+    assert [job.stage for job in given] == ["stage1", "stage2"]
+    with pytest.raises(TrainingError, match="nothing to run"):
+        plan(recipe, [], [1], own_teacher=True)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_whole_table_runs_and_resumes(
+    recipe: Recipe, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # without augmentation every epoch sees the same labels, so its losses compare
+    still = AugmentConfig(flip_p=0, zoom_sigma=0, rotation_p=0, half_body_p=0)
+    recipe = dataclasses.replace(recipe, augment=still)
+    data = DataOptions(tiny_root, tmp_path / "cache")
+    out = tmp_path / "out"
+
+    def run(schemes: Iterable[str], **options: Any) -> list[Row] | None:
+        return run_ablation(
+            recipe, list(schemes), [1], data, RunOptions(out, accelerator="cpu", **options)
+        )
+
+    assert run(SCHEMES, max_minutes=0) is None
+    assert not (out / "ablation.csv").exists()
+    with pytest.raises(TrainingError, match="--resume"):
+        run(SCHEMES)
+    rows = run(SCHEMES, resume=True)
+    assert rows is not None
+    for row, (name, switches) in zip(rows, SCHEMES.items(), strict=True):
+        assert (row.scheme, row.kd_fea, row.kd_l1, row.kd_cst, row.gcn) == (name, *switches)
+        assert row.loss_last < row.loss_first
+    assert [row["scheme"] for row in read(out / "ablation.csv")] == list(SCHEMES)
+    assert "| 6 | yes | yes | yes | teacher | 1 |" in (out / "ablation.md").read_text()
+    picture = cv2.imread(str(out / "ablation.png"))
+    assert picture is not None
+    assert picture.std() > 5  # something is drawn
+    logs = {log.parent.name: read(log) for log in out.rglob("log.csv")}
+    assert len(logs) == 8
+    for job, log in logs.items():
+        # the teacher's terms fall on a fixed batch (test_distill); here gamma takes them away
+        terms = {"loss", "kl"} & set(log[0])
+        rising = [name for name in terms if float(log[-1][name]) >= float(log[0][name])]
+        assert rising == [], job
+    # what is done is not done again
+    for function in ("train_teacher", "train_stage1", "train_stage2"):
+        monkeypatch.setattr(f"cfpose_training.ablation.{function}", pytest.fail)
+    assert run(SCHEMES, resume=True) == rows
+    other = dataclasses.replace(recipe, trained_on=("others",))
+    with pytest.raises(TrainingError, match="another recipe or teacher"):
+        run_ablation(other, ["1"], [1], data, RunOptions(out, resume=True, accelerator="cpu"))
+
+
+def test_without_held_out_photos_there_is_nothing_to_measure(
+    recipe: Recipe, tiny_root: Path, tmp_path: Path
+) -> None:
+    sources = tuple(dataclasses.replace(source, holdout_every=0) for source in recipe.sources)
+    blind = dataclasses.replace(recipe, sources=sources)
+    data = DataOptions(tiny_root, tmp_path / "cache")
+    with pytest.raises(TrainingError, match="holdout_every"):
+        run_ablation(blind, ["1"], [1], data, RunOptions(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_gives_mean_and_deviation_over_seeds() -> None:
+    rows = [
+        Row("1", seed, False, False, False, "gt", ap, ap, ap, 10.0 * seed, 0.0, 2.0, 1.0)
+        for seed, ap in ((1, 0.5), (2, 0.6), (3, 0.7))
+    ]
+    line = markdown([*rows, dataclasses.replace(rows[0], scheme="2")]).splitlines()[2:]
+    spread = "60.00 ± 10.00"
+    assert line == [
+        f"| 1 | no | no | no | gt | 3 | {spread} | {spread} | {spread} | 20.00 ± 10.00 |",
+        "| 2 | no | no | no | gt | 1 | 50.00 | 50.00 | 50.00 | 10.00 |",
+    ]
+    assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, (7 / 3) ** 0.5))
+
+
+@pytest.mark.parametrize("command", ["teacher", "stage1", "stage2", "finder", "ablation"])
+def test_a_dry_run_says_what_would_run_and_writes_nothing(
+    recipe: Recipe,
+    tiny_recipe: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    needs = {"stage2": ["--student", "s.safetensors"], "finder": ["--labeller", "y.onnx"]}
+    arguments = [command, "--recipe", str(tiny_recipe), "--data-root", str(tiny_root), "--dry-run"]
+    out = tmp_path / "out"
+    assert cli.main([*arguments, "--out", str(out), *needs.get(command, [])]) == 0
+    said = capsys.readouterr().out
+    expected = {
+        "teacher": ["teacher of wide: 2 epochs", "teacher.safetensors"],
+        "stage1": ["stage1 of tiny: 2 epochs", "student.safetensors"],
+        "stage2": ["student: s.safetensors (missing)", "refined.safetensors"],
+        "finder": ["finder of tiny-finder", "labeller: y.onnx (missing)"],
+        "ablation": ["teacher/teacher.safetensors", "seed2/stage2-gt-on-labels"],
+    }[command]
+    assert [part for part in expected if part not in said] == []
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["paper-coco", "paper-crowdpose", "improved-coco"])
+def test_the_profiles_are_recipes_with_a_teacher_and_a_test_set(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.toml")
+    crowdpose = name == "paper-crowdpose"
+    assert (pose_spec(recipe).skeleton == CROWDPOSE_14) == crowdpose
+    assert teacher_recipe(recipe).pose.hrnet.width == 48
+    assert recipe.pose.hrnet.width == 32
+    assert scheme(recipe, "6").distill == recipe.distill
+    assert (scheme(recipe, "6") == recipe) == name.startswith("paper")  # improved mixes targets
+    assert [source.holdout_every for source in recipe.sources] == [0, 1]
+
+
+def test_the_paper_profile_is_the_papers(recipe: Recipe) -> None:
+    coco, crowdpose = (load_recipe(RECIPES / f"paper-{n}.toml") for n in ("coco", "crowdpose"))
+    assert (coco.distill.alpha, coco.distill.beta, coco.distill.kd_logit) == (5e-5, 0.1, False)
+    assert (coco.labels.kind, coco.labels.epsilon, coco.pose.decode) == ("smoothed", 0.1, "argmax")
+    assert (coco.pose.size_wh, coco.pose.split_ratio) == ((192, 256), 2.0)
+    stage1, stage2 = coco.stage1, coco.stage2.optim
+    assert (stage1.epochs, stage1.batch_size, stage1.lr) == (210, 128, 1e-3)
+    assert (stage1.optimiser, stage1.schedule, stage1.milestones) == (
+        "adam",
+        "multistep",
+        (170, 200),
+    )
+    assert (stage2.epochs, stage2.schedule, stage2.clip_norm) == (30, "cosine", 1.0)
+    assert coco.stage2.output_weights == (0.3, 0.5, 1.0)
+    assert (coco.stage2.node_channels, coco.stage2.joint_channels) == (128, (256, 128, 128))
+    assert (coco.stage2.output, coco.stage2.refine, coco.stage2.init_noise_px) == (
+        "absolute",
+        "all",
+        0,
+    )
+    changed = set(differences(coco, crowdpose))
+    assert changed <= {
+        "pose.name", "teacher.name", "skeleton", "sources", "trained_on", "license",
+    }  # fmt: skip
+
+
+def test_the_improved_profile_turns_the_methods_switches() -> None:
+    paper, improved = (load_recipe(RECIPES / f"{n}-coco.toml") for n in ("paper", "improved"))
+    changed = set(differences(paper, improved))
+    assert {
+        "labels.kind", "stage1.optimiser", "stage1.ema_decay", "stage1.schedule",
+        "augment.zoom_sigma", "distill.kd_logit", "distill.cst_form", "pose.decode",
+        "stage2.output", "stage2.gcn", "stage2.init_noise_px",
+    } <= changed  # fmt: skip
+    assert improved.pose.hrnet == paper.pose.hrnet  # the same cost
+    assert improved.pose.size_wh == paper.pose.size_wh

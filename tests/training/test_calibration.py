@@ -1,0 +1,52 @@
+"""Confidence that means what it says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.keypoints import calibrate
+from cfpose_sdk.skeleton import COCO_17
+from cfpose_training.calibration import calibration_error, fit_calibration, good_joints
+from cfpose_training.data import People
+from cfpose_training.evaluation import Predictions
+
+
+def test_the_fit_finds_the_curve_that_made_the_outcomes() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.uniform(0.01, 0.99, 60_000)
+    truth = (0.7, 1.2)
+    good = rng.random(len(score)) < calibrate(score, truth)
+    assert fit_calibration(score, good) == pytest.approx(truth, abs=0.04)
+    assert calibration_error(score, good, truth) < 0.01
+    assert calibration_error(score, good, (1.0, -2.0)) > 0.2
+
+
+def test_perfectly_separated_scores_stay_finite() -> None:
+    slope, intercept = fit_calibration(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1]) > 0)
+    assert slope > 1
+    assert math.isfinite(slope)
+    assert math.isfinite(intercept)
+
+
+def test_nothing_to_fit_on_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="no labelled development joints"):
+        fit_calibration(np.zeros(0), np.zeros(0) > 0)
+
+
+def test_good_means_a_joint_oks_of_one_half() -> None:
+    joints = np.zeros((1, 17, 3))
+    joints[0, :, 2] = 2
+    joints[0, 16, 2] = 0  # unlabelled: not counted
+    people = People((), (), np.zeros(1, int), np.zeros((1, 4)), joints, np.array([5000.0]),
+                    np.ones(1), np.ones(1, int))  # fmt: skip
+    reach = [2 * s * math.sqrt(2 * math.log(2) * 5000) for s in COCO_17.oks_sigmas]
+    xy = np.zeros((1, 17, 2))
+    xy[0, :, 0] = [r * (0.999 if k % 2 else 1.001) for k, r in enumerate(reach)]
+    predictions = Predictions(xy, np.linspace(0, 1, 17)[None])
+    score, good = good_joints(predictions, people, COCO_17.oks_sigmas)
+    assert score.tolist() == np.linspace(0, 1, 17)[:16].tolist()
+    assert good.tolist() == [k % 2 == 1 for k in range(16)]

@@ -1,0 +1,69 @@
+"""Random crops of one person: zoom, rotation, half body, mirror.
+
+Source: HRNet's JointsDataset, as SimCC uses it. One affine map does all four, so a crop is
+resampled once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.crops import crop_transforms
+from cfpose_sdk.skeleton import Skeleton
+from cfpose_training.config import AugmentConfig
+
+Float64 = NDArray[np.float64]
+
+HALF_BODY_SCALE = 1.5  # of the tight box around the chosen half; there is no other margin
+
+
+def random_transform(
+    box: Float64,
+    joints: Float64,
+    skeleton: Skeleton,
+    size_wh: tuple[int, int],
+    box_scale: float,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[Float64, bool]:
+    """Draw the (2, 3) map from photo to crop for an xyxy `box` with `joints` (K, 3) x, y, v.
+
+    Returns it and whether it mirrors (then left and right joints must be swapped).
+    """
+    labelled = joints[:, 2] > 0
+    if labelled.sum() > config.half_body_min_joints and rng.random() < config.half_body_p:
+        half = _half_body_box(joints, labelled, skeleton, rng)
+        if half is not None:
+            box, box_scale = half, HALF_BODY_SCALE
+    sigma, turn = config.zoom_sigma, config.rotation_sigma_deg
+    enlarge = np.clip(1 + sigma * rng.standard_normal(), 1 - sigma, 1 + sigma)
+    rotation = np.clip(turn * rng.standard_normal(), -2 * turn, 2 * turn)
+    if rng.random() >= config.rotation_p:
+        rotation = 0.0
+    transform = crop_transforms(
+        box[None], size_wh, box_scale, zoom=1 / enlarge, rotation_deg=rotation
+    )[0]
+    mirrored = bool(rng.random() < config.flip_p)
+    if mirrored:
+        transform[0] *= -1
+        transform[0, 2] += size_wh[0] - 1
+    return transform, mirrored
+
+
+def _half_body_box(
+    joints: Float64, labelled: NDArray[np.bool_], skeleton: Skeleton, rng: np.random.Generator
+) -> Float64 | None:
+    """Tight xyxy box around the labelled upper or lower joints, centred on their mean."""
+    is_lower = np.array(
+        [any(part in name for part in ("hip", "knee", "ankle")) for name in skeleton.keypoints]
+    )
+    upper, lower = joints[labelled & ~is_lower, :2], joints[labelled & is_lower, :2]
+    prefer_upper = rng.standard_normal() < 0.5
+    chosen = upper if (prefer_upper and len(upper) > 2) or len(lower) <= 2 else lower
+    if len(chosen) < 2:
+        return None
+    centre = chosen.mean(axis=0)
+    # a line of joints has no height; one pixel keeps the crop defined
+    span = np.maximum(chosen.max(axis=0) - chosen.min(axis=0), 1.0)
+    return np.concatenate([centre - span / 2, centre + span / 2])

@@ -1,0 +1,63 @@
+"""Raw joint scores → confidence: Platt scaling on held-out people.
+
+Confidence is the probability that a joint lies within its OKS-good distance: a per-joint OKS of at
+least 0.5, which is d ≤ 2σ · sqrt(2 ln 2 · area), with COCO's σ and the annotated area.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.keypoints import calibrate
+from cfpose_training.data import People
+from cfpose_training.evaluation import Predictions
+
+Float64 = NDArray[np.float64]
+
+GOOD_OKS = 0.5
+NEWTON_STEPS = 50
+RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly
+BINS = 15  # of the calibration error
+
+
+def good_joints(
+    predictions: Predictions, people: People, oks_sigmas: tuple[float, ...]
+) -> tuple[Float64, NDArray[np.bool_]]:
+    """Raw scores (M,) of all labelled joints, and whether each lies within its good distance."""
+    distance = np.linalg.norm(predictions.xy - people.joints[:, :, :2], axis=-1)
+    reach = 2 * np.array(oks_sigmas) * np.sqrt(-2 * math.log(GOOD_OKS) * people.areas)[:, None]
+    labelled = people.joints[:, :, 2] > 0
+    return predictions.score[labelled], (distance <= reach)[labelled]
+
+
+def fit_calibration(score: Float64, good: NDArray[np.bool_]) -> tuple[float, float]:
+    """(slope, intercept) of the logistic regression of `good` on logit(score), by Newton's method.
+
+    Raises TrainingError without scores.
+    """
+    if not len(score):
+        raise TrainingError("there are no labelled development joints to fit the confidence on")
+    clipped = np.clip(score, 1e-6, 1 - 1e-6)
+    inputs = np.stack([np.log(clipped) - np.log1p(-clipped), np.ones_like(clipped)], axis=1)
+    weights = np.array([1.0, 0.0])
+    for _ in range(NEWTON_STEPS):
+        probability = 1 / (1 + np.exp(-inputs @ weights))
+        gradient = inputs.T @ (probability - good) + RIDGE * weights
+        curvature = inputs.T @ (inputs * (probability * (1 - probability))[:, None])
+        step = np.linalg.solve(curvature + RIDGE * np.eye(2), gradient)
+        weights -= np.clip(step, -1, 1)  # a full step may overshoot far from the optimum
+    return float(weights[0]), float(weights[1])
+
+
+def calibration_error(
+    score: Float64, good: NDArray[np.bool_], calibration: tuple[float, float]
+) -> float:
+    """Expected calibration error: mean |confidence − share of good joints| over equal bins."""
+    confidence = calibrate(score, calibration)
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [abs(confidence[index == b].sum() - good[index == b].sum()) for b in range(BINS)]
+    return float(sum(gaps) / max(1, len(score)))

@@ -1,0 +1,273 @@
+"""cfpose-train: the stages of training, from a recipe to checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cfpose_sdk.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from cfpose_training.config import OptimConfig, PhotoSource, Source
+    from cfpose_training.data import DataOptions
+    from cfpose_training.loop import RunOptions
+
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    handlers = {
+        "teacher": _teacher,
+        "stage1": _stage1,
+        "stage2": _stage2,
+        "finder": _finder,
+        "ablation": _ablation,
+        "convert": _convert,
+        "data": _data,
+    }
+    return handlers[arguments.command](arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows defaults in --help; sub-commands inherit the class."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, **options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = _Parser(
+        prog="cfpose-train", description="Train pose models and person finders from a recipe."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--recipe", type=Path, required=True, help="TOML file, see training/recipes"
+    )
+    common.add_argument(
+        "--data-root", type=Path, required=True, help="folder of the recipe's paths"
+    )
+    common.add_argument("--out", type=Path, required=True, help="folder of this run")
+    common.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
+    common.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+    common.add_argument(
+        "--max-minutes", type=float, default=math.inf, help="stop after this long, resumable"
+    )
+    common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
+    common.add_argument("--devices", type=int, default=1, help="number of devices")
+    common.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    common.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    commands.add_parser("teacher", parents=[common], help="the recipe's teacher, on labels")
+    stage1 = commands.add_parser("stage1", parents=[common], help="the student")
+    stage1.add_argument("--teacher", type=Path, help="checkpoint to distil from")
+    stage1.add_argument(
+        "--init", type=Path, help="start from this checkpoint (ours, SimCC's, HRNet's, mmpose's)"
+    )
+    stage2 = commands.add_parser("stage2", parents=[common], help="the refiner, student frozen")
+    stage2.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
+    stage2.add_argument("--teacher", type=Path, help="checkpoint whose poses are the target")
+    finder = commands.add_parser("finder", parents=[common], help="the person finder")
+    finder.add_argument(
+        "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
+    )
+    _add_ablation(commands.add_parser("ablation", parents=[common], help="schemes of Table IV"))
+    _add_convert(commands)
+    _add_data(commands)
+    return parser
+
+
+def _add_ablation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--schemes", type=_names, default=_names("baseline,1,2,3,4,5,6"), help="comma-separated"
+    )
+    parser.add_argument("--seeds", type=_numbers, default=[1, 2], help="comma-separated")
+    parser.add_argument("--teacher", type=Path, help="checkpoint to use; none: train one")
+
+
+def _add_convert(commands: Commands) -> None:
+    convert = commands.add_parser(
+        "convert", help="a checkpoint of SimCC, HRNet or mmpose into ours, or ours into theirs"
+    )
+    convert.add_argument("source", type=Path, help="checkpoint: .pth, or .safetensors of ours")
+    convert.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    convert.add_argument(
+        "--to", choices=("simcc", "mmpose"), help="write this layout, from a checkpoint of ours"
+    )
+    convert.add_argument("--network", choices=("w32", "w48", "s"), help="refuse any other HRNet")
+    convert.add_argument("--recipe", type=Path, help="the model's name, joints and terms")
+
+
+def _add_data(commands: Commands) -> None:
+    data = commands.add_parser("data", help="about data sets")
+    check = data.add_subparsers(dest="action", required=True).add_parser(
+        "check", help="what is there, what is missing, what is broken; exit 1 if anything is"
+    )
+    check.add_argument("folder", type=Path, help="data root")
+    check.add_argument("--recipe", type=Path, help="check what this recipe needs")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(name) for name in _names(text)]
+
+
+def _teacher(arguments: argparse.Namespace) -> int:
+    from cfpose_training.config import load_recipe
+    from cfpose_training.pose_training import TEACHER_FILE, train_teacher
+    from cfpose_training.schemes import teacher_recipe
+
+    recipe = load_recipe(arguments.recipe)
+    swapped = teacher_recipe(recipe)
+    if arguments.dry_run:
+        return _say(arguments, swapped.pose.name, swapped.stage1, swapped.sources, TEACHER_FILE)
+    return _report(train_teacher(recipe, *_options(arguments)))
+
+
+def _stage1(arguments: argparse.Namespace) -> int:
+    from cfpose_training.config import load_recipe
+    from cfpose_training.pose_training import STUDENT_FILE, train_stage1
+
+    recipe = load_recipe(arguments.recipe)
+    if arguments.dry_run:
+        return _say(arguments, recipe.pose.name, recipe.stage1, recipe.sources, STUDENT_FILE)
+    return _report(
+        train_stage1(recipe, *_options(arguments), arguments.teacher, init=arguments.init)
+    )
+
+
+def _stage2(arguments: argparse.Namespace) -> int:
+    from cfpose_training.config import load_recipe
+    from cfpose_training.pose_training import REFINED_FILE, train_stage2
+
+    recipe = load_recipe(arguments.recipe)
+    if arguments.dry_run:
+        return _say(arguments, recipe.pose.name, recipe.stage2.optim, recipe.sources, REFINED_FILE)
+    return _report(train_stage2(recipe, arguments.student, *_options(arguments), arguments.teacher))
+
+
+def _finder(arguments: argparse.Namespace) -> int:
+    from cfpose_sdk.errors import TrainingError
+    from cfpose_training.config import load_recipe
+    from cfpose_training.finder_training import FINDER_FILE, train_finder
+
+    recipe = load_recipe(arguments.recipe)
+    if arguments.dry_run:
+        if recipe.finder is None:
+            raise TrainingError("the recipe has no [finder] table")
+        finder = recipe.finder
+        return _say(arguments, finder.name, finder.optim, finder.sources, FINDER_FILE)
+    return _report(train_finder(recipe, arguments.labeller, *_options(arguments)))
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from cfpose_training.config import load_recipe
+    from cfpose_training.conversion import export_state, load_foreign, save_adopted, save_state
+    from cfpose_training.nets.hrnet import HRNET_S, HRNET_W32, HRNET_W48
+    from cfpose_training.pose_training import pose_spec
+
+    source, target = arguments.source, arguments.output
+    if arguments.to is not None:
+        state, dropped = export_state(source, arguments.to)
+        save_state(target, state, arguments.to)
+    else:
+        adopted = load_foreign(source)
+        expected = {"w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}.get(arguments.network)
+        if expected not in (None, adopted.hrnet):
+            raise ArtifactError(f"{source} is an {adopted.hrnet}, expected {arguments.network}")
+        spec = None if arguments.recipe is None else pose_spec(load_recipe(arguments.recipe))
+        save_adopted(adopted, target, name=source.stem, spec=spec)
+        dropped = adopted.dropped
+        if not adopted.has_head:
+            print(f"{source} has no SimCC head: {target} is a backbone for stage1 --init")
+        if adopted.filled:
+            print(f"{len(adopted.filled)} batch counters are not in the file; they start at 0")
+    for key in dropped:
+        print(f"dropped {key}")
+    return _report(target)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from cfpose_training.config import load_recipe
+    from cfpose_training.data_check import check_known, check_recipe
+    from cfpose_training.pose_training import pose_spec
+
+    if arguments.recipe is None:
+        found = check_known(arguments.folder)
+    else:
+        recipe = load_recipe(arguments.recipe)
+        found = check_recipe(recipe, arguments.folder, pose_spec(recipe).skeleton)
+    print(found.text)
+    return 0 if found.is_usable else 1
+
+
+def _ablation(arguments: argparse.Namespace) -> int:
+    from cfpose_training.ablation import plan, run_ablation
+    from cfpose_training.ablation_table import MARKDOWN_FILE
+    from cfpose_training.config import load_recipe
+
+    recipe = load_recipe(arguments.recipe)
+    if arguments.dry_run:
+        own = arguments.teacher is None
+        for job in plan(recipe, arguments.schemes, arguments.seeds, own_teacher=own)[0]:
+            done = (arguments.out / job.checkpoint).is_file()
+            print(f"{'done  ' if done else 'to run'} {arguments.out / job.checkpoint}")
+        return 0
+    data, options = _options(arguments)
+    rows = run_ablation(
+        recipe, arguments.schemes, arguments.seeds, data, options, arguments.teacher
+    )
+    return _report(None if rows is None else arguments.out / MARKDOWN_FILE)
+
+
+def _say(
+    arguments: argparse.Namespace,
+    name: str,
+    optim: OptimConfig,
+    sources: Sequence[Source | PhotoSource],
+    file: str,
+) -> int:
+    """What a command would do, a line a fact."""
+    print(f"{arguments.command} of {name}: {optim.epochs} epochs, batches of {optim.batch_size}")
+    print(f"  {optim}")
+    for given in ("student", "teacher", "labeller"):
+        if path := getattr(arguments, given, None):
+            print(f"  {given}: {path}{'' if path.is_file() else ' (missing)'}")
+    for source in sources:
+        for part in filter(None, (source.annotations, source.images)):
+            path = arguments.data_root / part
+            print(f"  {source.name}: {path}{'' if path.exists() else ' (missing)'}")
+    print(f"  writes {arguments.out / file}")
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
+    from cfpose_training.data import DataOptions
+    from cfpose_training.loop import RunOptions
+
+    cache = arguments.cache or arguments.out / "cache"
+    run = RunOptions(
+        folder=arguments.out,
+        resume=arguments.resume,
+        max_minutes=arguments.max_minutes,
+        devices=arguments.devices,
+        accelerator=arguments.accelerator,
+        threads=arguments.threads,
+    )
+    return DataOptions(arguments.data_root, cache), run
+
+
+def _report(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        print("time is up; run the same command with --resume to go on")
+    else:
+        print(f"wrote {checkpoint}")
+    return 0

@@ -1,0 +1,223 @@
+"""Training options: frozen dataclasses, filled from one TOML recipe.
+
+Every difference between two runs is a visible field here. A recipe file names each field it sets;
+an unknown or mistyped key is refused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import dacite
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.spec import Decode
+from cfpose_training.nets.finder import FinderNetConfig
+from cfpose_training.nets.hrnet import HRNetConfig
+from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
+
+SkeletonName = Literal["coco", "crowdpose"]
+LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
+GcnTarget = Literal["off", "gt", "teacher", "mix"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One COCO-format annotation file and its photos; paths relative to the data root."""
+
+    name: str
+    annotations: str
+    images: str
+    repeat: int = 1  # how often an epoch visits each person
+    weight: float = 1.0  # of its people in the loss
+    holdout_every: int = 0  # photos with id % holdout_every == 0 are kept for development; 0: none
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """SimCC's augmentation (METHOD: HRNet's JointsDataset). Probabilities are per sample."""
+
+    flip_p: float = 0.5
+    zoom_sigma: float = 0.35  # the box is scaled by clip(1 + sigma * N, 1 - sigma, 1 + sigma)
+    rotation_p: float = 0.6
+    rotation_sigma_deg: float = 45.0  # clipped at twice this
+    half_body_p: float = 0.3
+    half_body_min_joints: int = 8  # more labelled joints than this, or no half-body crop
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """SimCC targets and their loss.
+
+    `smoothed`: SimDR's label-smoothed KL, summed over bins and joints (the paper's default).
+    `gaussian_mean`: SimDR*'s unnormalised Gaussian, averaged over bins.
+    `gaussian`: normalised Gaussian, KL summed over bins, averaged over labelled joints.
+    """
+
+    kind: Literal["smoothed", "gaussian_mean", "gaussian"] = "smoothed"
+    epsilon: float = 0.1  # smoothed
+    sigma_bins: float = 4.0  # gaussian, gaussian_mean
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One optimisation run. `schedule`: multistep divides lr by 10 at each milestone epoch."""
+
+    epochs: int
+    batch_size: int = 128
+    optimiser: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0  # adamw: not on norms and biases
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = (170, 200)
+    warmup_steps: int = 0
+    final_lr: float = 0.0  # cosine
+    clip_norm: float = 0.0  # gradient norm; 0: off
+    ema_decay: float = 0.0  # 0: off
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: int = 2025
+    workers: int = 0  # loader processes
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Stage-1 distillation, eq. (1)-(3): gamma (alpha L_fea + beta (L1 + L_cst)) joins the KL.
+
+    Poses are in crop pixels; each term is summed over joints and averaged over crops, which is the
+    scale of `smoothed` labels. Labels whose KL is a mean over joints need alpha, beta and
+    logit_weight divided by the number of labelled joints.
+    """
+
+    kd_fea: bool = False  # L_fea: last 1/4 map through a 1x1 convolution
+    kd_l1: bool = False  # L1 of soft-argmax poses
+    kd_cst: bool = False  # L_cst: limb lengths
+    kd_logit: bool = False  # KL of the bins themselves, over all joints; not in the paper
+    alpha: float = 5e-5
+    beta: float = 0.1
+    fea_reduction: Literal["sum", "mean"] = "sum"  # mean: eq. (1) to the letter; then 5e-5 is inert
+    tau: float = 2.0  # of both soft-argmaxes
+    cst_ratio: float = 1.0  # of L_cst to L1
+    cst_weights: LimbWeights = "uniform"  # w_ij, mean 1; the paper does not define them
+    cst_form: Literal["length", "vector"] = "length"  # vector: direction counts too
+    logit_weight: float = 0.1
+    logit_temperature: float = 1.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any term needs a teacher."""
+        return self.kd_fea or self.kd_l1 or self.kd_cst or self.kd_logit
+
+
+@dataclass(frozen=True)
+class PoseConfig:
+    """The student: network, crop and decoder."""
+
+    name: str
+    hrnet: HRNetConfig
+    size_wh: tuple[int, int] = (192, 256)
+    split_ratio: float = 2.0
+    box_scale: float = 1.25  # of the training crops
+    deploy_box_scale: float = 0.0  # of the artifact's crops; 0: as in training
+    decode: Decode = "argmax"
+    head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher: a larger network of the same crop, skeleton and decoder, trained on labels."""
+
+    name: str
+    hrnet: HRNetConfig
+    optim: OptimConfig | None = None  # None: as stage1
+    head_init: Literal["default", "marginals"] = "default"
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """IGP-GCN widths and stage 2 (eq. 6-7: weights of the three outputs)."""
+
+    optim: OptimConfig
+    gcn: GcnTarget = "gt"  # what it learns; off: an ablation trains no refiner
+    teacher_fraction: float = 0.5  # mix: this share of the loss is the teacher's
+    node_channels: int = 128
+    joint_channels: tuple[int, int, int] = (256, 128, 128)
+    output: OutputKind = "absolute"
+    output_weights: tuple[float, float, float] = (0.3, 0.5, 1.0)
+    sample_at: SampleAt = "initial"
+    integral_head: bool = False  # only sample_at="integral" reads it
+    refine: RefineMode = "all"  # low_conf: only joints scored below `refine_below` are replaced
+    refine_below: float = 0.0  # raw score
+    init_noise_px: float = 0.0  # Gaussian noise on the coarse pose, in training only
+
+
+@dataclass(frozen=True)
+class PhotoSource:
+    """Photos for the finder, with COCO boxes where there are any; paths below the data root."""
+
+    name: str
+    images: str
+    annotations: str = ""
+    empty: bool = False  # nobody is in these photos: whatever is found there is false
+    repeat: int = 1
+    holdout_every: int = 0
+
+
+@dataclass(frozen=True)
+class FinderAugmentConfig:
+    """Random view of a photo: mirrored, zoomed about its letterbox, shifted, brightness changed."""
+
+    flip_p: float = 0.5
+    zoom: tuple[float, float] = (0.6, 1.8)
+    contrast: float = 0.3  # pixel values are scaled by 1 ± this
+    brightness: float = 30.0  # and, in half of the views, raised by up to this, of 255
+
+
+@dataclass(frozen=True)
+class FinderConfig:
+    """The person finder: network, letterbox, labels and run."""
+
+    name: str
+    optim: OptimConfig
+    sources: tuple[PhotoSource, ...]
+    net: FinderNetConfig = field(default_factory=FinderNetConfig)
+    augment: FinderAugmentConfig = field(default_factory=FinderAugmentConfig)
+    size_wh: tuple[int, int] = (320, 320)
+    label_score: float = 0.4  # boxes of the labelling detector count from this score on
+    ignore_score: float = 0.1  # between the two they are neither person nor background
+    threshold: float = 0.3  # written into the artifact
+    nms_iou: float = 0.5
+    trained_on: tuple[str, ...] = ()
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training recipe."""
+
+    pose: PoseConfig
+    stage1: OptimConfig
+    stage2: RefinerConfig
+    sources: tuple[Source, ...]
+    skeleton: SkeletonName = "coco"
+    teacher: TeacherConfig | None = None
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    finder: FinderConfig | None = None
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    trained_on: tuple[str, ...] = ()
+    license: str = ""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a TOML recipe. Raises TrainingError naming the file and the offending key."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+        return dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
+    except OSError as error:
+        raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, dacite.DaciteError) as error:
+        raise TrainingError(f"the recipe {path} is not usable: {error}") from error

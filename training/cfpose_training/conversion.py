@@ -1,0 +1,129 @@
+"""Checkpoints converted between layouts, and a network started from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cfpose_sdk.errors import ArtifactError
+from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_training.checkpoint import (
+    NETWORK_KEY,
+    load_pose,
+    load_tensors,
+    misfits,
+    save_pose,
+    save_tensors,
+)
+from cfpose_training.foreign import Adopted, adopt, head_spec, read_state
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+
+Layout = Literal["simcc", "mmpose"]
+
+SKELETONS = {len(skeleton): skeleton for skeleton in (COCO_17, CROWDPOSE_14)}
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What `initialise` did to a network's head, and what it left in the file."""
+
+    taken: tuple[str, ...]  # head layers that came from the file
+    fresh: tuple[str, ...]  # head layers that did not fit it, or that it lacks
+    dropped: tuple[str, ...]
+
+
+def load_foreign(path: Path) -> Adopted:
+    """Another project's checkpoint in our names. Raises ArtifactError, also for one of ours."""
+    if path.suffix == ".safetensors" and SPEC_KEY in load_tensors(path)[1]:
+        raise ArtifactError(f"{path} is a cfpose checkpoint already; pass --to to convert it")
+    return adopt(read_state(path), path)
+
+
+def save_adopted(adopted: Adopted, target: Path, *, name: str, spec: ModelSpec | None) -> None:
+    """Write a pose checkpoint, or a backbone file for `initialise` where there is no head.
+
+    `spec` is the model's contract; without it COCO's or CrowdPose's joints are told by their
+    number, decoded by argmax. Raises ArtifactError when it does not fit the tensors.
+    """
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in adopted.tensors.items()}
+    if not adopted.has_head:
+        config = json.dumps({"hrnet": dataclasses.asdict(adopted.hrnet)}, sort_keys=True)
+        save_tensors(target, tensors, {NETWORK_KEY: config})
+        return
+    if spec is None:
+        heads = {key.removeprefix("head."): value for key, value in tensors.items()}
+        unnamed = head_spec(heads, target)
+        joints = len(unnamed.skeleton)
+        if joints not in SKELETONS:
+            raise ArtifactError(f"{name} has {joints} joints; name them in a recipe (--recipe)")
+        spec = dataclasses.replace(unnamed, name=name, skeleton=SKELETONS[joints])
+    with torch.device("meta"):
+        network = PoseNet(adopted.hrnet, spec)
+    if problems := misfits(network.state_dict(), tensors):
+        raise ArtifactError(f"{name} does not fit the recipe: " + "; ".join(problems))
+    network.load_state_dict(tensors, assign=True)
+    save_pose(target, network, spec)
+
+
+def export_state(checkpoint: Path, layout: Layout) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Our pose checkpoint as the reference's or mmpose's state dict, and the keys left behind."""
+    network, _ = load_pose(checkpoint)
+    pose = network.pose if isinstance(network, RefinedPoseNet) else network
+    dropped = tuple(key for key in network.state_dict() if key.startswith("refiner."))
+    tensors = pose.state_dict()
+    if layout == "mmpose":  # whose prefixes are ours
+        return dict(tensors), dropped
+    return {key.split(".", 1)[1]: value for key, value in tensors.items()}, dropped
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
+    """Write a state dict as its readers expect it (mmpose: inside `state_dict`), atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save({"state_dict": dict(state)} if layout == "mmpose" else dict(state), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def initialise(network: PoseNet, path: Path) -> Initialised:
+    """Start a network from any understood checkpoint.
+
+    The backbone must fit whole. Of a SimCC head each layer is taken that fits: another number of
+    joints leaves `final_layer` as it was. Raises ArtifactError.
+    """
+    adopted = adopt(read_state(path), path)
+    if adopted.hrnet != network.backbone.config:
+        raise ArtifactError(
+            f"{path} is an {adopted.hrnet}, the network to start is an {network.backbone.config}"
+        )
+    own = network.state_dict()
+    layers = sorted({key.rsplit(".", 1)[0] for key in own if key.startswith("head.")})
+    fits = {
+        layer: all(
+            key in adopted.tensors and adopted.tensors[key].shape == own[key].shape
+            for key in (f"{layer}.weight", f"{layer}.bias")
+        )
+        for layer in layers
+    }
+    taken = {
+        key: value
+        for key, value in adopted.tensors.items()
+        if key.startswith("backbone.") or fits[key.rsplit(".", 1)[0]]
+    }
+    network.load_state_dict({**own, **taken})
+    return Initialised(
+        taken=tuple(layer for layer in layers if fits[layer]),
+        fresh=tuple(layer for layer in layers if not fits[layer]),
+        dropped=adopted.dropped,
+    )

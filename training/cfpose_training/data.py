@@ -1,0 +1,273 @@
+"""COCO-format annotations and photos → augmented crops.
+
+A joint with v = 0 never enters a loss, be it absent or, as in sources that label only a part of
+the joints, unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cfpose_bench.annotations import is_counted, read_annotations
+from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
+from cfpose_sdk.errors import DatasetError, TrainingError
+from cfpose_sdk.skeleton import Skeleton
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.augment import random_transform
+from cfpose_training.config import AugmentConfig, LabelConfig, OptimConfig, Source
+from cfpose_training.photos import PhotoCache
+from cfpose_training.targets import label_weights
+
+Float64 = NDArray[np.float64]
+Batch = dict[str, Tensor]  # crops (B, H, W, 3) uint8 BGR, xy (B, K, 2) crop px, weight (B, K)
+
+
+class Shard(NamedTuple):
+    """One process's share of every batch."""
+
+    rank: int = 0
+    world: int = 1
+
+
+# (epoch, start, shard) → the shard's part of that epoch's batches, from batch `start` on
+Batches = Callable[[int, int, Shard], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the photos are, and where their decoded copies go."""
+
+    root: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class People:
+    """N labelled people in P photos; parallel arrays."""
+
+    photos: tuple[Path, ...]  # P
+    image_ids: tuple[int, ...]  # P, as in the annotation file
+    photo: NDArray[np.intp]  # (N,) index into photos
+    boxes: Float64  # (N, 4) xyxy, clipped to the photo
+    joints: Float64  # (N, K, 3) x, y in photo pixels, and v
+    areas: Float64  # (N,) of the person in the photo, square pixels, as annotated
+    weight: Float64  # (N,) in the loss
+    repeat: NDArray[np.intp]  # (N,) visits an epoch
+
+    def __len__(self) -> int:
+        return len(self.photo)
+
+
+@dataclass(frozen=True)
+class _Person:
+    photo: int
+    box: tuple[float, float, float, float]
+    joints: Sequence[float]
+    area: float
+    source: Source
+
+
+def load_people(
+    sources: Sequence[Source], root: Path, skeleton: Skeleton, *, held_out: bool = False
+) -> People:
+    """Everybody in `sources` with a labelled joint; crowd regions are left out.
+
+    `held_out` gives the development photos of each source instead of its training photos. Raises
+    DatasetError for annotations that are missing, malformed, or of another skeleton.
+    """
+    photos: list[Path] = []
+    image_ids: list[int] = []
+    people: list[_Person] = []
+    for source in sources:
+        record = read_annotations(root / source.annotations)
+        names = tuple(record["categories"][0].get("keypoints", ()))
+        if names and names != skeleton.keypoints:
+            raise DatasetError(
+                f"{source.annotations} labels {len(names)} keypoints {names}, "
+                f"expected {len(skeleton)}: {skeleton.keypoints}"
+            )
+        images = {
+            image["id"]: image
+            for image in record["images"]
+            if _is_held_out(image["id"], source) == held_out
+        }
+        index: dict[int, int] = {}
+        for person in record["annotations"]:
+            image = images.get(person["image_id"])
+            if image is None or not is_counted(person):
+                continue
+            box = clipped_box(person["bbox"], *_photo_wh(source.annotations, image))
+            if box is None:
+                continue
+            if image["id"] not in index:
+                index[image["id"]] = len(photos)
+                photos.append(root / source.images / image["file_name"])
+                image_ids.append(image["id"])
+            people.append(
+                _Person(index[image["id"]], box, person["keypoints"], person["area"], source)
+            )
+    return People(
+        photos=tuple(photos),
+        image_ids=tuple(image_ids),
+        photo=np.array([person.photo for person in people], dtype=np.intp),
+        boxes=np.array([person.box for person in people], dtype=np.float64).reshape(-1, 4),
+        joints=np.array([person.joints for person in people], dtype=np.float64).reshape(
+            -1, len(skeleton), 3
+        ),
+        areas=np.array([person.area for person in people], dtype=np.float64),
+        weight=np.array([person.source.weight for person in people], dtype=np.float64),
+        repeat=np.array([person.source.repeat for person in people], dtype=np.intp),
+    )
+
+
+class CropDataset(Dataset[Batch]):
+    """Augmented crops; an item depends on (seed, epoch, person) alone, whatever the worker.
+
+    Items are addressed by (epoch, person), as EpochSampler yields them.
+    """
+
+    def __init__(
+        self,
+        people: People,
+        cache: PhotoCache,
+        spec: ModelSpec,
+        augment: AugmentConfig,
+        labels: LabelConfig,
+        seed: int,
+    ) -> None:
+        self.people = people
+        self.cache = cache
+        self.spec = spec
+        self.augment = augment
+        self.labels = labels
+        self.seed = seed
+
+    def __getitem__(self, address: tuple[int, int, int]) -> Batch:
+        epoch, person, visit = address
+        rng = np.random.default_rng((self.seed, epoch, person, visit))
+        people, spec = self.people, self.spec
+        joints = people.joints[person]
+        transform, mirrored = random_transform(
+            people.boxes[person], joints, spec.skeleton, spec.size_wh, spec.box_scale,
+            self.augment, rng,
+        )  # fmt: skip
+        crop = extract_crops(self.cache[int(people.photo[person])], transform[None], spec.size_wh)
+        labelled = joints[:, 2] > 0
+        xy = transform_points(transform[None], joints[None, :, :2])[0]
+        if mirrored:  # the map has mirrored the positions already
+            xy, labelled = xy[spec.skeleton.flip_order], labelled[spec.skeleton.flip_order]
+        return self._item(crop[0], xy, labelled, float(people.weight[person]))
+
+    def _item(
+        self, crop: NDArray[np.uint8], xy: Float64, labelled: NDArray[np.bool_], weight: float
+    ) -> Batch:
+        positions = torch.from_numpy(xy).float()
+        inside = label_weights(positions, self.spec.bins_xy, self.spec.split_ratio, self.labels)
+        return {
+            "crops": torch.from_numpy(crop),
+            "xy": positions,
+            "weight": inside * torch.from_numpy(labelled).float() * weight,
+        }
+
+
+class EpochSampler(Sampler[tuple[int, int, int]]):
+    """Addresses (epoch, item, visit): a fixed permutation for each (seed, epoch), from `start` on.
+
+    `repeat` (N,) says how often an epoch visits each item. A last part that is no whole `multiple`
+    is left out, and of the rest a shard takes every world-th address.
+    """
+
+    def __init__(
+        self,
+        repeat: NDArray[np.intp],
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        *,
+        multiple: int = 1,
+        shard: Shard = Shard(),  # noqa: B008 - immutable
+    ) -> None:
+        visits = [
+            (epoch, item, visit) for item, count in enumerate(repeat) for visit in range(count)
+        ]
+        order = np.random.default_rng((seed, epoch)).permutation(len(visits))
+        whole = len(visits) // multiple * multiple
+        self._visits = [visits[i] for i in order[start + shard.rank : whole : shard.world]]
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        return iter(self._visits)
+
+    def __len__(self) -> int:
+        return len(self._visits)
+
+
+def batches_per_epoch(repeat: NDArray[np.intp], optim: OptimConfig) -> int:
+    """Whole batches in an epoch. Raises TrainingError when there is not even one."""
+    visits = int(repeat.sum())
+    if visits < optim.batch_size:
+        raise TrainingError(f"batch_size {optim.batch_size} exceeds the epoch's {visits} samples")
+    return visits // optim.batch_size
+
+
+def epoch_batches(dataset: Dataset[Batch], repeat: NDArray[np.intp], optim: OptimConfig) -> Batches:
+    """The batches of an epoch, without a last short one; `optim.batch_size` is that of all shards.
+
+    `repeat` (N,) says how often an epoch visits each item of `dataset`. Raises TrainingError when
+    the batch size does not divide among the shards.
+    """
+    size = optim.batch_size
+
+    def batches(epoch: int, start: int, shard: Shard) -> Iterable[Batch]:
+        if size % shard.world:
+            raise TrainingError(
+                f"batch_size {size} does not divide among {shard.world} processes; "
+                f"take a multiple of {shard.world}"
+            )
+        sampler = EpochSampler(repeat, optim.seed, epoch, start * size, multiple=size, shard=shard)
+        return DataLoader(
+            dataset, batch_size=size // shard.world, sampler=sampler, num_workers=optim.workers
+        )
+
+    return batches
+
+
+def plain_crops(
+    people: People, cache: PhotoCache, spec: ModelSpec, indices: Sequence[int]
+) -> tuple[NDArray[np.uint8], Float64]:
+    """Unaugmented crops (M, H, W, 3) and their photo → crop maps (M, 2, 3)."""
+    transforms = crop_transforms(people.boxes[list(indices)], spec.size_wh, spec.box_scale)
+    crops = [
+        extract_crops(cache[int(people.photo[person])], transform[None], spec.size_wh)[0]
+        for person, transform in zip(indices, transforms, strict=True)
+    ]
+    width, height = spec.size_wh
+    return np.array(crops, dtype=np.uint8).reshape(-1, height, width, 3), transforms
+
+
+def _is_held_out(image_id: int, source: Source) -> bool:
+    return bool(source.holdout_every) and image_id % source.holdout_every == 0
+
+
+def _photo_wh(label: str, image: Mapping[str, Any]) -> tuple[int, int]:
+    if "width" not in image or "height" not in image:
+        raise DatasetError(f"{label}: image {image['id']} lacks its width or height")
+    return image["width"], image["height"]
+
+
+def clipped_box(
+    bbox: Sequence[float], width: int, height: int
+) -> tuple[float, float, float, float] | None:
+    """xywh → xyxy inside the photo; None when nothing of it is inside."""
+    x, y, w, h = bbox
+    left, top = max(0.0, x), max(0.0, y)
+    right, bottom = min(float(width), x + w), min(float(height), y + h)
+    return (left, top, right, bottom) if right > left and bottom > top else None

@@ -1,0 +1,96 @@
+"""A network in torch on the development photos: keypoints, raw scores, AP with given boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cfpose_bench.accuracy import Accuracy, evaluate
+from cfpose_bench.annotations import read_annotations
+from cfpose_sdk.crops import invert_transforms, transform_points
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.config import Source
+from cfpose_training.data import People, load_people, plain_crops
+from cfpose_training.flip_test import flip_test
+from cfpose_training.nets.decode import decode_simcc
+from cfpose_training.nets.pose_net import RefinedPoseNet
+from cfpose_training.photos import PhotoCache, cache_photos
+from cfpose_training.stages import Normalise
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Poses of N people in photo pixels."""
+
+    xy: Float64  # (N, K, 2), refined where the network has a refiner
+    score: Float64  # (N, K) raw, in [0, 1]
+
+
+class DevelopmentSet:
+    """The held-out photos of one source, with ground-truth boxes."""
+
+    def __init__(self, source: Source, root: Path, spec: ModelSpec, cache_folder: Path) -> None:
+        self.spec = spec
+        self.people: People = load_people([source], root, spec.skeleton, held_out=True)
+        self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
+        self.annotations: dict[str, Any] = read_annotations(root / source.annotations)
+
+    def predict(
+        self, network: nn.Module, batch_size: int = 32, *, flipped: bool = False
+    ) -> Predictions:
+        """Run a PoseNet or RefinedPoseNet over everybody, in float32; `flipped`: the flip test."""
+        device = next(network.parameters()).device
+        normalise = Normalise(self.spec.mean_rgb, self.spec.std_rgb).to(device)
+        count = len(self.people)
+        joints = len(self.spec.skeleton)
+        xy, score = np.zeros((count, joints, 2)), np.zeros((count, joints))
+        was_training = network.training
+        network.eval()
+        for start in range(0, count, batch_size):
+            chosen = range(start, min(count, start + batch_size))
+            crops, transforms = plain_crops(self.people, self.cache, self.spec, chosen)
+            with torch.no_grad():
+                images = normalise(torch.from_numpy(crops).to(device))
+                run = flip_test if flipped else _run
+                crop_xy, crop_score = run(network, images, self.spec)
+            rows = slice(start, start + len(chosen))
+            xy[rows] = transform_points(invert_transforms(transforms), crop_xy.cpu().numpy())
+            score[rows] = crop_score.cpu().numpy()
+        network.train(was_training)
+        return Predictions(xy, score)
+
+    def accuracy(self, predictions: Predictions) -> Accuracy:
+        """COCO AP on the held-out photos; a person's score is the mean raw joint score."""
+        people = self.people
+        results = [
+            {
+                "image_id": people.image_ids[photo],
+                "category_id": 1,
+                "keypoints": np.concatenate([xy, score[:, None]], axis=1).ravel().tolist(),
+                "score": float(score.mean()),
+            }
+            for photo, xy, score in zip(
+                people.photo, predictions.xy, predictions.score, strict=True
+            )
+        ]
+        return evaluate(
+            self.annotations, results, skeleton=self.spec.skeleton, image_ids=people.image_ids
+        )
+
+
+def _run(
+    network: nn.Module, images: torch.Tensor, spec: ModelSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(network, RefinedPoseNet):
+        refined, _, score = network(images)
+        return refined, score
+    output = network(images)
+    return decode_simcc(output.x_logits, output.y_logits, spec.split_ratio, spec.decode)

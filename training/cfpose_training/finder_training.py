@@ -1,0 +1,129 @@
+"""The person finder, from a recipe and a labelling detector to a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cfpose_sdk.boxes import iou_matrix, letterbox, nms
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.spec import FinderSpec
+from cfpose_training.checkpoint import save_finder
+from cfpose_training.config import FinderConfig, Recipe
+from cfpose_training.data import DataOptions, batches_per_epoch, epoch_batches
+from cfpose_training.finder_data import PAD_VALUE, FinderDataset
+from cfpose_training.finder_labels import PhotoTruth, label_photos, list_photos
+from cfpose_training.finder_stage import FinderStage
+from cfpose_training.loop import RunOptions, fit
+from cfpose_training.nets.finder import FinderNet, pick_people
+from cfpose_training.photos import PhotoCache, cache_photos
+from cfpose_training.stages import Normalise
+
+FINDER_FILE = "finder.safetensors"
+MATCH_IOU = 0.5
+
+
+def finder_spec(config: FinderConfig) -> FinderSpec:
+    """The contract of the finder that a recipe trains."""
+    return FinderSpec(
+        name=config.name,
+        size_wh=config.size_wh,
+        threshold=config.threshold,
+        nms_iou=config.nms_iou,
+        pad_value=PAD_VALUE,
+        trained_on=config.trained_on,
+        license=config.license,
+    )
+
+
+def train_finder(
+    recipe: Recipe, labeller: Path, data: DataOptions, options: RunOptions
+) -> Path | None:
+    """Train the recipe's finder. Returns its checkpoint, or None when time ran out first."""
+    config = recipe.finder
+    if config is None:
+        raise TrainingError("the recipe has no [finder] table")
+    optim = config.optim
+    visits = [
+        (p, source.repeat) for source in config.sources for p in list_photos(source, data.root)
+    ]
+    photos = [photo for photo, _ in visits]
+    repeat = np.array([count for _, count in visits], dtype=np.intp)
+    per_epoch = batches_per_epoch(repeat, optim)
+    cache = cache_photos([photo.path for photo in photos], data.cache)
+    labelled = label_photos(photos, cache, labeller, config, data.cache)
+    dataset = FinderDataset(labelled, cache, config.size_wh, config.augment, optim.seed)
+    dev = FinderDevelopmentSet(config, data)
+    torch.manual_seed(optim.seed)
+    network = FinderNet(config.net)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    finished = fit(
+        FinderStage(network), epoch_batches(dataset, repeat, optim), per_epoch, optim, options,
+        after_epoch=lambda _, module: dev.figures(module),
+    )  # fmt: skip
+    if not finished:
+        return None
+    spec = dataclasses.replace(finder_spec(config), metrics=dev.figures(network))
+    checkpoint = options.folder / FINDER_FILE
+    save_finder(checkpoint, network, spec)
+    return checkpoint
+
+
+class FinderDevelopmentSet:
+    """The held-out photos: recall on annotated people, false boxes on photos without people.
+
+    A photo counts as without people where its source has no annotations and is named so in the
+    recipe (`empty = true`).
+    """
+
+    def __init__(self, config: FinderConfig, data: DataOptions) -> None:
+        self.config = config
+        self.photos: list[PhotoTruth] = []
+        self.empty: list[bool] = []
+        for source in config.sources:
+            if source.annotations or source.empty:
+                held_out = list_photos(source, data.root, held_out=True)
+                self.photos += held_out
+                self.empty += [source.empty] * len(held_out)
+        self.cache: PhotoCache = cache_photos([photo.path for photo in self.photos], data.cache)
+
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        """dev_recall at IoU 0.5, dev_false per annotated photo, dev_false_empty per empty one."""
+        hits = people = 0
+        false = {True: 0, False: 0}
+        for index, photo in enumerate(self.photos):
+            boxes = self._find(network, index)
+            overlap = iou_matrix(boxes, np.concatenate([photo.people, photo.crowds]))
+            if len(photo.counted) and len(boxes):
+                hits += int((iou_matrix(photo.counted, boxes).max(axis=1) >= MATCH_IOU).sum())
+            people += len(photo.counted)
+            unmatched = len(boxes)
+            if len(boxes) and overlap.shape[1]:
+                unmatched = int((overlap.max(axis=1) < MATCH_IOU).sum())
+            false[self.empty[index]] += unmatched
+        return {
+            "dev_recall": hits / max(1, people),
+            "dev_false": false[False] / max(1, self.empty.count(False)),
+            "dev_false_empty": false[True] / max(1, self.empty.count(True)),
+        }
+
+    def _find(self, network: nn.Module, index: int) -> NDArray[np.float64]:
+        """(N, 4) xyxy boxes in photo pixels above the recipe's threshold, after NMS."""
+        device = next(network.parameters()).device
+        canvas, scale = letterbox(self.cache[index], self.config.size_wh, PAD_VALUE)
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            images = Normalise().to(device)(torch.from_numpy(canvas[None]).to(device))
+            boxes, scores = pick_people(network(images))
+        network.train(was_training)
+        kept = scores[0].cpu().numpy() >= self.config.threshold
+        xyxy = boxes[0].cpu().numpy()[kept].astype(np.float64) / scale
+        chosen = nms(xyxy, scores[0].cpu().numpy()[kept], self.config.nms_iou)
+        return xyxy[chosen]

@@ -1,0 +1,69 @@
+"""SimCC bin logits → keypoints, in torch: the twin of `cfpose_sdk.keypoints`.
+
+Used by the training losses and inside the exported graph, so it holds to plain operators (no
+NonZero, no data-dependent shape). Half-precision logits are decoded in float32; no operator here
+is one that autocast lowers. B = 0 is valid everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, SUBBIN_STEPS
+from cfpose_sdk.spec import Decode
+
+
+def decode_simcc(
+    x_logits: Tensor, y_logits: Tensor, split_ratio: float, decode: Decode = "subbin"
+) -> tuple[Tensor, Tensor]:
+    """Decode (B, K, bins_x) and (B, K, bins_y) logits as `cfpose_sdk.keypoints.decode_simcc` does.
+
+    Returns xy (B, K, 2) in crop pixels and the raw score (B, K) in [0, 1].
+    """
+    x, x_score = _decode_axis(x_logits, split_ratio, decode)
+    y, y_score = _decode_axis(y_logits, split_ratio, decode)
+    score = torch.maximum(x_score, y_score) if decode == "argmax" else x_score * y_score
+    return torch.stack([x, y], dim=-1), score
+
+
+def soft_argmax(logits: Tensor, split_ratio: float, tau: float) -> Tensor:
+    """Mean coordinate in crop pixels under softmax(tau * logits): (B, K, bins) → (B, K).
+
+    Differentiable over the whole axis. The paper does not state tau; under label smoothing 1 pulls
+    towards the centre of the axis, 2 leaves less than 0.03 px of that.
+    """
+    values = full_precision(logits)
+    bins = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device)
+    return (torch.softmax(tau * values, dim=-1) * bins).sum(dim=-1) / split_ratio
+
+
+def calibrate(score: Tensor, calibration: tuple[float, float]) -> Tensor:
+    """Raw score → confidence: sigmoid(slope * logit(score) + intercept) (Platt scaling)."""
+    slope, intercept = calibration
+    clipped = full_precision(score).clamp(1e-6, 1 - 1e-6)
+    return torch.sigmoid(slope * (torch.log(clipped) - torch.log(1 - clipped)) + intercept)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """float32, or float64 where it already is: coordinates are never kept in half precision."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _decode_axis(logits: Tensor, split_ratio: float, decode: Decode) -> tuple[Tensor, Tensor]:
+    """Coordinate in pixels and score of (B, K, bins) logits along one axis."""
+    values = full_precision(logits)
+    # dim=2, not -1: onnxruntime reduces a negative axis wrongly when there are no people
+    mass = torch.softmax(values, dim=2)
+    centre = values.argmax(dim=2).to(values.dtype)
+    if decode == "argmax":
+        return centre / split_ratio, mass.amax(dim=2)
+    bins = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device)
+    radius = SUBBIN_RADIUS_PX * split_ratio
+    near = mass
+    for _ in range(SUBBIN_STEPS):
+        # moving by the mean offset, not to the mean bin, keeps float32 exact far from bin 0
+        offset = bins - centre.unsqueeze(2)
+        near = mass * (1 - (offset / radius).square()).clamp_min(0)
+        centre = centre + (near * offset).sum(dim=2) / near.sum(dim=2)
+    return centre / split_ratio, near.sum(dim=2)

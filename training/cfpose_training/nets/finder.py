@@ -1,0 +1,109 @@
+"""The person finder: an anchor-free detector of one class at stride 8.
+
+Every cell scores whether a person's centre lies there and regresses the distances to the four
+sides of the box. Centre heat and box supervision follow TTFNet (Liu et al., AAAI 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfpose_training.nets.hrnet import BasicBlock, conv_bn
+
+STRIDE = 8
+TOP_K = 100  # candidates that leave the graph
+PRIOR = 0.01  # initial heat, so that empty cells do not drown the first steps
+
+
+@dataclass(frozen=True)
+class FinderNetConfig:
+    """Widths. Level l of 1/4, 1/8, 1/16, 1/32, 1/64 has `channels[l]` channels."""
+
+    channels: tuple[int, int, int, int, int] = (24, 48, 96, 128, 128)
+    blocks: tuple[int, int, int, int, int] = (1, 2, 2, 2, 1)
+    head_channels: int = 64
+
+
+class FinderOutput(NamedTuple):
+    """Maps at stride 8."""
+
+    heat_logits: Tensor  # (B, h, w)
+    sides: Tensor  # (B, 4, h, w) positive distances left, top, right, bottom, in pixels
+
+
+class FinderNet(nn.Module):
+    """Normalised RGB letterboxes (B, 3, H, W) → FinderOutput. H and W are multiples of 64."""
+
+    def __init__(self, config: FinderNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, head = config.channels, config.head_channels
+        self.stem = conv_bn(3, widths[0], 3, stride=2)
+        self.levels = nn.ModuleList()
+        incoming = widths[0]
+        for width, blocks in zip(widths, config.blocks, strict=True):
+            self.levels.append(
+                nn.Sequential(
+                    conv_bn(incoming, width, 3, stride=2),
+                    *(BasicBlock(width) for _ in range(blocks)),
+                )
+            )
+            incoming = width
+        self.laterals = nn.ModuleList(conv_bn(width, head, 1) for width in widths[1:])
+        self.smooths = nn.ModuleList(conv_bn(head, head, 3) for _ in widths[1:-1])
+        self.heat = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 1, 1))
+        self.box = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 4, 1))
+        # heat starts at PRIOR everywhere
+        nn.init.constant_(self.heat[-1].bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> FinderOutput:
+        x = self.levels[0](self.stem(images))
+        maps = []
+        for level in self.levels[1:]:
+            x = level(x)
+            maps.append(x)
+        merged = self.laterals[-1](maps[-1])
+        for index in reversed(range(len(maps) - 1)):
+            up = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            merged = self.smooths[index](self.laterals[index](maps[index]) + up)
+        heat = self.heat(merged).float().squeeze(1)
+        sides = torch.exp(self.box(merged).float().clamp(max=6.0)) * STRIDE
+        return FinderOutput(heat, sides)
+
+
+def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(2, h, w) x and y of the cells in letterbox coordinates.
+
+    A stride-8 cell i is centred on pixel 8 * i, which is 8 * i + 0.5 in box coordinates, where
+    pixel 0 spans [0, 1).
+    """
+    y = torch.arange(height, device=device, dtype=torch.float32) * STRIDE + 0.5
+    x = torch.arange(width, device=device, dtype=torch.float32) * STRIDE + 0.5
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+
+
+def sides_to_boxes(sides: Tensor) -> Tensor:
+    """(B, 4, h, w) distances → (B, 4, h, w) xyxy boxes in letterbox pixels."""
+    centres = cell_centres(sides.shape[2], sides.shape[3], sides.device)
+    return torch.cat([centres - sides[:, :2], centres + sides[:, 2:]], dim=1)
+
+
+def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tensor]:
+    """Local maxima of the heat: boxes (B, M, 4) xyxy and scores (B, M), by falling score;
+    M is `top_k`, or the number of cells where there are fewer.
+
+    A cell that is no maximum of its 3x3 neighbourhood scores 0.
+    """
+    heat = torch.sigmoid(output.heat_logits)
+    highest = F.max_pool2d(heat.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
+    peaks = torch.where(heat >= highest, heat, torch.zeros_like(heat)).flatten(1)
+    scores, cells = torch.topk(peaks, min(top_k, peaks.shape[1]), dim=1)
+    boxes = sides_to_boxes(output.sides).flatten(2).transpose(1, 2)
+    picked = torch.gather(boxes, 1, cells.unsqueeze(-1).expand(-1, -1, 4))
+    return picked, scores

@@ -1,0 +1,238 @@
+"""IGP-GCN: a graph network over the joints that corrects a coarse pose from image features.
+
+The paper (arXiv 2508.11212) builds on OPEC-Net (Qiu et al., ECCV 2020): its graph blocks, its
+progressive order, and its feature adaptation, here set for an HRNet backbone. Poses are (B, K, 2),
+x before y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.skeleton import Skeleton
+from cfpose_training.nets.decode import full_precision
+from cfpose_training.nets.graph_conv import (
+    GraphConv,
+    ResGraphConvAttention,
+    SemGraphConv,
+    graph_mask,
+)
+from cfpose_training.nets.hrnet import Taps
+
+OutputKind = Literal["absolute", "residual"]
+SampleAt = Literal["initial", "integral", "progressive"]
+RefineMode = Literal["all", "low_conf"]
+
+TAP_STRIDES = (16, 8, 4)  # crop pixels per cell of the three maps, in the order of Taps
+
+
+@dataclass(frozen=True)
+class IGPGCNConfig:
+    """Sizes and switches of the refiner. Raises InputError when they contradict each other."""
+
+    size_wh: tuple[int, int]  # crop width, height in pixels
+    tap_channels: tuple[int, int, int]  # of the 1/16, 1/8 and 1/4 map
+    node_channels: int = 128
+    joint_channels: tuple[int, int, int] = (256, 128, 128)  # of the adapted maps
+    output: OutputKind = "absolute"  # absolute: the paper; residual: offsets from the coarse pose
+    sample_at: SampleAt = "initial"  # where features are read; progressive: at the last output
+    # OPEC-Net's joint maps in the feature adaptation; only sample_at="integral" reads them
+    integral_head: bool = False
+    # all: the paper; low_conf: OPEC-Net's test, only joints scored below `refine_below` move
+    refine: RefineMode = "all"
+    refine_below: float = 0.0  # raw score
+
+    def __post_init__(self) -> None:
+        if self.refine not in get_args(RefineMode):
+            raise InputError(f"refine must be one of {get_args(RefineMode)}, got {self.refine!r}")
+        if (self.refine == "low_conf") != (0 < self.refine_below <= 1):
+            raise InputError(
+                f"refine='low_conf' goes with refine_below in (0, 1], refine='all' with 0; "
+                f"got {self.refine!r} and {self.refine_below}"
+            )
+        if self.output not in get_args(OutputKind):
+            raise InputError(f"output must be one of {get_args(OutputKind)}, got {self.output!r}")
+        if self.sample_at not in get_args(SampleAt):
+            raise InputError(
+                f"sample_at must be one of {get_args(SampleAt)}, got {self.sample_at!r}"
+            )
+        if self.sample_at == "integral" and not self.integral_head:
+            raise InputError("sample_at='integral' needs integral_head=True")
+        if min(self.size_wh) < 2 * TAP_STRIDES[0]:
+            raise InputError(f"size_wh must be at least 32 pixels a side, got {self.size_wh}")
+        widths = (self.node_channels, *self.joint_channels)
+        if any(width < 4 or width % 4 for width in widths):
+            raise InputError(f"node and joint channels must be multiples of 4, got {widths}")
+
+
+def normalise_xy(xy: Tensor, size_wh: tuple[int, int]) -> Tensor:
+    """Crop pixels → [-1, 1] between the centres of the first and the last pixel of each axis."""
+    return xy / _half_span(xy, size_wh) - 1
+
+
+def denormalise_xy(normalised: Tensor, size_wh: tuple[int, int]) -> Tensor:
+    """The inverse of normalise_xy."""
+    return (normalised + 1) * _half_span(normalised, size_wh)
+
+
+class ChannelAttention(nn.Module):
+    """Gates (B, C, 1, 1) in [0, 1] from the global means of two (B, C, h, w) maps."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(2 * channels, channels)
+        self.gate = nn.Linear(channels, channels)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        pooled = torch.cat([coarse, fine], dim=1).mean(dim=(2, 3))
+        gates = torch.sigmoid(self.gate(torch.relu(self.squeeze(pooled))))
+        return gates.unsqueeze(-1).unsqueeze(-1)
+
+
+class FeatureAdaptation(nn.Module):
+    """Coarse-to-fine fusion of the taps: OPEC-Net's cascade, set for HRNet's channels.
+
+    (1/16, 1/8, 1/4) maps → three adapted maps of the same sizes, and K joint maps at 1/4 or None.
+    """
+
+    def __init__(self, config: IGPGCNConfig, num_joints: int) -> None:
+        super().__init__()
+        taps, joints = config.tap_channels, config.joint_channels
+        self.adapt1 = nn.Conv2d(taps[0], joints[0], 3, padding=1)
+        self.up1 = nn.ConvTranspose2d(joints[0], taps[1], 2, stride=2)
+        self.attention1 = ChannelAttention(taps[1])
+        self.adapt2 = nn.Conv2d(taps[1], joints[1], 3, padding=1)
+        self.up2 = nn.ConvTranspose2d(joints[1], taps[2], 2, stride=2)
+        self.attention2 = ChannelAttention(taps[2])
+        self.adapt3 = nn.Conv2d(taps[2], joints[2], 3, padding=1)
+        self.joint_maps = (
+            nn.Conv2d(joints[2], num_joints, 3, padding=1) if config.integral_head else None
+        )
+
+    def forward(self, taps: Taps) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        map1 = torch.relu(self.adapt1(taps.sixteenth))
+        up = _crop_to(torch.relu(self.up1(map1)), taps.eighth)
+        map2 = torch.relu(self.adapt2(up * self.attention1(up, taps.eighth) + taps.eighth))
+        up = _crop_to(torch.relu(self.up2(map2)), taps.quarter)
+        map3 = torch.relu(self.adapt3(up * self.attention2(up, taps.quarter) + taps.quarter))
+        return (map1, map2, map3), None if self.joint_maps is None else self.joint_maps(map3)
+
+
+class JointLookup(nn.Module):
+    """Bilinear reading of a (B, C, h, w) map at (B, K, 2) crop pixels → (B, C, K) in float32.
+
+    Cell i of a stride-s map is centred on crop pixel s * i; outside, the border cell counts.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, features: Tensor, xy: Tensor) -> Tensor:
+        height, width = features.shape[-2:]
+        grid = normalise_xy(full_precision(xy) / self.stride, (width, height)).unsqueeze(1)
+        sampled = F.grid_sample(
+            full_precision(features),
+            grid,
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=True,
+        )
+        return sampled.squeeze(2)
+
+
+class IGPGCN(nn.Module):
+    """Image-guided progressive GCN: coarse pose, score and taps → three poses, best last.
+
+    The skeleton's limbs are the edges of its graph.
+    """
+
+    def __init__(self, config: IGPGCNConfig, skeleton: Skeleton) -> None:
+        super().__init__()
+        self.config = config
+        mask = graph_mask(len(skeleton), skeleton.limbs)
+        self.adaptation = FeatureAdaptation(config, len(skeleton))
+        self.lookups = nn.ModuleList(JointLookup(stride) for stride in TAP_STRIDES)
+        self.input = GraphConv(3, config.node_channels, mask)
+        self.block1 = ResGraphConvAttention(config.node_channels, mask)
+        self.blocks = nn.ModuleList()
+        self.outputs = nn.ModuleList()
+        channels = config.node_channels
+        for joint_channels in config.joint_channels:
+            channels += joint_channels
+            self.blocks.append(ResGraphConvAttention(channels, mask))
+            output = SemGraphConv(channels, 2, mask)
+            if config.output == "residual":
+                nn.init.zeros_(output.weight)
+                nn.init.zeros_(output.bias)
+            self.outputs.append(output)
+
+    def forward(self, taps: Taps, xy_init: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three progressive poses (B, K, 2) in crop pixels; the last one is the result.
+
+        xy_init (B, K, 2) is in crop pixels, score (B, K) is raw. The loss compares poses through
+        `normalise_xy`.
+        """
+        maps, joint_maps = self.adaptation(taps)
+        # bfloat16 cannot hold a coordinate to a pixel, so autocast ends here
+        with torch.autocast(xy_init.device.type, enabled=False):
+            xy_init = full_precision(xy_init)
+            query = xy_init if joint_maps is None else _integral_xy(full_precision(joint_maps))
+            if self.config.sample_at != "integral":
+                query = xy_init
+            return self._refine(maps, query, xy_init, full_precision(score))
+
+    def apply_to(self, taps: Taps, xy_init: Tensor, score: Tensor) -> Tensor:
+        """The pose to report (B, K, 2): the last output, where `refine` lets it replace xy_init."""
+        refined = self(taps, xy_init, score)[-1]
+        if self.config.refine == "all":
+            return refined  # type: ignore[no-any-return]
+        weak = (full_precision(score) < self.config.refine_below).unsqueeze(2)
+        return torch.where(weak, refined, full_precision(xy_init))
+
+    def _refine(
+        self, maps: tuple[Tensor, Tensor, Tensor], query: Tensor, xy_init: Tensor, score: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        size_wh = self.config.size_wh
+        start = torch.cat([normalise_xy(xy_init, size_wh), score.unsqueeze(2)], dim=2)
+        nodes = self.block1(self.input(start.transpose(1, 2)))
+        poses: list[Tensor] = []
+        for features, lookup, block, output in zip(
+            maps, self.lookups, self.blocks, self.outputs, strict=True
+        ):
+            nodes = block(nodes, lookup(features, query))
+            raw = output(nodes).transpose(1, 2)
+            if self.config.output == "residual":
+                pose = xy_init + raw * _half_span(raw, size_wh)
+            else:
+                pose = denormalise_xy(raw, size_wh)
+            poses.append(pose)
+            query = pose if self.config.sample_at == "progressive" else query
+        return cast(tuple[Tensor, Tensor, Tensor], tuple(poses))
+
+
+def _integral_xy(joint_maps: Tensor) -> Tensor:
+    """Soft-argmax of (B, K, h, w) maps at the 1/4 scale → (B, K, 2) crop pixels."""
+    height, width = joint_maps.shape[-2:]
+    mass = torch.softmax(joint_maps.flatten(2), dim=2)
+    cells = torch.arange(height * width, device=mass.device)
+    columns, rows = (cells % width).to(mass.dtype), (cells // width).to(mass.dtype)
+    x, y = (mass * columns).sum(dim=2), (mass * rows).sum(dim=2)
+    return torch.stack([x, y], dim=2) * TAP_STRIDES[-1]
+
+
+def _crop_to(up: Tensor, like: Tensor) -> Tensor:
+    """Cut the cell that a map of odd size, halved and doubled, has too many."""
+    return up[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _half_span(like: Tensor, size_wh: tuple[int, int]) -> Tensor:
+    """Half the distance between the first and the last pixel centre, (2,) in x, y."""
+    width, height = size_wh
+    return torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=like.dtype, device=like.device)

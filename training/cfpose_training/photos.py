@@ -1,0 +1,75 @@
+"""Decoded photos in one memory-mapped file, so that an epoch decodes no JPEG.
+
+The file is rebuilt when the list of photos, or the size or time of one of them, changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.image import read_image
+
+
+class PhotoCache:
+    """Read-only photos by index: BGR uint8 (H, W, 3) views into the memory map."""
+
+    def __init__(self, pixels_path: Path, shapes: Sequence[tuple[int, int]]) -> None:
+        self._path = pixels_path
+        self._shapes = list(shapes)
+        sizes = [height * width * 3 for height, width in self._shapes]
+        self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._pixels: NDArray[np.uint8] = np.memmap(pixels_path, dtype=np.uint8, mode="r")
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        height, width = self._shapes[index]
+        start, end = self._offsets[index], self._offsets[index + 1]
+        return self._pixels[start:end].reshape(height, width, 3)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
+    """Decode `photos` into `folder`, or reuse what an earlier call left there.
+
+    Raises DatasetError naming the missing photos, ImageError for one that cannot be decoded.
+    """
+    if missing := [path for path in photos if not path.is_file()]:
+        raise DatasetError(
+            f"{len(missing)} of {len(photos)} photos are missing, the first is {missing[0]}"
+        )
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in photos]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    pixels_path, index_path = folder / f"photos-{key}.bin", folder / f"photos-{key}.json"
+    if not index_path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(photos, pixels_path, index_path)
+    shapes = [(int(h), int(w)) for h, w in json.loads(index_path.read_text())]
+    return PhotoCache(pixels_path, shapes)
+
+
+def _write(photos: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
+    """Pixels first, index last: an interrupted call leaves no index, so nothing is trusted."""
+    partial = pixels_path.with_suffix(f".{os.getpid()}")
+    shapes = []
+    try:
+        with open(partial, "wb") as file:
+            for path in tqdm(photos, desc="decoding photos", unit="photo", disable=None):
+                image = read_image(path)
+                shapes.append(image.shape[:2])
+                file.write(image.data)
+        os.replace(partial, pixels_path)
+        index_part = index_path.with_suffix(f".{os.getpid()}")
+        index_part.write_text(json.dumps(shapes))
+        os.replace(index_part, index_path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""The two pose stages, from a recipe to a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.calibration import calibration_error, fit_calibration, good_joints
+from cfpose_training.checkpoint import load_pose, save_pose
+from cfpose_training.config import GcnTarget, OptimConfig, Recipe, SkeletonName
+from cfpose_training.conversion import Initialised, initialise
+from cfpose_training.data import (
+    CropDataset,
+    DataOptions,
+    People,
+    batches_per_epoch,
+    epoch_batches,
+    load_people,
+)
+from cfpose_training.distill import AlignedStudent, DistillStage, check_teacher
+from cfpose_training.evaluation import DevelopmentSet
+from cfpose_training.limbs import limb_weights
+from cfpose_training.loop import RunOptions, fit
+from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.photos import cache_photos
+from cfpose_training.schemes import teacher_recipe
+from cfpose_training.stages import LabelStage, RefinerStage, Stage
+
+TEACHER_FILE = "teacher.safetensors"
+STUDENT_FILE = "student.safetensors"
+REFINED_FILE = "refined.safetensors"
+
+SKELETONS: dict[SkeletonName, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPOSE_14}
+
+
+def pose_spec(recipe: Recipe) -> ModelSpec:
+    """The contract of the model that a recipe trains."""
+    pose = recipe.pose
+    return ModelSpec(
+        name=pose.name,
+        skeleton=SKELETONS[recipe.skeleton],
+        size_wh=pose.size_wh,
+        decode=pose.decode,
+        box_scale=pose.box_scale,
+        split_ratio=pose.split_ratio,
+        trained_on=recipe.trained_on,
+        license=recipe.license,
+    )
+
+
+def deployed_spec(recipe: Recipe) -> ModelSpec:
+    """The contract of the artifact: that of training, but for the margin around a person.
+
+    Zoom augmentation lets a network take tighter crops than its plain ones, and tighter crops
+    give each joint more pixels.
+    """
+    scale = recipe.pose.deploy_box_scale or recipe.pose.box_scale
+    return dataclasses.replace(pose_spec(recipe), box_scale=scale)
+
+
+def train_teacher(recipe: Recipe, data: DataOptions, options: RunOptions) -> Path | None:
+    """The recipe's teacher on labels. Returns its checkpoint, or None when time ran out first."""
+    return _train_pose(teacher_recipe(recipe), None, data, options, TEACHER_FILE)
+
+
+def train_stage1(
+    recipe: Recipe,
+    data: DataOptions,
+    options: RunOptions,
+    teacher: Path | None = None,
+    *,
+    init: Path | None = None,
+) -> Path | None:
+    """Stage 1: the student on labels and, where the recipe distils, on a teacher's checkpoint.
+
+    `init` is a checkpoint to start from, of any layout that `foreign` understands.
+    Returns the student's checkpoint, or None when time ran out first. Raises TrainingError when
+    the teacher is missing, not asked for, or does not fit.
+    """
+    if recipe.distill.active and teacher is None:
+        raise TrainingError("the recipe's [distill] switches a term on; give the teacher's file")
+    if teacher is not None and not recipe.distill.active:
+        raise TrainingError(
+            f"the teacher {teacher} has nothing to teach: every kd_ switch of [distill] is off"
+        )
+    return _train_pose(recipe, teacher, data, options, STUDENT_FILE, init)
+
+
+def _train_pose(
+    recipe: Recipe,
+    teacher: Path | None,
+    data: DataOptions,
+    options: RunOptions,
+    file: str,
+    init: Path | None = None,
+) -> Path | None:
+    spec = pose_spec(recipe)
+    taught_by = None if teacher is None else load_teacher(teacher, spec)
+    torch.manual_seed(recipe.stage1.seed)
+    network = PoseNet(recipe.pose.hrnet, spec)
+    if recipe.pose.head_init == "marginals":
+        network.head.init_as_marginals()
+    if init is not None:
+        print(_started(init, initialise(network, init)))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    people = _people(recipe, spec, data)
+    stage: Stage = LabelStage(network, spec, recipe.labels)
+    if taught_by is not None:
+        weights = torch.from_numpy(limb_weights(recipe.distill.cst_weights, spec, people))
+        stage = DistillStage(network, spec, recipe.labels, recipe.distill, *taught_by, weights)
+    if not _fit(stage, network, spec, recipe, recipe.stage1, people, data, options):
+        return None
+    checkpoint = options.folder / file
+    save_pose(checkpoint, network, spec)
+    return checkpoint
+
+
+def load_teacher(path: Path, student: ModelSpec) -> tuple[PoseNet, ModelSpec]:
+    """A teacher's network and spec. Raises TrainingError when it does not fit the student."""
+    network, spec = load_pose(path)
+    if isinstance(network, RefinedPoseNet):
+        raise TrainingError(f"the teacher {path} has a refiner; give a checkpoint of stage 1")
+    check_teacher(spec, student)
+    return network.to(memory_format=torch.channels_last), spec  # type: ignore[call-overload]
+
+
+def train_stage2(
+    recipe: Recipe,
+    student: Path,
+    data: DataOptions,
+    options: RunOptions,
+    teacher: Path | None = None,
+) -> Path | None:
+    """Stage 2: the refiner over a frozen student, on the targets that `stage2.gcn` names.
+
+    Raises TrainingError when the student is of another recipe, or the teacher is missing, not
+    asked for, or does not fit.
+    """
+    _check_target(recipe.stage2.gcn, teacher)
+    network, spec = load_pose(student)
+    if isinstance(network, RefinedPoseNet):
+        raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
+    if spec != pose_spec(recipe):
+        raise TrainingError(
+            f"{student} is {spec.name} {spec.size_wh}, the recipe asks for "
+            f"{recipe.pose.name} {recipe.pose.size_wh}, or another field of the spec differs"
+        )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(recipe.stage2.optim.seed)
+    refined = RefinedPoseNet(network, IGPGCN(_refiner(recipe, network), spec.skeleton), spec)
+    stage = RefinerStage(
+        refined,
+        spec,
+        recipe.stage2.output_weights,
+        teacher=None if teacher is None else load_teacher(teacher, spec)[0],
+        teacher_fraction=recipe.stage2.teacher_fraction if recipe.stage2.gcn == "mix" else 1.0,
+        init_noise_px=recipe.stage2.init_noise_px,
+    )
+    people = _people(recipe, spec, data)
+    if not _fit(stage, refined, spec, recipe, recipe.stage2.optim, people, data, options):
+        return None
+    checkpoint = options.folder / REFINED_FILE
+    deployed = deployed_spec(recipe)
+    dev = development_set(recipe, deployed, data)
+    save_pose(checkpoint, refined, measured_spec(refined, deployed, dev))
+    return checkpoint
+
+
+def _started(path: Path, found: Initialised) -> str:
+    """One line on what a run starts from."""
+    parts = ["the backbone", *found.taken]
+    text = f"{path.name} gives {', '.join(parts)}"
+    if found.fresh:
+        text += f"; fresh: {', '.join(found.fresh)}"
+    return text + f"; {len(found.dropped)} tensors of the file are not used"
+
+
+def _check_target(gcn: GcnTarget, teacher: Path | None) -> None:
+    if gcn == "off":
+        raise TrainingError("stage2.gcn is 'off': this recipe has no refiner to train")
+    if (gcn == "gt") != (teacher is None):
+        raise TrainingError(
+            f"stage2.gcn is {gcn!r}, and the teacher's file is {teacher}; "
+            f"'teacher' and 'mix' need one, 'gt' uses none"
+        )
+
+
+def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
+    return IGPGCNConfig(
+        size_wh=recipe.pose.size_wh,
+        tap_channels=student.backbone.tap_channels,
+        node_channels=recipe.stage2.node_channels,
+        joint_channels=recipe.stage2.joint_channels,
+        output=recipe.stage2.output,
+        sample_at=recipe.stage2.sample_at,
+        integral_head=recipe.stage2.integral_head,
+        refine=recipe.stage2.refine,
+        refine_below=recipe.stage2.refine_below,
+    )
+
+
+def measured_spec(
+    network: RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None
+) -> ModelSpec:
+    """The spec with the confidence fitted, and the figures measured, on the held-out photos."""
+    if dev is None:
+        return spec
+    predictions, coarse = dev.predict(network), dev.predict(network.pose)
+    score, good = good_joints(predictions, dev.people, spec.skeleton.oks_sigmas)
+    calibration = fit_calibration(score, good)
+    metrics = {
+        "dev_AP": dev.accuracy(predictions).AP,
+        "dev_AP_coarse": dev.accuracy(coarse).AP,
+        "dev_people": float(len(dev.people)),
+        "dev_ECE": calibration_error(score, good, calibration),
+    }
+    rounded = {name: round(value, 4) for name, value in metrics.items()}
+    return dataclasses.replace(spec, calibration=calibration, metrics=rounded)
+
+
+def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> DevelopmentSet | None:
+    """The held-out photos of the first source that holds some out."""
+    for source in recipe.sources:
+        if source.holdout_every:
+            return DevelopmentSet(source, data.root, spec, data.cache)
+    return None
+
+
+def _people(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> People:
+    people = load_people(recipe.sources, data.root, spec.skeleton)
+    if not len(people):
+        raise TrainingError("the recipe's sources hold no labelled person")
+    return people
+
+
+def _fit(
+    stage: Stage,
+    network: PoseNet | RefinedPoseNet,
+    spec: ModelSpec,
+    recipe: Recipe,
+    optim: OptimConfig,
+    people: People,
+    data: DataOptions,
+    options: RunOptions,
+) -> bool:
+    cache = cache_photos(people.photos, data.cache)
+    dataset = CropDataset(people, cache, spec, recipe.augment, recipe.labels, optim.seed)
+    per_epoch = batches_per_epoch(people.repeat, optim)
+    dev = development_set(recipe, spec, data)
+
+    def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
+        if dev is None:
+            return {}
+        assembled = module.student if isinstance(module, AlignedStudent) else module
+        if isinstance(network, RefinedPoseNet):
+            assert isinstance(module, IGPGCN)
+            assembled = RefinedPoseNet(network.pose, module, spec)
+        accuracy = dev.accuracy(dev.predict(assembled))
+        return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
+
+    batches = epoch_batches(dataset, people.repeat, optim)
+    return fit(stage, batches, per_epoch, optim, options, after_epoch=after_epoch)

@@ -1,0 +1,140 @@
+"""The training stages: each turns a batch into a dict of named losses, `loss` being their total."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
+from cfpose_training.config import LabelConfig
+from cfpose_training.data import Batch
+from cfpose_training.losses import refinement_loss, simcc_loss
+from cfpose_training.nets.decode import decode_simcc
+from cfpose_training.nets.igp_gcn import normalise_xy
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+
+
+class Stage(nn.Module):
+    """What the loop trains: `trainable` holds every parameter that the optimiser may touch."""
+
+    trainable: nn.Module
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """The loop says that epoch `epoch`, from 1, of `epochs` begins or goes on."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses of a batch; `loss` is what is minimised."""
+        raise NotImplementedError
+
+
+class Normalise(nn.Module):
+    """uint8 BGR images (B, H, W, 3) → normalised RGB (B, 3, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB,
+        std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB,
+    ) -> None:
+        super().__init__()
+        mean = torch.tensor(mean_rgb).reshape(1, 3, 1, 1) * 255
+        std = torch.tensor(std_rgb).reshape(1, 3, 1, 1) * 255
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        # float first: TensorRT does not move uint8 tensors
+        return (crops.float().permute(0, 3, 1, 2).flip(1) - self.mean) / self.std
+
+
+class LabelStage(Stage):
+    """Stage 1 on labels alone: the SimCC loss of a PoseNet."""
+
+    def __init__(self, network: PoseNet, spec: ModelSpec, labels: LabelConfig) -> None:
+        super().__init__()
+        self.trainable = network
+        self.normalise = Normalise(spec.mean_rgb, spec.std_rgb)
+        self.split_ratio = spec.split_ratio
+        self.labels = labels
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.trainable(self.normalise(batch["crops"]))
+        loss = simcc_loss(
+            (output.x_logits, output.y_logits),
+            batch["xy"],
+            batch["weight"],
+            self.split_ratio,
+            self.labels,
+        )
+        return {"loss": loss, "kl": loss.detach()}
+
+
+class RefinerStage(Stage):
+    """Stage 2: the refiner on a frozen student (eq. 6-7).
+
+    It learns ground truth (scheme 1), or the argmax pose of `teacher`, or both: the teacher's share
+    of the loss is `teacher_fraction`. Only labelled joints count, whoever says where they are.
+    Student and teacher stay in eval mode, so no batch-norm statistic moves. `init_noise_px` is the
+    deviation of Gaussian noise on the coarse pose in training.
+    """
+
+    def __init__(
+        self,
+        network: RefinedPoseNet,
+        spec: ModelSpec,
+        output_weights: tuple[float, float, float],
+        *,
+        teacher: PoseNet | None = None,
+        teacher_fraction: float = 1.0,
+        init_noise_px: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student = network.pose.requires_grad_(False)
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.teacher_fraction = 0.0 if teacher is None else teacher_fraction
+        self.trainable = network.refiner
+        self.normalise = Normalise(spec.mean_rgb, spec.std_rgb)
+        self.spec = spec
+        self.output_weights = output_weights
+        self.init_noise_px = init_noise_px
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.student.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        split_ratio = self.spec.split_ratio
+        with torch.no_grad():
+            images = self.normalise(batch["crops"])
+            output = self.student(images)
+            coarse, score = decode_simcc(
+                output.x_logits, output.y_logits, split_ratio, self.spec.decode
+            )
+            targets = [(1 - self.teacher_fraction, batch["xy"])]
+            if self.teacher is not None:
+                said = self.teacher(images)
+                taught, _ = decode_simcc(said.x_logits, said.y_logits, split_ratio, "argmax")
+                targets.append((self.teacher_fraction, taught))
+            if self.training and self.init_noise_px:
+                # drawn on the CPU: its generator is what a resumed run restores
+                noise = torch.randn(coarse.shape, dtype=coarse.dtype).to(coarse.device)
+                coarse = coarse + self.init_noise_px * noise
+        refined = self.trainable(output.taps, coarse, score)
+        losses = [self._loss(refined, xy, batch["weight"]) for _, xy in targets]
+        named = dict(zip(("l1", "l1_teacher"), (loss.detach() for loss in losses), strict=False))
+        shares = zip(targets, losses, strict=True)
+        total = sum((share * loss for (share, _), loss in shares), losses[0].new_zeros(()))
+        return {"loss": total, **named}
+
+    def _loss(self, poses: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+        size_wh = self.spec.size_wh
+        normalised = [normalise_xy(pose, size_wh) for pose in poses]
+        return refinement_loss(normalised, normalise_xy(xy, size_wh), weight, self.output_weights)
