@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-
-from cfpose_export.onnx import read_spec
+from cfpose_export.graph import load_model, read_spec
 from cfpose_sdk.detector import BUNDLED_FINDER
 from cfpose_sdk.errors import ArtifactError, ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL
@@ -41,16 +39,3 @@ def bundle(pose: Path | None, finder: Path | None, folder: Path | None = None) -
     for target, data in targets.items():
         write_file(target, data)
     return list(targets)
-
-
-def load_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file. Raises ArtifactError when it is missing or is not one."""
-    try:
-        model = onnx.load_model(path)
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from error
-    except Exception as error:  # protobuf's and onnx's own classes share no base
-        reason = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{path} is not an ONNX file, or it is damaged: {reason}") from error
-    return model

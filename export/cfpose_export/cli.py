@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import onnx
 
-from cfpose_export.bundle import bundle, load_model
+from cfpose_export.bundle import bundle
 from cfpose_export.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.finder import (
     build_finder,
@@ -24,7 +24,8 @@ from cfpose_export.finder import (
     write_proven_finder,
 )
 from cfpose_export.fuse import FusedPose
-from cfpose_export.onnx import POSE_OUTPUTS, build_pose, check_graph, read_spec
+from cfpose_export.graph import POSE_OUTPUTS, check_graph, load_model, read_spec
+from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure, read_people, write_proven
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import Decode, ModelSpec

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cfpose_export.onnx import check_graph, trace
+from cfpose_export.graph import check_graph
+from cfpose_export.onnx import trace
 from cfpose_export.parity import DEMO_PHOTOS
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox

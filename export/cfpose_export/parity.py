@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from cfpose_export.fuse import FusedOutput, FusedPose
-from cfpose_export.onnx import LOGITS, POSE_OUTPUTS, write_spec
+from cfpose_export.graph import LOGITS, POSE_OUTPUTS, write_spec
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import check_boxes
 from cfpose_sdk.crops import crop_transforms, extract_crops

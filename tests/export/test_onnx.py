@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from cfpose_export.fuse import FusedPose
-from cfpose_export.onnx import (
+from cfpose_export.graph import (
     LOGITS,
     OPSET,
     POSE_OUTPUTS,

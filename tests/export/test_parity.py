@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 
 from cfpose_export.fuse import FusedPose
-from cfpose_export.onnx import read_spec
+from cfpose_export.graph import read_spec
 from cfpose_export.parity import (
     BATCHES,
     POOL,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from cfpose_training.config import OptimConfig
-from cfpose_training.loop import RunOptions, fit
+from cfpose_training.loop import RunOptions, fit, leave_processes
 from cfpose_training.stages import Stage
 
 class Line(Stage):
@@ -42,6 +42,7 @@ done = fit(stage, batches, 5, config, options, after_epoch=lambda e, m: called.a
 rank = int(__import__("os").environ.get("RANK", 0))
 assert done and called == ([0, 1, 2] if rank == 0 else []), called
 torch.save(stage.trainable.state_dict(), folder / f"weights{rank}.pt")
+leave_processes()
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,7 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "data": _data,
     }
-    return handlers[arguments.command](arguments)
+    try:
+        return handlers[arguments.command](arguments)
+    finally:
+        _leave_processes()
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:  # `convert --help` and the like never import it
+        from cfpose_training.loop import leave_processes
+
+        leave_processes()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -130,6 +130,16 @@ def fit(
     return True
 
 
+def leave_processes() -> None:
+    """End this process's part in a group of processes; without one, nothing.
+
+    The last call of a program that trains under torchrun. A process that exits with its group
+    open aborts now and then, because its threads outlive it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class _Run:
     """The mutable state of one run, and its file."""
 

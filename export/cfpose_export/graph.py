@@ -1,0 +1,82 @@
+"""What an exported graph holds: its spec, its types, and the rules that every runtime reads alike.
+
+Needs onnx alone, so that a graph can be typed, checked and built into an engine without PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from cfpose_sdk.errors import ArtifactError, ExportError
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+
+# from opset 20 on GridSample's bilinear mode is called "linear", which TensorRT has read as nearest
+OPSET = 18
+LOGITS = ("x_logits", "y_logits")  # values inside the pose graph that a proof may ask for
+POSE_OUTPUTS = ("keypoints", "confidence", "coarse")
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
+# TensorRT's parser refuses these, or their output shape depends on the data
+FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file. Raises ArtifactError when it is missing or is not one."""
+    try:
+        model = onnx.load_model(path)
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+    except Exception as error:  # protobuf's and onnx's own classes share no base
+        reason = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{path} is not an ONNX file, or it is damaged: {reason}") from error
+    return model
+
+
+def write_spec(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Set the graph's metadata to `spec` alone."""
+    onnx.helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+
+
+def read_spec(model: onnx.ModelProto) -> ModelSpec:
+    """The ModelSpec in a graph's metadata. Raises SpecError, or ExportError when there is none."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if SPEC_KEY not in metadata:
+        raise ExportError(f"the graph carries no {SPEC_KEY}, so it is not a cfpose pose model")
+    return ModelSpec.from_json(metadata[SPEC_KEY])
+
+
+def check_graph(model: onnx.ModelProto, input_name: str, output_names: Sequence[str]) -> None:
+    """Raise ExportError unless the graph keeps to what every runtime reads alike."""
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise ExportError(f"the graph was written at opsets {opsets}, expected {{'': {OPSET}}}")
+    names = ([i.name for i in model.graph.input], [o.name for o in model.graph.output])
+    if names != ([input_name], list(output_names)):
+        raise ExportError(f"the graph has {names}, expected {input_name} → {list(output_names)}")
+    if bad := sorted({node.op_type for node in model.graph.node} & set(FORBIDDEN)):
+        raise ExportError(f"the graph holds {bad}, which TensorRT does not take")
+    types = element_types(model)
+    for node in model.graph.node:
+        if node.op_type == "GridSample":
+            _check_grid_sample(node, types)
+
+
+def element_types(model: onnx.ModelProto) -> Mapping[str, int]:
+    """Element type (TensorProto.DataType) of every value that shape inference can type."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in inferred.initializer}
+
+
+def _check_grid_sample(node: onnx.NodeProto, types: Mapping[str, int]) -> None:
+    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    expected = {"mode": b"bilinear", "padding_mode": b"border", "align_corners": 1}
+    if found != expected:
+        raise ExportError(f"{node.name} has {found}, expected {expected}")
+    kinds = {name: types.get(name) for name in node.input}
+    if set(kinds.values()) != {onnx.TensorProto.FLOAT}:
+        raise ExportError(f"{node.name} has input types {kinds}, expected float32 for both")
