@@ -14,8 +14,9 @@ import torch
 from cfpose_training.checkpoint import load_tensors
 from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions
-from cfpose_training.loop import STATE_FILE, RunOptions
+from cfpose_training.loop import RunOptions
 from cfpose_training.pose_training import train_stage1
+from cfpose_training.run_state import STATE_FILE
 
 KILLED_SAVE = 8  # 5 batches an epoch, one save a batch and one an epoch: epoch 2, batch 2
 

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_training.batches import Shard
 from cfpose_training.config import OptimConfig
-from cfpose_training.data import Batch, Shard
-from cfpose_training.loop import STATE_FILE, Ema, RunOptions, build_optimiser, fit, learning_rate
+from cfpose_training.data import Batch
+from cfpose_training.ema import Ema
+from cfpose_training.loop import RunOptions, fit
+from cfpose_training.optimiser import build_optimiser, learning_rate
+from cfpose_training.run_state import STATE_FILE
 from cfpose_training.stages import Stage
 
 BATCHES = 6
@@ -139,7 +143,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
         path.write_bytes(b"half a fi")
         raise error
 
-    monkeypatch.setattr("cfpose_training.loop.torch.save", full_disk)
+    monkeypatch.setattr("cfpose_training.run_state.torch.save", full_disk)
     with pytest.raises(TrainingError, match=r"cannot save.*--resume"):
         run(tmp_path, CONFIG, resume=True, save_every_s=0.0)
     assert (tmp_path / STATE_FILE).read_bytes() == good

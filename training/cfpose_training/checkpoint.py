@@ -71,6 +71,18 @@ def save_pose(path: Path, network: PoseNet | RefinedPoseNet, spec: ModelSpec) ->
     save_tensors(path, network.state_dict(), metadata)
 
 
+def load_spec(path: Path) -> ModelSpec:
+    """The ModelSpec of a pose checkpoint, without its tensors. Errors as those of `load_pose`."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"cannot read the checkpoint {path}: {error}") from error
+    if SPEC_KEY not in metadata:
+        raise ArtifactError(f"{path} is not a cfpose pose checkpoint: it carries no {SPEC_KEY}")
+    return ModelSpec.from_json(metadata[SPEC_KEY])
+
+
 def load_pose(path: str | Path) -> tuple[PoseNet | RefinedPoseNet, ModelSpec]:
     """Rebuild the network from its checkpoint, in eval mode.
 

@@ -7,16 +7,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from cfpose_sdk.errors import ArtifactError
+from cfpose_training.file_commands import add_convert, add_data, convert, data
 
 if TYPE_CHECKING:
     from cfpose_training.config import OptimConfig, PhotoSource, Source
     from cfpose_training.data import DataOptions
     from cfpose_training.loop import RunOptions
-
-    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "stage2": _stage2,
         "finder": _finder,
         "ablation": _ablation,
-        "convert": _convert,
-        "data": _data,
+        "convert": convert,
+        "data": data,
     }
     try:
         return handlers[arguments.command](arguments)
@@ -73,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
     common.add_argument("--devices", type=int, default=1, help="number of devices")
     common.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    common.add_argument(
+        "--keep-last", type=int, default=0, help="keep the checkpoints of so many last epochs"
+    )
     common.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     commands.add_parser("teacher", parents=[common], help="the recipe's teacher, on labels")
     stage1 = commands.add_parser("stage1", parents=[common], help="the student")
@@ -88,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
     _add_ablation(commands.add_parser("ablation", parents=[common], help="schemes of Table IV"))
-    _add_convert(commands)
-    _add_data(commands)
+    add_convert(commands)
+    add_data(commands)
     return parser
 
 
@@ -99,28 +100,6 @@ def _add_ablation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=_numbers, default=[1, 2], help="comma-separated")
     parser.add_argument("--teacher", type=Path, help="checkpoint to use; none: train one")
-
-
-def _add_convert(commands: Commands) -> None:
-    convert = commands.add_parser(
-        "convert", help="a checkpoint of SimCC, HRNet or mmpose into ours, or ours into theirs"
-    )
-    convert.add_argument("source", type=Path, help="checkpoint: .pth, or .safetensors of ours")
-    convert.add_argument("-o", "--output", type=Path, required=True, help="file to write")
-    convert.add_argument(
-        "--to", choices=("simcc", "mmpose"), help="write this layout, from a checkpoint of ours"
-    )
-    convert.add_argument("--network", choices=("w32", "w48", "s"), help="refuse any other HRNet")
-    convert.add_argument("--recipe", type=Path, help="the model's name, joints and terms")
-
-
-def _add_data(commands: Commands) -> None:
-    data = commands.add_parser("data", help="about data sets")
-    check = data.add_subparsers(dest="action", required=True).add_parser(
-        "check", help="what is there, what is missing, what is broken; exit 1 if anything is"
-    )
-    check.add_argument("folder", type=Path, help="data root")
-    check.add_argument("--recipe", type=Path, help="check what this recipe needs")
 
 
 def _names(text: str) -> list[str]:
@@ -179,47 +158,6 @@ def _finder(arguments: argparse.Namespace) -> int:
     return _report(train_finder(recipe, arguments.labeller, *_options(arguments)))
 
 
-def _convert(arguments: argparse.Namespace) -> int:
-    from cfpose_training.config import load_recipe
-    from cfpose_training.conversion import export_state, load_foreign, save_adopted, save_state
-    from cfpose_training.nets.hrnet import HRNET_S, HRNET_W32, HRNET_W48
-    from cfpose_training.pose_training import pose_spec
-
-    source, target = arguments.source, arguments.output
-    if arguments.to is not None:
-        state, dropped = export_state(source, arguments.to)
-        save_state(target, state, arguments.to)
-    else:
-        adopted = load_foreign(source)
-        expected = {"w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}.get(arguments.network)
-        if expected not in (None, adopted.hrnet):
-            raise ArtifactError(f"{source} is an {adopted.hrnet}, expected {arguments.network}")
-        spec = None if arguments.recipe is None else pose_spec(load_recipe(arguments.recipe))
-        save_adopted(adopted, target, name=source.stem, spec=spec)
-        dropped = adopted.dropped
-        if not adopted.has_head:
-            print(f"{source} has no SimCC head: {target} is a backbone for stage1 --init")
-        if adopted.filled:
-            print(f"{len(adopted.filled)} batch counters are not in the file; they start at 0")
-    for key in dropped:
-        print(f"dropped {key}")
-    return _report(target)
-
-
-def _data(arguments: argparse.Namespace) -> int:
-    from cfpose_training.config import load_recipe
-    from cfpose_training.data_check import check_known, check_recipe
-    from cfpose_training.pose_training import pose_spec
-
-    if arguments.recipe is None:
-        found = check_known(arguments.folder)
-    else:
-        recipe = load_recipe(arguments.recipe)
-        found = check_recipe(recipe, arguments.folder, pose_spec(recipe).skeleton)
-    print(found.text)
-    return 0 if found.is_usable else 1
-
-
 def _ablation(arguments: argparse.Namespace) -> int:
     from cfpose_training.ablation import plan, run_ablation
     from cfpose_training.ablation_table import MARKDOWN_FILE
@@ -232,9 +170,8 @@ def _ablation(arguments: argparse.Namespace) -> int:
             done = (arguments.out / job.checkpoint).is_file()
             print(f"{'done  ' if done else 'to run'} {arguments.out / job.checkpoint}")
         return 0
-    data, options = _options(arguments)
     rows = run_ablation(
-        recipe, arguments.schemes, arguments.seeds, data, options, arguments.teacher
+        recipe, arguments.schemes, arguments.seeds, *_options(arguments), arguments.teacher
     )
     return _report(None if rows is None else arguments.out / MARKDOWN_FILE)
 
@@ -272,6 +209,7 @@ def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
         devices=arguments.devices,
         accelerator=arguments.accelerator,
         threads=arguments.threads,
+        keep_last=arguments.keep_last,
     )
     return DataOptions(arguments.data_root, cache), run
 

@@ -80,6 +80,7 @@ class OptimConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = 2025
     workers: int = 0  # loader processes
+    final: Literal["last", "best"] = "last"  # epoch that is kept in the end; best: by dev_AP
 
 
 @dataclass(frozen=True)

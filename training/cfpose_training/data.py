@@ -6,40 +6,29 @@ the joints, unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cfpose_bench.annotations import is_counted, read_annotations
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
-from cfpose_sdk.errors import DatasetError, TrainingError
+from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.augment import random_transform
-from cfpose_training.config import AugmentConfig, LabelConfig, OptimConfig, Source
+from cfpose_training.config import AugmentConfig, LabelConfig, Source
 from cfpose_training.photos import PhotoCache
 from cfpose_training.targets import label_weights
 
 Float64 = NDArray[np.float64]
 Batch = dict[str, Tensor]  # crops (B, H, W, 3) uint8 BGR, xy (B, K, 2) crop px, weight (B, K)
-
-
-class Shard(NamedTuple):
-    """One process's share of every batch."""
-
-    rank: int = 0
-    world: int = 1
-
-
-# (epoch, start, shard) → the shard's part of that epoch's batches, from batch `start` on
-Batches = Callable[[int, int, Shard], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
@@ -177,67 +166,6 @@ class CropDataset(Dataset[Batch]):
             "xy": positions,
             "weight": inside * torch.from_numpy(labelled).float() * weight,
         }
-
-
-class EpochSampler(Sampler[tuple[int, int, int]]):
-    """Addresses (epoch, item, visit): a fixed permutation for each (seed, epoch), from `start` on.
-
-    `repeat` (N,) says how often an epoch visits each item. A last part that is no whole `multiple`
-    is left out, and of the rest a shard takes every world-th address.
-    """
-
-    def __init__(
-        self,
-        repeat: NDArray[np.intp],
-        seed: int,
-        epoch: int,
-        start: int = 0,
-        *,
-        multiple: int = 1,
-        shard: Shard = Shard(),  # noqa: B008 - immutable
-    ) -> None:
-        visits = [
-            (epoch, item, visit) for item, count in enumerate(repeat) for visit in range(count)
-        ]
-        order = np.random.default_rng((seed, epoch)).permutation(len(visits))
-        whole = len(visits) // multiple * multiple
-        self._visits = [visits[i] for i in order[start + shard.rank : whole : shard.world]]
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        return iter(self._visits)
-
-    def __len__(self) -> int:
-        return len(self._visits)
-
-
-def batches_per_epoch(repeat: NDArray[np.intp], optim: OptimConfig) -> int:
-    """Whole batches in an epoch. Raises TrainingError when there is not even one."""
-    visits = int(repeat.sum())
-    if visits < optim.batch_size:
-        raise TrainingError(f"batch_size {optim.batch_size} exceeds the epoch's {visits} samples")
-    return visits // optim.batch_size
-
-
-def epoch_batches(dataset: Dataset[Batch], repeat: NDArray[np.intp], optim: OptimConfig) -> Batches:
-    """The batches of an epoch, without a last short one; `optim.batch_size` is that of all shards.
-
-    `repeat` (N,) says how often an epoch visits each item of `dataset`. Raises TrainingError when
-    the batch size does not divide among the shards.
-    """
-    size = optim.batch_size
-
-    def batches(epoch: int, start: int, shard: Shard) -> Iterable[Batch]:
-        if size % shard.world:
-            raise TrainingError(
-                f"batch_size {size} does not divide among {shard.world} processes; "
-                f"take a multiple of {shard.world}"
-            )
-        sampler = EpochSampler(repeat, optim.seed, epoch, start * size, multiple=size, shard=shard)
-        return DataLoader(
-            dataset, batch_size=size // shard.world, sampler=sampler, num_workers=optim.workers
-        )
-
-    return batches
 
 
 def plain_crops(

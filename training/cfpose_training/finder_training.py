@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ from torch import nn
 from cfpose_sdk.boxes import iou_matrix, letterbox, nms
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import FinderSpec
+from cfpose_training.batches import batches_per_epoch, epoch_batches
 from cfpose_training.checkpoint import save_finder
 from cfpose_training.config import FinderConfig, Recipe
-from cfpose_training.data import DataOptions, batches_per_epoch, epoch_batches
+from cfpose_training.data import DataOptions
 from cfpose_training.finder_data import PAD_VALUE, FinderDataset
 from cfpose_training.finder_labels import PhotoTruth, label_photos, list_photos
 from cfpose_training.finder_stage import FinderStage
 from cfpose_training.loop import RunOptions, fit
 from cfpose_training.nets.finder import FinderNet, pick_people
 from cfpose_training.photos import PhotoCache, cache_photos
+from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded, recorded_files
 from cfpose_training.stages import Normalise
 
 FINDER_FILE = "finder.safetensors"
@@ -49,6 +52,8 @@ def train_finder(
     if config is None:
         raise TrainingError("the recipe has no [finder] table")
     optim = config.optim
+    if optim.final == "best":
+        raise TrainingError("final = 'best' is for poses, by dev_AP; the finder takes 'last'")
     visits = [
         (p, source.repeat) for source in config.sources for p in list_photos(source, data.root)
     ]
@@ -62,17 +67,31 @@ def train_finder(
     torch.manual_seed(optim.seed)
     network = FinderNet(config.net)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
+    batches = epoch_batches(dataset, repeat, optim, pin_memory=options.uses_cuda)
     finished = fit(
-        FinderStage(network), epoch_batches(dataset, repeat, optim), per_epoch, optim, options,
+        FinderStage(network), batches, per_epoch, optim, options,
         after_epoch=lambda _, module: dev.figures(module),
+        record=_record(config, recorded_files({"labeller": labeller})),
+        save_checkpoint=lambda path, module, metrics: _save(path, module, config, metrics),
     )  # fmt: skip
     if not finished:
         return None
-    spec = dataclasses.replace(finder_spec(config), metrics=dev.figures(network))
     checkpoint = options.folder / FINDER_FILE
-    save_finder(checkpoint, network, spec)
+    _save(checkpoint, network, config, dev.figures(network))
     return checkpoint
+
+
+def _save(
+    path: Path, network: nn.Module, config: FinderConfig, metrics: Mapping[str, float]
+) -> None:
+    assert isinstance(network, FinderNet)
+    save_finder(path, network, dataclasses.replace(finder_spec(config), metrics=metrics))
+
+
+def _record(config: FinderConfig, files: Record) -> Record:
+    """What decides a run, without what only labels its artifact or says how it is used."""
+    free = FREE_OPTIM_FIELDS | {"name", "threshold", "nms_iou", "trained_on", "license"}
+    return {"stage": "finder", **recorded(config, "finder", free), **files}
 
 
 class FinderDevelopmentSet:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import csv
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from cfpose_sdk.errors import TrainingError
+from cfpose_training.batches import Batches
 from cfpose_training.config import OptimConfig
-from cfpose_training.data import Batch, Batches, Shard
+from cfpose_training.data import Batch
+from cfpose_training.kept_checkpoints import KeptCheckpoints, SaveCheckpoint
+from cfpose_training.optimiser import learning_rate
+from cfpose_training.run_log import Meter, RunLog
+from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded
+from cfpose_training.run_state import load_state, remove_torn_states, save_state
 from cfpose_training.stages import Stage
+from cfpose_training.trainer import Trainer
 
-STATE_FILE = "state.pt"
 LOG_FILE = "log.csv"
 SAVE_EVERY_S = 300.0
+
+AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -38,51 +40,12 @@ class RunOptions:
     accelerator: str = "auto"
     threads: int = 0  # of torch on a CPU; 0: its own choice
     save_every_s: float = SAVE_EVERY_S  # the state, within an epoch
+    keep_last: int = 0  # checkpoints of the last epochs; 0: none
 
-
-class Ema:
-    """Exponential moving average of parameters and buffers; warms up as (1 + n) / (10 + n)."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.decay = decay
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        self.steps += 1
-        weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for average, value in zip(
-            self.module.state_dict().values(), module.state_dict().values(), strict=True
-        ):
-            if average.is_floating_point():
-                average.lerp_(value.to(average.dtype), weight)
-            else:
-                average.copy_(value)
-
-
-def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW; norms and biases are not decayed."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if config.optimiser == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def learning_rate(config: OptimConfig, epoch: float, step: int) -> float:
-    """Rate at a fractional epoch (from 0) and optimiser step (from 0)."""
-    if config.schedule == "multistep":
-        rate = config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
-    else:
-        progress = min(1.0, epoch / config.epochs)
-        rate = config.final_lr + (config.lr - config.final_lr) * (
-            0.5 + 0.5 * math.cos(math.pi * progress)
-        )
-    return rate * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else rate
+    @property
+    def uses_cuda(self) -> bool:
+        """Whether batches go to a CUDA device."""
+        return self.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
 
 
 def fit(
@@ -92,41 +55,46 @@ def fit(
     config: OptimConfig,
     options: RunOptions,
     *,
-    after_epoch: Callable[[int, nn.Module], dict[str, float]],
+    after_epoch: AfterEpoch,
+    record: Record | None = None,
+    save_checkpoint: SaveCheckpoint | None = None,
 ) -> bool:
     """Train `stage.trainable` in place; its final weights are the averaged ones if EMA is on.
 
     `after_epoch(epoch, module)` gets the (averaged) module and returns figures for the log; of
-    several processes the first alone calls it, while the others wait.
-    Returns False when `max_minutes` ended the run early. Raises TrainingError when a loss is not
-    finite, or when the folder holds another run and `resume` is not set.
+    several processes the first alone calls it, while the others wait. `record` says what decides
+    the result; None: `config` alone. With `save_checkpoint` the run keeps checkpoints, see
+    KeptCheckpoints.
+    Returns False when `max_minutes` ended the run early. Raises TrainingError when a loss or
+    gradient is not finite, when a file cannot be written, or when the folder holds another run, or
+    any run and `resume` is not set.
     """
-    run = _Run(stage, config, options)
+    run = _Run(stage, config, options, record, save_checkpoint)
+    trainer = run.trainer
     deadline = time.monotonic() + options.max_minutes * 60
     total = config.epochs * batches_per_epoch
-    with tqdm(total=total, initial=run.step, unit="batch", disable=None) as progress:
-        while run.epoch < config.epochs:
-            meter = _Meter()
-            stage.set_epoch(run.epoch + 1, config.epochs)
+    with tqdm(total=total, initial=trainer.step, unit="batch", disable=None) as progress:
+        while trainer.epoch < config.epochs:
+            stage.set_epoch(trainer.epoch + 1, config.epochs)
             try:
-                for batch in batches(run.epoch, run.batch, run.shard):
-                    fraction = run.epoch + run.batch / batches_per_epoch
-                    losses = run.train_step(batch, learning_rate(config, fraction, run.step))
-                    meter.add(losses, len(next(iter(batch.values()))))
+                part = batches(trainer.epoch, trainer.batch, trainer.shard)
+                for batch in run.meter.waiting(part):
+                    fraction = trainer.epoch + trainer.batch / batches_per_epoch
+                    rate = learning_rate(config, fraction, trainer.step)
+                    run.train_step(batch, rate)
                     progress.update()
-                    progress.set_postfix_str(f"epoch {run.epoch + 1} {meter.summary()}", False)
-                    if run.agree(time.monotonic() > deadline):
+                    summary = f"epoch {trainer.epoch + 1} {run.meter.summary()}"
+                    progress.set_postfix_str(summary, refresh=False)
+                    if trainer.agree(time.monotonic() > deadline):
                         run.save()
                         return False
                     run.save_now_and_then()
+                run.end_epoch(after_epoch)
             except KeyboardInterrupt:
                 run.save_if_whole()
                 raise
-            figures = after_epoch(run.epoch, run.result) if run.is_first else {}
-            run.log({"samples_per_s": meter.rate(), **meter.means(), **figures})
-            run.epoch, run.batch = run.epoch + 1, 0
-            run.save()
-    stage.trainable.load_state_dict(run.result.state_dict())
+    trainer.wait_for_all()  # until the first one has written the last epoch's files
+    stage.trainable.load_state_dict(trainer.result.state_dict())
     return True
 
 
@@ -141,166 +109,88 @@ def leave_processes() -> None:
 
 
 class _Run:
-    """The mutable state of one run, and its file."""
+    """A trainer and its folder: state, log and checkpoints, all written by the first process."""
 
-    def __init__(self, stage: Stage, config: OptimConfig, options: RunOptions) -> None:
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        self.config = config
+    def __init__(
+        self,
+        stage: Stage,
+        config: OptimConfig,
+        options: RunOptions,
+        record: Record | None,
+        save_checkpoint: SaveCheckpoint | None,
+    ) -> None:
         self.folder = options.folder
         self.save_every_s = options.save_every_s
-        self.fabric = Fabric(
-            accelerator=options.accelerator, devices=options.devices, precision=config.precision
+        self.record = recorded(config, "optim", FREE_OPTIM_FIELDS) if record is None else record
+        self.trainer = Trainer(
+            stage,
+            config,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            threads=options.threads,
         )
-        self.fabric.launch()
-        self.fabric.seed_everything(config.seed, verbose=False)
-        optimiser = build_optimiser(stage.trainable, config)
-        self.module = stage.trainable
-        self.stage, self.optimiser = self.fabric.setup(stage, optimiser)
-        self.ema = Ema(self.module, config.ema_decay) if config.ema_decay else None
-        self.epoch = self.batch = self.step = 0
+        self.meter = Meter()
+        self.kept: KeptCheckpoints | None = None
+        if save_checkpoint is not None and self.trainer.is_first:
+            self.kept = KeptCheckpoints(options.folder, save_checkpoint, options.keep_last)
         self._saved = time.monotonic()
-        self._in_step = False  # between the optimiser's step and the counters'
         self._open(resume=options.resume)
+        self.log = RunLog(self.folder / LOG_FILE, self.trainer.epoch)
 
-    @property
-    def result(self) -> nn.Module:
-        return self.module if self.ema is None else self.ema.module
+    def train_step(self, batch: Batch, rate: float) -> None:
+        """One step of the trainer, counted."""
+        self.meter.add(self.trainer.train_step(batch, rate), len(next(iter(batch.values()))))
 
-    def train_step(self, batch: Batch, rate: float) -> dict[str, float]:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.stage.train()
-        batch = self.fabric.to_device(batch)
-        losses: dict[str, Tensor] = self.stage(batch)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise TrainingError(
-                f"a loss is not finite: epoch {self.epoch + 1}, batch {self.batch + 1}, {values}; "
-                f"lower lr or set clip_norm; the state before it is in {self.folder / STATE_FILE}"
+    def end_epoch(self, after_epoch: AfterEpoch) -> None:
+        """Measure, keep and log the epoch in the first process, then go on to the next one."""
+        trainer = self.trainer
+        if trainer.is_first:
+            figures = after_epoch(trainer.epoch, trainer.result)
+            if self.kept is not None:
+                self.kept.keep(trainer.epoch + 1, trainer.result, figures)
+            self.log.append(
+                {
+                    "epoch": trainer.epoch + 1,
+                    "step": trainer.step,
+                    **self.meter.speeds(),
+                    **self.meter.means(),
+                    **trainer.epoch_figures,
+                    **figures,
+                }
             )
-        self._in_step = True
-        self.fabric.backward(losses["loss"])
-        if self.config.clip_norm:
-            self.fabric.clip_gradients(self.stage, self.optimiser, max_norm=self.config.clip_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.module)
-        self.batch += 1
-        self.step += 1
-        self._in_step = False
-        return values
+        trainer.epoch, trainer.batch = trainer.epoch + 1, 0
+        self.meter = Meter()
+        self.save()
 
     def save_now_and_then(self) -> None:
         if time.monotonic() - self._saved > self.save_every_s:
             self.save()
 
-    @property
-    def shard(self) -> Shard:
-        """This process's share of every batch."""
-        return Shard(self.fabric.global_rank, self.fabric.world_size)
-
-    @property
-    def is_first(self) -> bool:
-        return self.fabric.is_global_zero
-
-    def agree(self, flag: bool) -> bool:
-        """The first process's flag, in all of them: they stop together, or wait for ever."""
-        return bool(self.fabric.broadcast(flag)) if self.fabric.world_size > 1 else flag
-
     def save_if_whole(self) -> None:
         """Save unless a step is half done; then the last saved state stands."""
-        if not self._in_step:
+        if self.trainer.is_whole:
             self.save()
 
     def save(self) -> None:
-        """Write the state atomically, from the first process alone."""
+        """Write the state, from the first process alone."""
         self._saved = time.monotonic()
-        if not self.fabric.is_global_zero:
-            return
-        state = {
-            "config": repr(self.config),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.step,
-            "module": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "ema_steps": 0 if self.ema is None else self.ema.steps,
-            "rng": torch.get_rng_state(),
-        }
-        temporary = self.folder / f".{STATE_FILE}.{os.getpid()}"
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, self.folder / STATE_FILE)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            raise TrainingError(
-                f"cannot save {self.folder / STATE_FILE}: {error}; free some space, then pass "
-                f"--resume to go on from the last saved state"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def log(self, figures: dict[str, float]) -> None:
-        """Append one row for the epoch just ended."""
-        if not self.fabric.is_global_zero:
-            return
-        row = {"epoch": self.epoch + 1, "step": self.step, **figures}
-        path = self.folder / LOG_FILE
-        is_new = not path.is_file()
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+        if self.trainer.is_first:
+            best = None if self.kept is None else self.kept.best
+            state = {**self.trainer.state(), "meter": self.meter.state(), "best": best}
+            save_state(self.folder, state, self.record)
 
     def _open(self, *, resume: bool) -> None:
-        path = self.folder / STATE_FILE
         self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(f".{STATE_FILE}.*"):  # a process was killed while saving
-            torn.unlink(missing_ok=True)
-        if not path.is_file():
-            (self.folder / LOG_FILE).unlink(missing_ok=True)
+        if self.trainer.is_first:
+            remove_torn_states(self.folder)
+        state = load_state(self.folder, self.record, resume=resume)
+        if state is None:
+            if self.trainer.is_first:
+                (self.folder / LOG_FILE).unlink(missing_ok=True)
+            if self.kept is not None:
+                self.kept.begin()
             return
-        if not resume:
-            raise TrainingError(
-                f"{self.folder} holds a run already; pass --resume to go on with it"
-            )
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state["config"] != repr(self.config):
-            raise TrainingError(
-                f"{path} was made with {state['config']}, now asked for {self.config!r}"
-            )
-        self.module.load_state_dict(state["module"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-            self.ema.steps = state["ema_steps"]
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        torch.set_rng_state(state["rng"])
-
-
-class _Meter:
-    """Mean losses and speed since the epoch, or its resumption, began."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._batches = self._samples = 0
-        self._start = time.monotonic()
-
-    def add(self, losses: dict[str, float], samples: int) -> None:
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._batches += 1
-        self._samples += samples
-
-    def means(self) -> dict[str, float]:
-        return {name: total / max(1, self._batches) for name, total in self._sums.items()}
-
-    def rate(self) -> float:
-        return self._samples / max(1e-9, time.monotonic() - self._start)
-
-    def summary(self) -> str:
-        parts = " ".join(f"{name} {value:.4g}" for name, value in self.means().items())
-        return f"{parts} {self.rate():.0f}/s"
+        self.trainer.restore(state)
+        self.meter = Meter(state["meter"])
+        if self.kept is not None:
+            self.kept.resume(state["best"])

@@ -37,6 +37,10 @@ class PhotoCache:
     def __len__(self) -> int:
         return len(self._shapes)
 
+    def __reduce__(self) -> tuple[type[PhotoCache], tuple[Path, list[tuple[int, int]]]]:
+        # a loader process maps the file again; a pickled memory map would carry every pixel
+        return PhotoCache, (self._path, self._shapes)
+
 
 def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
     """Decode `photos` into `folder`, or reuse what an earlier call left there.

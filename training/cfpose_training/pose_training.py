@@ -6,30 +6,23 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.calibration import calibration_error, fit_calibration, good_joints
 from cfpose_training.checkpoint import load_pose, save_pose
-from cfpose_training.config import GcnTarget, OptimConfig, Recipe, SkeletonName
+from cfpose_training.config import GcnTarget, Recipe, SkeletonName
 from cfpose_training.conversion import Initialised, initialise
-from cfpose_training.data import (
-    CropDataset,
-    DataOptions,
-    People,
-    batches_per_epoch,
-    epoch_batches,
-    load_people,
-)
-from cfpose_training.distill import AlignedStudent, DistillStage, check_teacher
+from cfpose_training.data import DataOptions
+from cfpose_training.distill import DistillStage, check_teacher
 from cfpose_training.evaluation import DevelopmentSet
 from cfpose_training.limbs import limb_weights
-from cfpose_training.loop import RunOptions, fit
+from cfpose_training.loop import RunOptions
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.photos import cache_photos
+from cfpose_training.pose_run import PoseRun, stage1_record, stage2_record
+from cfpose_training.run_record import recorded_files
 from cfpose_training.schemes import teacher_recipe
 from cfpose_training.stages import LabelStage, RefinerStage, Stage
 
@@ -110,12 +103,15 @@ def _train_pose(
     if init is not None:
         print(_started(init, initialise(network, init)))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    people = _people(recipe, spec, data)
+    run = PoseRun(recipe.stage1, spec, recipe, data, options, development_set(recipe, spec, data))
+    people = run.people()
     stage: Stage = LabelStage(network, spec, recipe.labels)
     if taught_by is not None:
         weights = torch.from_numpy(limb_weights(recipe.distill.cst_weights, spec, people))
         stage = DistillStage(network, spec, recipe.labels, recipe.distill, *taught_by, weights)
-    if not _fit(stage, network, spec, recipe, recipe.stage1, people, data, options):
+    record = stage1_record(recipe, "teacher" if file == TEACHER_FILE else "stage1")
+    record |= recorded_files({"teacher": teacher, "init": init})
+    if not run.train(stage, network, people, record):
         return None
     checkpoint = options.folder / file
     save_pose(checkpoint, network, spec)
@@ -147,11 +143,12 @@ def train_stage2(
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
-    if spec != pose_spec(recipe):
+    if dataclasses.replace(spec, metrics={}) != pose_spec(recipe):  # a kept checkpoint has figures
         raise TrainingError(
             f"{student} is {spec.name} {spec.size_wh}, the recipe asks for "
             f"{recipe.pose.name} {recipe.pose.size_wh}, or another field of the spec differs"
         )
+    spec = pose_spec(recipe)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(recipe.stage2.optim.seed)
     refined = RefinedPoseNet(network, IGPGCN(_refiner(recipe, network), spec.skeleton), spec)
@@ -163,13 +160,15 @@ def train_stage2(
         teacher_fraction=recipe.stage2.teacher_fraction if recipe.stage2.gcn == "mix" else 1.0,
         init_noise_px=recipe.stage2.init_noise_px,
     )
-    people = _people(recipe, spec, data)
-    if not _fit(stage, refined, spec, recipe, recipe.stage2.optim, people, data, options):
+    dev = development_set(recipe, spec, data)
+    run = PoseRun(recipe.stage2.optim, spec, recipe, data, options, dev)
+    record = stage2_record(recipe) | recorded_files({"student": student, "teacher": teacher})
+    if not run.train(stage, refined, run.people(), record):
         return None
     checkpoint = options.folder / REFINED_FILE
     deployed = deployed_spec(recipe)
-    dev = development_set(recipe, deployed, data)
-    save_pose(checkpoint, refined, measured_spec(refined, deployed, dev))
+    deployed_dev = development_set(recipe, deployed, data)
+    save_pose(checkpoint, refined, measured_spec(refined, deployed, deployed_dev))
     return checkpoint
 
 
@@ -231,39 +230,3 @@ def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> Devel
         if source.holdout_every:
             return DevelopmentSet(source, data.root, spec, data.cache)
     return None
-
-
-def _people(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> People:
-    people = load_people(recipe.sources, data.root, spec.skeleton)
-    if not len(people):
-        raise TrainingError("the recipe's sources hold no labelled person")
-    return people
-
-
-def _fit(
-    stage: Stage,
-    network: PoseNet | RefinedPoseNet,
-    spec: ModelSpec,
-    recipe: Recipe,
-    optim: OptimConfig,
-    people: People,
-    data: DataOptions,
-    options: RunOptions,
-) -> bool:
-    cache = cache_photos(people.photos, data.cache)
-    dataset = CropDataset(people, cache, spec, recipe.augment, recipe.labels, optim.seed)
-    per_epoch = batches_per_epoch(people.repeat, optim)
-    dev = development_set(recipe, spec, data)
-
-    def after_epoch(epoch: int, module: nn.Module) -> dict[str, float]:
-        if dev is None:
-            return {}
-        assembled = module.student if isinstance(module, AlignedStudent) else module
-        if isinstance(network, RefinedPoseNet):
-            assert isinstance(module, IGPGCN)
-            assembled = RefinedPoseNet(network.pose, module, spec)
-        accuracy = dev.accuracy(dev.predict(assembled))
-        return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
-
-    batches = epoch_batches(dataset, people.repeat, optim)
-    return fit(stage, batches, per_epoch, optim, options, after_epoch=after_epoch)

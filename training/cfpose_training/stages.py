@@ -25,6 +25,14 @@ class Stage(nn.Module):
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """The loop says that epoch `epoch`, from 1, of `epochs` begins or goes on."""
 
+    def epoch_figures(self, batch: Batch) -> dict[str, float]:
+        """Figures for the log, taken on an epoch's first batch before its step; here none.
+
+        The loop puts back the random state, buffers, gradients and modes that this changes. Of
+        several processes the first alone calls it, so it must not talk to the others.
+        """
+        return {}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses of a batch; `loss` is what is minimised."""
         raise NotImplementedError

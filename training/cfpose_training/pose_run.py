@@ -1,0 +1,143 @@
+"""One run of a pose stage: its people, its figures, the checkpoints it keeps, what decides it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.batches import Batches, batches_per_epoch, epoch_batches
+from cfpose_training.checkpoint import load_strict, load_tensors, save_pose
+from cfpose_training.config import OptimConfig, Recipe
+from cfpose_training.data import CropDataset, DataOptions, People, load_people
+from cfpose_training.distill import AlignedStudent
+from cfpose_training.evaluation import DevelopmentSet
+from cfpose_training.kept_checkpoints import BEST_FILE
+from cfpose_training.loop import RunOptions, fit
+from cfpose_training.nets.igp_gcn import IGPGCN
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.photos import cache_photos
+from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded
+from cfpose_training.stages import Stage
+
+# They label the artifact, or say how it is used.
+FREE_POSE_FIELDS = frozenset({"name", "deploy_box_scale"})
+
+
+@dataclass(frozen=True)
+class PoseRun:
+    """What a run of one pose stage reads and where it writes."""
+
+    optim: OptimConfig
+    spec: ModelSpec
+    recipe: Recipe
+    data: DataOptions
+    options: RunOptions
+    dev: DevelopmentSet | None
+
+    def people(self) -> People:
+        """Everybody it learns from. Raises TrainingError when that is nobody."""
+        people = load_people(self.recipe.sources, self.data.root, self.spec.skeleton)
+        if not len(people):
+            raise TrainingError("the recipe's sources hold no labelled person")
+        return people
+
+    def batches(self, people: People) -> Batches:
+        """Augmented crops of `people`."""
+        recipe, optim = self.recipe, self.optim
+        cache = cache_photos(people.photos, self.data.cache)
+        dataset = CropDataset(people, cache, self.spec, recipe.augment, recipe.labels, optim.seed)
+        return epoch_batches(dataset, people.repeat, optim, pin_memory=self.options.uses_cuda)
+
+    def train(
+        self, stage: Stage, network: PoseNet | RefinedPoseNet, people: People, record: Record
+    ) -> bool:
+        """Train `network`, of which `stage` trains a part; False when time ran out first.
+
+        It ends with the weights of the last epoch or, by `optim.final`, of the best one. Raises
+        TrainingError as `fit` does, and when the best is asked for without development photos.
+        """
+        if self.optim.final == "best" and self.dev is None:
+            raise TrainingError(
+                "final = 'best' needs development photos: set holdout_every of a source, or take "
+                "final = 'last'"
+            )
+
+        def save_checkpoint(path: Path, module: nn.Module, metrics: Mapping[str, float]) -> None:
+            spec = dataclasses.replace(self.spec, metrics=metrics)
+            save_pose(path, _assembled(network, module), spec)
+
+        finished = fit(
+            stage,
+            self.batches(people),
+            batches_per_epoch(people.repeat, self.optim),
+            self.optim,
+            self.options,
+            after_epoch=lambda _, module: self._figures(_assembled(network, module)),
+            record=record | {"people": people_digest(people)},
+            save_checkpoint=save_checkpoint,
+        )
+        if finished and self.optim.final == "best":
+            best = self.options.folder / BEST_FILE
+            load_strict(network, load_tensors(best)[0], best)
+        return finished
+
+    def _figures(self, network: PoseNet | RefinedPoseNet) -> dict[str, float]:
+        if self.dev is None:
+            return {}
+        accuracy = self.dev.accuracy(self.dev.predict(network))
+        return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
+
+
+def _assembled(network: PoseNet | RefinedPoseNet, trained: nn.Module) -> PoseNet | RefinedPoseNet:
+    """The whole network around the part that the loop trains, or around its average."""
+    if isinstance(network, RefinedPoseNet):
+        assert isinstance(trained, IGPGCN)
+        return RefinedPoseNet(network.pose, trained, network.spec)
+    student = trained.student if isinstance(trained, AlignedStudent) else trained
+    assert isinstance(student, PoseNet)
+    return student
+
+
+def stage1_record(recipe: Recipe, stage: str) -> Record:
+    """What of a recipe decides `stage`: stage1, or that of the teacher whose recipe it is."""
+    return {
+        "stage": stage,
+        **recorded(recipe.stage1, "stage1", FREE_OPTIM_FIELDS),
+        **recorded(recipe.distill, "distill"),
+        **_shared_record(recipe),
+    }
+
+
+def stage2_record(recipe: Recipe) -> Record:
+    """What of a recipe decides stage 2."""
+    return {
+        "stage": "stage2",
+        **recorded(recipe.stage2, "stage2", FREE_OPTIM_FIELDS),
+        **_shared_record(recipe),
+    }
+
+
+def _shared_record(recipe: Recipe) -> Record:
+    return {
+        "skeleton": recipe.skeleton,
+        **recorded(recipe.pose, "pose", FREE_POSE_FIELDS),
+        **recorded(recipe.labels, "labels"),
+        **recorded(recipe.augment, "augment"),
+        **recorded(recipe.sources, "sources", frozenset({"name"})),
+    }
+
+
+def people_digest(people: People) -> str:
+    """A digest of who is learnt from, in which photo and in which order; not of the pixels."""
+    digest = hashlib.sha256("\n".join(path.name for path in people.photos).encode())
+    for array in (people.photo, people.boxes, people.joints, people.weight, people.repeat):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{len(people)} people with SHA-256 {digest.hexdigest()[:16]}"

@@ -1,0 +1,99 @@
+"""What a run says of itself: a CSV row an epoch, and the means and times behind it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cfpose_sdk.errors import InputError, TrainingError
+from cfpose_sdk.files import write_file
+
+Item = TypeVar("Item")
+
+
+class RunLog:
+    """The log of a run, one row an epoch, numbered from 1; the file is replaced whole each time.
+
+    A run that is resumed in epoch `epochs` + 1 keeps the rows up to `epochs`: a later one was
+    written by a process that was killed before it saved its state, and is written again.
+    """
+
+    def __init__(self, path: Path, epochs: int = 0) -> None:
+        self._path = path
+        self._rows: list[dict[str, str]] = []
+        if epochs and self._path.is_file():
+            with open(self._path, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+            self._rows = [row for row in rows if int(row["epoch"]) <= epochs]
+
+    def append(self, figures: Mapping[str, float]) -> None:
+        """Add a row. Raises TrainingError when it cannot be written."""
+        self._rows.append({name: f"{value:.6g}" for name, value in figures.items()})
+        columns = dict.fromkeys(name for row in self._rows for name in row)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        try:
+            write_file(self._path, text.getvalue())
+        except InputError as error:
+            raise TrainingError(
+                f"{error}; free some space, then pass --resume to go on from the last saved state"
+            ) from error
+
+
+class Meter:
+    """Mean losses and speed of one epoch, over all the processes that ran parts of it in turn."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        before = state or {}
+        self._sums: dict[str, float] = dict(before.get("sums", {}))
+        self._counts: dict[str, int] = dict(before.get("counts", {}))
+        self._samples: int = before.get("samples", 0)
+        self._waited_s: float = before.get("waited_s", 0.0)
+        self._start: float = time.monotonic() - before.get("elapsed_s", 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Numbers for a Meter that goes on from here."""
+        return {
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+            "samples": self._samples,
+            "waited_s": self._waited_s,
+            "elapsed_s": self._elapsed_s(),
+        }
+
+    def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches; the time until each is there counts as waiting for data."""
+        asked = time.monotonic()
+        for batch in batches:
+            self._waited_s += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()
+
+    def add(self, figures: Mapping[str, float], samples: int) -> None:
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._samples += samples
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+    def speeds(self) -> dict[str, float]:
+        """Samples per second, and the share of the time that went into waiting for data."""
+        return {
+            "samples_per_s": self._samples / self._elapsed_s(),
+            "load_s_share": self._waited_s / self._elapsed_s(),
+        }
+
+    def summary(self) -> str:
+        parts = " ".join(f"{name} {value:.4g}" for name, value in self.means().items())
+        return f"{parts} {self.speeds()['samples_per_s']:.0f}/s"
+
+    def _elapsed_s(self) -> float:
+        return max(1e-9, time.monotonic() - self._start)

@@ -1,0 +1,62 @@
+"""What a run was made from: every field and file that decides its result, to compare on resuming.
+
+A field is recorded unless a run that is resumed with another value of it ends as one that had this
+value from the start. Hence the folder, the cache, threads, workers and the number of devices are
+not recorded, nor what only labels the artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from cfpose_sdk.errors import TrainingError
+
+Record = dict[str, str]
+
+# Of [stage1] and its like: how samples are loaded, and which checkpoint is taken in the end.
+FREE_OPTIM_FIELDS = frozenset({"workers", "final"})
+
+
+def recorded(value: object, name: str, free: frozenset[str] = frozenset()) -> Record:
+    """Names, as a recipe spells them, and values of all fields of `value` that are not `free`."""
+    if dataclasses.is_dataclass(value):
+        fields = [field.name for field in dataclasses.fields(value) if field.name not in free]
+        parts = {f"{name}.{field}": getattr(value, field) for field in fields}
+    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+        parts = {f"{name}[{index}]": item for index, item in enumerate(value)}
+    else:
+        return {name: repr(value)}
+    return {
+        key: text
+        for part, item in parts.items()
+        for key, text in recorded(item, part, free).items()
+    }
+
+
+def recorded_files(files: Mapping[str, Path | None]) -> Record:
+    """A digest of each file's content; where it lies does not count. None is no file.
+
+    Raises TrainingError for a file that cannot be read.
+    """
+    return {name: "none" if path is None else _digest(path) for name, path in files.items()}
+
+
+def differences(made: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
+    """One line for each name whose value differs or which one side lacks."""
+    names = dict.fromkeys([*made, *asked])
+    return [
+        f"{name} was {made.get(name, 'not there')}, now {asked.get(name, 'not there')}"
+        for name in names
+        if made.get(name) != asked.get(name)
+    ]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return f"a file with SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}") from error
