@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from cfpose_sdk.skeleton import COCO_17
+from cfpose_sdk.skeleton import COCO_17, Skeleton
 
 PHOTO_WH = (120, 100)
 
 
-def write_tiny_data(root: Path, photos: int = 12) -> None:
-    """`photos` pictures with one person each: `people.json` and `images/` below `root`.
+def write_tiny_data(
+    root: Path,
+    photos: int = 12,
+    *,
+    people_file: str = "people.json",
+    folder: str = "images",
+    skeleton: Skeleton = COCO_17,
+) -> None:
+    """`photos` pictures with one person each: `people_file` and `folder` below `root`.
 
     Each joint is a blob of its own colour at a random place in the person's box.
     """
     rng = np.random.default_rng(7)
     width, height = PHOTO_WH
     images, annotations = [], []
-    (root / "images").mkdir(parents=True)
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / people_file).parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, photos + 1):
         picture = np.full((height, width, 3), 90, dtype=np.uint8)
         left, top = rng.uniform(5, 30), rng.uniform(5, 20)
         box = [left, top, 60.0, 70.0]
-        joints = rng.uniform((left, top), (left + 60, top + 70), (len(COCO_17), 2))
+        joints = rng.uniform((left, top), (left + 60, top + 70), (len(skeleton), 2))
         for joint, (x, y) in enumerate(joints):
             colour = (joint * 15 % 256, 255 - joint * 15, (joint * 60) % 256)
             cv2.circle(picture, (round(x), round(y)), 3, colour, -1)
-        cv2.imwrite(str(root / "images" / f"{number:012d}.png"), picture)
+        cv2.imwrite(str(root / folder / f"{number:012d}.png"), picture)
         flat = np.column_stack([joints, np.full(len(joints), 2)]).ravel().tolist()
         images.append(
             {"id": number, "file_name": f"{number:012d}.png", "width": width, "height": height}
@@ -42,9 +51,9 @@ def write_tiny_data(root: Path, photos: int = 12) -> None:
                 "iscrowd": 0, "keypoints": flat, "num_keypoints": len(joints),
             }
         )  # fmt: skip
-    categories = [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoints)}]
+    categories = [{"id": 1, "name": "person", "keypoints": list(skeleton.keypoints)}]
     record = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "people.json").write_text(json.dumps(record))
+    (root / people_file).write_text(json.dumps(record))
 
 
 RECIPE = """
@@ -111,6 +120,12 @@ def tiny_root(tmp_path: Path) -> Path:
     """A data root with `people.json` and `images/`, 12 photos of one person each."""
     write_tiny_data(tmp_path / "data")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def write_data() -> Callable[..., None]:
+    """`write_tiny_data`, for a layout or skeleton of one's own."""
+    return write_tiny_data
 
 
 @pytest.fixture

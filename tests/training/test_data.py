@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,36 @@ def test_a_broken_photo_leaves_no_cache_behind(tiny_root: Path) -> None:
     assert not any((tiny_root / "cache").glob("*.json"))
     photo.write_bytes(good)
     assert len(cache_photos(people.photos, tiny_root / "cache")) == 10
+
+
+def test_batches_do_not_depend_on_the_loaders_processes(tiny_root: Path) -> None:
+    data = dataset(tiny_root, AugmentConfig())
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    loaded = []
+    for workers in (0, 1, 2):
+        optim = OptimConfig(epochs=1, batch_size=4, workers=workers)
+        loaded.append(list(epoch_batches(data, data.people.repeat, optim)(3, 1, Shard())))
+    assert len(loaded[0]) == 4  # 20 visits, without the first batch
+    for other in loaded[1:]:
+        for expected, found in zip(loaded[0], other, strict=True):
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    assert torch.equal(torch.get_rng_state(), state)  # a resumed run restores it before loading
+
+
+def test_memory_is_pinned_for_cuda_alone(tiny_root: Path) -> None:
+    data, optim = dataset(tiny_root, AugmentConfig()), OptimConfig(epochs=1, batch_size=4)
+    for pin in (False, True):
+        loader: Any = epoch_batches(data, data.people.repeat, optim, pin_memory=pin)(0, 0, Shard())
+        assert loader.pin_memory is pin
+
+
+def test_a_loader_process_maps_the_photos_instead_of_copying_them(tiny_root: Path) -> None:
+    people = load_people([SOURCE], tiny_root, COCO_17)
+    cache = cache_photos(people.photos, tiny_root / "cache")
+    packed = pickle.dumps(cache)
+    assert len(packed) < cache[0].nbytes / 10
+    copy = pickle.loads(packed)
+    assert len(copy) == len(cache)
+    assert all(np.array_equal(copy[index], cache[index]) for index in range(len(cache)))

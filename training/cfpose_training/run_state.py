@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,10 @@ def load_state(folder: Path, record: Record, *, resume: bool) -> State | None:
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
         made = state.get(RECORD_KEY)
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a torn file makes the unpickler fail in any way
         raise TrainingError(
-            f"{path} is not the state of a run: {error}; give another --out"
+            f"{path} is not the state of a run ({type(error).__name__}: {error}); "
+            f"give another --out"
         ) from error
     if not isinstance(made, dict):
         raise TrainingError(
