@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from cfpose_training.run_state import STATE_FILE
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -38,24 +40,43 @@ stage = Line()
 folder, devices = Path(sys.argv[1]), int(sys.argv[2])
 config = OptimConfig(epochs=3, lr=0.05, ema_decay=0.9, milestones=(2,))
 options = RunOptions(folder, accelerator="cpu", devices=devices)
-done = fit(stage, batches, 5, config, options, after_epoch=lambda e, m: called.append(e) or {})
+try:
+    done = fit(stage, batches, 5, config, options, after_epoch=lambda e, m: called.append(e) or {})
+except BaseException:
+    leave_processes()
+    raise
 rank = int(__import__("os").environ.get("RANK", 0))
 assert done and called == ([0, 1, 2] if rank == 0 else []), called
 torch.save(stage.trainable.state_dict(), folder / f"weights{rank}.pt")
 leave_processes()
 """
 
+FAILS = """
+    calls = 0
+    def fails(self):
+        self.calls += 1
+        return self.calls == 8 and __import__("os").environ.get("RANK") == "0"
+    def forward"""
 
-def run(folder: Path, processes: int) -> None:
+
+def launch(folder: Path, processes: int, program_text: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir()
     program = folder.parent / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(program_text)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(folder), str(processes)], env=environment, capture_output=True, text=True
+    return subprocess.run(
+        [*command, str(folder), str(processes)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+
+
+def run(folder: Path, processes: int) -> None:
+    done = launch(folder, processes, PROGRAM)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -69,3 +90,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-6)
     log = (tmp_path / "two" / "log.csv").read_text().splitlines()
     assert len(log) == 4  # the head and one row an epoch, not one a process
+
+
+def test_one_that_fails_ends_all_and_keeps_the_state(tmp_path: Path) -> None:
+    """The first process stops by itself, in a step that the second is in the midst of."""
+    spoilt = "        loss = loss * float('nan') if self.fails() else loss\n        return {"
+    failing = PROGRAM.replace("        return {", spoilt).replace("    def forward", FAILS)
+    done = launch(tmp_path / "two", 2, failing)
+    assert done.returncode != 0
+    assert "a loss is not finite: epoch 2, batch 3" in done.stderr
+    assert "terminate called" not in done.stderr
+    state = torch.load(tmp_path / "two" / STATE_FILE, weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 5)

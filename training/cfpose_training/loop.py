@@ -25,6 +25,7 @@ from cfpose_training.trainer import Trainer
 
 LOG_FILE = "log.csv"
 SAVE_EVERY_S = 300.0
+REST_S = 0.5
 
 AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
@@ -101,10 +102,13 @@ def fit(
 def leave_processes() -> None:
     """End this process's part in a group of processes; without one, nothing.
 
-    The last call of a program that trains under torchrun. A process that exits with its group
-    open aborts now and then, because its threads outlive it.
+    The last call of a program that trains under torchrun, also when it fails. A process that exits
+    with its group open aborts now and then, because its threads outlive it. And one whose group
+    goes while a thread of gloo is about to drop its last message hangs: the thread waits for the
+    interpreter's lock, whose holder waits for the thread. So they get time to come to rest.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(REST_S)  # lets go of the lock
         torch.distributed.destroy_process_group()
 
 
@@ -145,6 +149,7 @@ class _Run:
         """Measure, keep and log the epoch in the first process, then go on to the next one."""
         trainer = self.trainer
         if trainer.is_first:
+            speeds = self.meter.speeds()  # before the measuring, which is no part of them
             figures = after_epoch(trainer.epoch, trainer.result)
             if self.kept is not None:
                 self.kept.keep(trainer.epoch + 1, trainer.result, figures)
@@ -152,7 +157,7 @@ class _Run:
                 {
                     "epoch": trainer.epoch + 1,
                     "step": trainer.step,
-                    **self.meter.speeds(),
+                    **speeds,
                     **self.meter.means(),
                     **trainer.epoch_figures,
                     **figures,
