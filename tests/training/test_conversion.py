@@ -15,7 +15,7 @@ from torch import Tensor
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training import pose_training
+from cfpose_training import pose_run
 from cfpose_training.checkpoint import load_pose, load_tensors, save_pose
 from cfpose_training.cli import main
 from cfpose_training.config import load_recipe
@@ -344,7 +344,9 @@ def test_stage_1_starts_from_a_foreign_checkpoint(
     state = {k: v for k, v in reference(net).items() if not k.startswith(("mlp_", "final"))}
     save_state(source, state | {"classifier.weight": torch.ones(2)}, "simcc")
     seen: list[PoseNet] = []
-    monkeypatch.setattr(pose_training, "_fit", lambda _, network, *__: seen.append(network))
+    monkeypatch.setattr(
+        pose_run.PoseRun, "train", lambda _, __, network, *___: seen.append(network)
+    )
     arguments = [
         "--recipe",
         str(tiny_recipe),

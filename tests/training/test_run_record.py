@@ -28,6 +28,7 @@ FREE = [
     ("stage1", "final", "best"),
     ("", "trained_on", ("more",)),
     ("", "license", "other"),
+    ("", "finder", None),
 ]
 # and what not, with the name that the message has
 BOUND = [
@@ -40,7 +41,7 @@ BOUND = [
     ("augment", "flip_p", 0.0, "augment.flip_p was 0.5, now 0.0"),
     ("pose", "size_wh", (48, 64), r"pose.size_wh was (36, 48), now (48, 64)"),
     ("pose", "decode", "argmax", "pose.decode was 'subbin', now 'argmax'"),
-    ("", "skeleton", "crowdpose", "skeleton was coco, now crowdpose"),
+    ("", "skeleton", "crowdpose", "skeleton was 'coco', now 'crowdpose'"),
 ]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.batches import Batches, batches_per_epoch, epoch_batches
-from cfpose_training.checkpoint import load_strict, load_tensors, save_pose
+from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.data import CropDataset, DataOptions, People, load_people
 from cfpose_training.distill import AlignedStudent
@@ -28,7 +28,9 @@ from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded
 from cfpose_training.stages import Stage
 
 # They label the artifact, or say how it is used.
-FREE_POSE_FIELDS = frozenset({"name", "deploy_box_scale"})
+FREE_FIELDS = FREE_OPTIM_FIELDS | {"name", "deploy_box_scale"}
+# Of other commands, or labels too; the teacher counts by the content of its file.
+FREE_TABLES = {"teacher", "finder", "trained_on", "license"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class PoseRun:
 
     def train(
         self, stage: Stage, network: PoseNet | RefinedPoseNet, people: People, record: Record
-    ) -> bool:
-        """Train `network`, of which `stage` trains a part; False when time ran out first.
+    ) -> PoseNet | RefinedPoseNet | None:
+        """Train `network`, of which `stage` trains a part; None when time ran out first.
 
-        It ends with the weights of the last epoch or, by `optim.final`, of the best one. Raises
+        Gives the network of the last epoch or, by `optim.final`, of the best one. Raises
         TrainingError as `fit` does, and when the best is asked for without development photos.
         """
         if self.optim.final == "best" and self.dev is None:
@@ -84,10 +86,11 @@ class PoseRun:
             record=record | {"people": people_digest(people)},
             save_checkpoint=save_checkpoint,
         )
-        if finished and self.optim.final == "best":
-            best = self.options.folder / BEST_FILE
-            load_strict(network, load_tensors(best)[0], best)
-        return finished
+        if not finished:
+            return None
+        if self.optim.final == "best":
+            return load_pose(self.options.folder / BEST_FILE)[0]
+        return _assembled(network, stage.trainable)
 
     def _figures(self, network: PoseNet | RefinedPoseNet) -> dict[str, float]:
         if self.dev is None:
@@ -108,31 +111,21 @@ def _assembled(network: PoseNet | RefinedPoseNet, trained: nn.Module) -> PoseNet
 
 def stage1_record(recipe: Recipe, stage: str) -> Record:
     """What of a recipe decides `stage`: stage1, or that of the teacher whose recipe it is."""
-    return {
-        "stage": stage,
-        **recorded(recipe.stage1, "stage1", FREE_OPTIM_FIELDS),
-        **recorded(recipe.distill, "distill"),
-        **_shared_record(recipe),
-    }
+    return {"stage": stage, **_recipe_record(recipe, {"stage2"})}
 
 
 def stage2_record(recipe: Recipe) -> Record:
     """What of a recipe decides stage 2."""
-    return {
-        "stage": "stage2",
-        **recorded(recipe.stage2, "stage2", FREE_OPTIM_FIELDS),
-        **_shared_record(recipe),
-    }
+    return {"stage": "stage2", **_recipe_record(recipe, {"stage1", "distill"})}
 
 
-def _shared_record(recipe: Recipe) -> Record:
-    return {
-        "skeleton": recipe.skeleton,
-        **recorded(recipe.pose, "pose", FREE_POSE_FIELDS),
-        **recorded(recipe.labels, "labels"),
-        **recorded(recipe.augment, "augment"),
-        **recorded(recipe.sources, "sources", frozenset({"name"})),
-    }
+def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:
+    """Every table but those of other commands, so that a new one is compared as well."""
+    record: Record = {}
+    for field in dataclasses.fields(recipe):
+        if field.name not in unused | FREE_TABLES:
+            record |= recorded(getattr(recipe, field.name), field.name, FREE_FIELDS)
+    return record
 
 
 def people_digest(people: People) -> str:

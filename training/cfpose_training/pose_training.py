@@ -111,10 +111,11 @@ def _train_pose(
         stage = DistillStage(network, spec, recipe.labels, recipe.distill, *taught_by, weights)
     record = stage1_record(recipe, "teacher" if file == TEACHER_FILE else "stage1")
     record |= recorded_files({"teacher": teacher, "init": init})
-    if not run.train(stage, network, people, record):
+    trained = run.train(stage, network, people, record)
+    if trained is None:
         return None
     checkpoint = options.folder / file
-    save_pose(checkpoint, network, spec)
+    save_pose(checkpoint, trained, spec)
     return checkpoint
 
 
@@ -163,12 +164,14 @@ def train_stage2(
     dev = development_set(recipe, spec, data)
     run = PoseRun(recipe.stage2.optim, spec, recipe, data, options, dev)
     record = stage2_record(recipe) | recorded_files({"student": student, "teacher": teacher})
-    if not run.train(stage, refined, run.people(), record):
+    trained = run.train(stage, refined, run.people(), record)
+    if trained is None:
         return None
+    assert isinstance(trained, RefinedPoseNet)
     checkpoint = options.folder / REFINED_FILE
     deployed = deployed_spec(recipe)
     deployed_dev = development_set(recipe, deployed, data)
-    save_pose(checkpoint, refined, measured_spec(refined, deployed, deployed_dev))
+    save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
     return checkpoint
 
 
