@@ -78,6 +78,8 @@ def test_the_last_epochs_are_kept_and_no_more(network: PoseNet, tmp_path: Path) 
     assert epoch_of(tmp_path / "epoch-0011.safetensors") == 11
     keep(KeptCheckpoints(tmp_path, save, keep_last=1), network, {12: 0.0})  # resumed with another k
     assert "epoch-0010.safetensors" not in names(tmp_path)
+    with pytest.raises(TrainingError, match="keep_last is -1"):
+        KeptCheckpoints(tmp_path, save, keep_last=-1)
 
 
 def test_without_development_photos_there_is_no_best(network: PoseNet, tmp_path: Path) -> None:

@@ -29,10 +29,12 @@ class KeptCheckpoints:
     """`best.safetensors` where development photos exist, and the last `keep_last` epochs' files.
 
     What the best file says of itself is the figure to beat, so the two cannot disagree, wherever a
-    run was killed. Of equal figures the earliest stays.
+    run was killed. Of equal figures the earliest stays. Raises TrainingError for a negative number.
     """
 
     def __init__(self, folder: Path, save: SaveCheckpoint, keep_last: int) -> None:
+        if keep_last < 0:
+            raise TrainingError(f"keep_last is {keep_last}, expected 0 or more epochs")
         self.best: float | None = None
         self._folder = folder
         self._save = save
