@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -108,7 +109,10 @@ def _train_pose(
     if recipe.pose.head_init == "marginals":
         network.head.init_as_marginals()
     if init is not None:
-        print(_started(init, initialise(network, init)))
+        found = initialise(network, init)
+        if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
+            network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
+        print(_started(init, found))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     people = _people(recipe, spec, data)
     stage: Stage = LabelStage(network, spec, recipe.labels)
@@ -118,6 +122,7 @@ def _train_pose(
     if not _fit(stage, network, spec, recipe, recipe.stage1, people, data, options):
         return None
     checkpoint = options.folder / file
+    network.head.scale_logits(recipe.labels.softmax_beta)
     save_pose(checkpoint, network, spec)
     return checkpoint
 
@@ -161,6 +166,8 @@ def train_stage2(
         recipe.stage2.output_weights,
         teacher=None if teacher is None else load_teacher(teacher, spec)[0],
         teacher_fraction=recipe.stage2.teacher_fraction if recipe.stage2.gcn == "mix" else 1.0,
+        teacher_flip=recipe.stage2.teacher_flip,
+        teacher_confidence=recipe.stage2.teacher_confidence,
         init_noise_px=recipe.stage2.init_noise_px,
     )
     people = _people(recipe, spec, data)
@@ -251,7 +258,10 @@ def _fit(
     options: RunOptions,
 ) -> bool:
     cache = cache_photos(people.photos, data.cache)
-    dataset = CropDataset(people, cache, spec, recipe.augment, recipe.labels, optim.seed)
+    dataset = CropDataset(
+        people, cache, spec, recipe.augment, recipe.labels, optim.seed,
+        mild=recipe.mild_augment, mild_from=optim.epochs - optim.mild_epochs,
+    )  # fmt: skip
     per_epoch = batches_per_epoch(people.repeat, optim)
     dev = development_set(recipe, spec, data)
 
@@ -262,6 +272,10 @@ def _fit(
         if isinstance(network, RefinedPoseNet):
             assert isinstance(module, IGPGCN)
             assembled = RefinedPoseNet(network.pose, module, spec)
+        elif recipe.labels.softmax_beta != 1:
+            assembled = copy.deepcopy(assembled)
+            assert isinstance(assembled, PoseNet)
+            assembled.head.scale_logits(recipe.labels.softmax_beta)
         accuracy = dev.accuracy(dev.predict(assembled))
         return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
 
