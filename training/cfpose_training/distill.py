@@ -223,8 +223,8 @@ def feature_gradient_norms(stage: DistillStage, batch: Batch) -> dict[str, float
         output, _ = functional_call(trainable, buffers, (images,))
     with torch.enable_grad():
         feature = output.taps.quarter.detach().requires_grad_()
-        logits = trainable.student.head(feature)
-        output = PoseOutput(*logits, output.taps)
+        x_logits, y_logits = trainable.student.head(feature)
+        output = output._replace(x_logits=x_logits, y_logits=y_logits)
         kl, terms = stage.losses(output, trainable.aligned(feature), taught, batch)
         factored = stage.factored(terms)
         norms = {"kl": _gradient_norm(kl, feature)}
@@ -235,4 +235,5 @@ def feature_gradient_norms(stage: DistillStage, batch: Batch) -> dict[str, float
 def _gradient_norm(loss: Tensor, feature: Tensor) -> Tensor:
     """L2 norm of a loss's gradient with respect to a map of its graph, which is kept."""
     (gradient,) = torch.autograd.grad(loss, feature, retain_graph=True, materialize_grads=True)
-    return full_precision(gradient).norm()
+    norm: Tensor = torch.linalg.vector_norm(full_precision(gradient))
+    return norm

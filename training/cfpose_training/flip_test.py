@@ -71,9 +71,8 @@ def average_logits(
     averaged = []
     for one, two in zip(direct[:2], unmirror_logits(mirrored, spec), strict=True):
         views = (F.log_softmax(full_precision(logits), dim=2) for logits in (one, two))
-        averaged.append(
-            torch.logaddexp(*views) - math.log(2)
-        )  # finite where a mean would underflow
+        # in logarithms: finite where the mean itself would underflow
+        averaged.append(torch.logaddexp(*views) - math.log(2))
     return averaged[0], averaged[1]
 
 
