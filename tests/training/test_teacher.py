@@ -26,9 +26,9 @@ def pair_spec() -> ModelSpec:
 
 
 class Brightest(nn.Module):
-    """Left eye: the red pixel; right eye: the green one; it errs by `offset` pixels in its view.
+    """Of the red and the green pixel the one further right is the left eye, in any view.
 
-    In a mirrored image the two swap colours by name, as eyes do.
+    It errs by `offset` pixels to the right, in its view.
     """
 
     def __init__(self, offset: float) -> None:
