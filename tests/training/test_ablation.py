@@ -135,11 +135,11 @@ def with_a_teacher_worth_hearing(recipe: Recipe) -> Recipe:
     """
     assert recipe.teacher is not None
     still = AugmentConfig(flip_p=0, zoom_sigma=0, rotation_p=0, half_body_p=0)
-    stage1 = dataclasses.replace(recipe.stage1, epochs=8)
+    stage1 = dataclasses.replace(recipe.stage1, epochs=10)
     teacher = dataclasses.replace(
-        recipe.teacher, head_init="marginals", optim=dataclasses.replace(stage1, epochs=24)
+        recipe.teacher, head_init="marginals", optim=dataclasses.replace(stage1, epochs=30)
     )
-    optim = dataclasses.replace(recipe.stage2.optim, epochs=6, lr=3e-3)
+    optim = dataclasses.replace(recipe.stage2.optim, epochs=8, lr=3e-3)
     return dataclasses.replace(
         recipe,
         augment=still,
