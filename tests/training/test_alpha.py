@@ -179,6 +179,23 @@ def test_alpha_is_the_mean_of_the_first_batches_and_then_fixed(recipe: Recipe) -
     assert stage(batch(recipe, 8))["alpha"].item() == fixed
 
 
+def test_several_processes_agree_on_alpha(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measures its part of the batch; the sums over all of them make one alpha."""
+
+    def reduce(tensor: Tensor) -> None:
+        tensor += torch.tensor([2.0, 400.0, 1.0])  # another process's norms, and its one batch
+
+    stage, data = distill_stage(recipe, AUTO).train(), batch(recipe)
+    stage.set_epoch(1, 4)
+    norms = feature_gradient_norms(stage, data)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", reduce)
+    found = stage(data)["alpha"].item()
+    expected = 0.3 * (norms["kl"] + 2) / (norms["fea"] / 5e-5 + 400)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert stage.trainable.alpha_sums[2].item() == 1
+
+
 def test_alpha_is_measured_in_epoch_1_of_training_alone(recipe: Recipe) -> None:
     stage = distill_stage(recipe, AUTO)
     stage.eval()
