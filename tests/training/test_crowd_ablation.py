@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,5 @@ def test_the_table_has_its_levels(
     )
     stored = json.loads(next(out.rglob(RESULT_FILE)).read_text())
     assert {"AP_easy", "AP_medium", "AP_hard"} <= stored.keys()
-    again = run_ablation(
-        crowd_recipe,
-        ["baseline", "1"],
-        [1],
-        data,
-        dataclasses.replace(RunOptions(out), resume=True),
-    )
-    assert again == rows
+    resumed = RunOptions(out, resume=True)
+    assert run_ablation(crowd_recipe, ["baseline", "1"], [1], data, resumed) == rows
