@@ -108,7 +108,7 @@ def test_by_default_a_pose_goes_when_its_oks_is_above_09(skeleton: Skeleton) -> 
         low, high = (middle, high) if oks(middle) > 0.9 else (low, middle)
     pose = np.random.default_rng(3).uniform(0, 100, (len(skeleton), 2))
     for shift, kept in ((low - 1e-6, [1]), (high + 1e-6, [1, 0])):
-        poses = [pose + [shift, 0], pose]
+        poses = [pose + np.array([shift, 0.0]), pose]
         assert oks_nms(poses, [0.4, 0.6], [area] * 2, skeleton.oks_sigmas).tolist() == kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from itertools import pairwise
@@ -12,8 +13,10 @@ import pytest
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import CROWDPOSE_14
-from cfpose_training.config import load_recipe
-from cfpose_training.pose_training import pose_spec
+from cfpose_training.config import Recipe, load_recipe
+from cfpose_training.data import DataOptions
+from cfpose_training.loop import RunOptions
+from cfpose_training.pose_training import pose_spec, train_stage1, train_stage2, train_teacher
 from cfpose_training.schemes import SCHEMES, scheme, teacher_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
@@ -182,3 +185,55 @@ def test_the_improved_profile_turns_the_methods_switches() -> None:
     assert improved.stage2.teacher_flip
     assert improved.pose.hrnet == paper.pose.hrnet  # the same cost
     assert improved.pose.size_wh == paper.pose.size_wh
+
+
+def in_miniature(name: str, tiny: Recipe) -> Recipe:
+    """A profile with every switch as it is, on tiny networks and data, a few steps long."""
+    recipe = load_recipe(RECIPES / f"{name}.toml")
+    assert recipe.teacher is not None
+    run: dict[str, Any] = {"epochs": 4, "batch_size": 4, "workers": 0, "mild_epochs": 2}
+    stage2 = dataclasses.replace(
+        recipe.stage2,
+        node_channels=8,
+        joint_channels=(8, 8, 8),
+        optim=dataclasses.replace(recipe.stage2.optim, **run),
+    )
+    return dataclasses.replace(
+        recipe,
+        pose=dataclasses.replace(recipe.pose, hrnet=tiny.pose.hrnet, size_wh=tiny.pose.size_wh),
+        teacher=dataclasses.replace(
+            recipe.teacher, hrnet=dataclasses.replace(tiny.pose.hrnet, width=8)
+        ),
+        distill=dataclasses.replace(recipe.distill, alpha_auto=0.3, alpha_auto_batches=2),
+        stage1=dataclasses.replace(recipe.stage1, **run, warmup_steps=3),
+        stage2=stage2,
+        sources=tuple(dataclasses.replace(source, repeat=1) for source in tiny.sources),
+    )
+
+
+def test_the_improved_profile_runs_in_miniature(
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Teacher, student and refiner with every switch on, in bfloat16 as the profile asks."""
+    recipe = in_miniature("improved-coco", load_recipe(tiny_recipe))
+    assert recipe.stage1.precision == "bf16-mixed"
+    data = DataOptions(tiny_root, tmp_path / "cache")
+
+    def run(name: str) -> RunOptions:
+        return RunOptions(tmp_path / name, accelerator="cpu")
+
+    def log(name: str) -> list[dict[str, str]]:
+        with open(tmp_path / name / "log.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    teacher = train_teacher(recipe, data, run("teacher"))
+    assert teacher is not None
+    student = train_stage1(recipe, data, run("s1"), teacher)
+    assert student is not None
+    rows = log("s1")
+    assert {"kl", "fea", "l1", "cst", "logit", "alpha", "dev_AP"} <= rows[0].keys()
+    alphas = [float(row["alpha"]) for row in rows]
+    assert alphas[1] == alphas[2] == alphas[3]  # found in epoch 1, and fixed
+    assert alphas[3] != pytest.approx(recipe.distill.alpha, rel=1e-2)
+    assert train_stage2(recipe, student, data, run("s2"), teacher) is not None
+    assert {"l1", "l1_teacher"} <= log("s2")[0].keys()
