@@ -187,7 +187,9 @@ class Diagonal:
         )
 
 
-@pytest.mark.parametrize(("threshold", "score"), [(None, 0.8 * 0.2525), (0.01, 0.4)])
+@pytest.mark.parametrize(
+    ("threshold", "score"), [(None, 0.8 * 0.2525), (0.01, 0.4), (0.2, 0.4), (0.5, 0.0)]
+)
 def test_predictions_are_rescored_and_evaluated(
     crowdpose_root: Path, threshold: float | None, score: float
 ) -> None:

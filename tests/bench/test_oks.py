@@ -94,6 +94,24 @@ def test_the_same_pose_twice_is_kept_once_the_better_one() -> None:
     assert oks_nms(np.zeros((0, 17, 2)), [], [], SIGMAS).tolist() == []
 
 
+@pytest.mark.parametrize("skeleton", [COCO_17, CROWDPOSE_14])
+def test_by_default_a_pose_goes_when_its_oks_is_above_09(skeleton: Skeleton) -> None:
+    """All joints shifted by s have the closed form OKS mean exp(−s² / (2 · area · (2σ)²))."""
+    area, sigmas = 120.0 * 90.0, np.array(skeleton.oks_sigmas)
+
+    def oks(shift: float) -> float:
+        return float(np.exp(-(shift**2) / (2 * area * (2 * sigmas) ** 2)).mean())
+
+    low, high = 0.0, 100.0
+    for _ in range(60):  # oks falls with the shift
+        middle = (low + high) / 2
+        low, high = (middle, high) if oks(middle) > 0.9 else (low, middle)
+    pose = np.random.default_rng(3).uniform(0, 100, (len(skeleton), 2))
+    for shift, kept in ((low - 1e-6, [1]), (high + 1e-6, [1, 0])):
+        poses = [pose + np.array([shift, 0.0]), pose]
+        assert oks_nms(poses, [0.4, 0.6], [area] * 2, skeleton.oks_sigmas).tolist() == kept
+
+
 def test_lengths_must_agree() -> None:
     with pytest.raises(InputError, match="2 poses, 1 scores and 2 areas"):
         oks_nms(np.zeros((2, 17, 2)), [1.0], [1.0, 1.0], SIGMAS)

@@ -8,7 +8,7 @@ import pytest
 
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.skeleton import COCO_17
-from cfpose_training.augment import random_transform
+from cfpose_training.augment import coarse_dropout, random_transform
 from cfpose_training.config import AugmentConfig
 
 BOX = np.array([40.0, 30.0, 100.0, 150.0])
@@ -96,3 +96,48 @@ def test_few_labelled_joints_are_never_halved() -> None:
         BOX, joints, COCO_17, SIZE_WH, 1.25, config, np.random.default_rng(0)
     )
     np.testing.assert_allclose(transform, crop_transforms(BOX, SIZE_WH, 1.25)[0])
+
+
+HOLES = AugmentConfig(dropout_p=1.0, dropout_side=(0.2, 0.4))
+
+
+def hole(seed: int, config: AugmentConfig = HOLES) -> tuple[np.ndarray, np.ndarray]:
+    """A white crop after the dropout, and where it is black."""
+    crop = np.full((SIZE_WH[1], SIZE_WH[0], 3), 255, dtype=np.uint8)
+    holed = coarse_dropout(crop, config, np.random.default_rng(seed))
+    assert (crop == 255).all()  # the caller's crop stays
+    return holed, (holed == 0).all(axis=2)
+
+
+def test_the_hole_is_one_rectangle_of_the_asked_size_anywhere_inside() -> None:
+    sizes, centres = [], []
+    for seed in range(400):
+        holed, black = hole(seed)
+        rows, columns = np.flatnonzero(black.any(axis=1)), np.flatnonzero(black.any(axis=0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert black.sum() == height * width  # solid, and only one
+        assert (holed[~black] == 255).all()
+        sizes.append((width / SIZE_WH[0], height / SIZE_WH[1]))
+        centres.append((columns.mean() / SIZE_WH[0], rows.mean() / SIZE_WH[1]))
+    low, high = np.min(sizes, axis=0), np.max(sizes, axis=0)
+    np.testing.assert_allclose(low, 0.2, atol=0.01)
+    np.testing.assert_allclose(high, 0.4, atol=0.01)
+    np.testing.assert_allclose(np.mean(sizes, axis=0), 0.3, atol=0.01)  # uniform
+    np.testing.assert_allclose(np.mean(centres, axis=0), 0.5, atol=0.04)
+    assert np.abs(np.corrcoef(np.transpose(sizes))[0, 1]) < 0.15  # a size for each axis
+    touching = [abs(x - w / 2) < 0.02 for (x, _), (w, _) in zip(centres, sizes, strict=True)]
+    assert any(touching)  # up to the very edge
+
+
+def test_the_hole_comes_as_often_as_asked_and_with_a_seed_the_same() -> None:
+    half = AugmentConfig(dropout_p=0.5)
+    holed = [hole(seed, half)[1].any() for seed in range(400)]
+    assert 0.42 < np.mean(holed) < 0.58
+    assert not any(hole(seed, AugmentConfig())[1].any() for seed in range(20))
+    np.testing.assert_array_equal(hole(3)[0], hole(3)[0])
+
+
+@pytest.mark.parametrize("side", [(1.0, 1.0), (1e-6, 1e-6)])
+def test_a_hole_may_be_all_of_the_crop_and_is_a_pixel_at_least(side: tuple[float, float]) -> None:
+    _, black = hole(0, AugmentConfig(dropout_p=1, dropout_side=side))
+    assert black.sum() == (black.size if side[0] == 1 else 1)

@@ -180,3 +180,20 @@ def test_a_loader_process_maps_the_photos_instead_of_copying_them(tiny_root: Pat
     copy = pickle.loads(packed)
     assert len(copy) == len(cache)
     assert all(np.array_equal(copy[index], cache[index]) for index in range(len(cache)))
+
+
+def test_the_last_epochs_are_augmented_mildly(tiny_root: Path) -> None:
+    strong = AugmentConfig(0, 0, 0, 0, 0, dropout_p=1.0, dropout_side=(1.0, 1.0))
+    still = AugmentConfig(0, 0, 0, 0, 0)
+    people = load_people([SOURCE], tiny_root, COCO_17)
+    cache = cache_photos(people.photos, tiny_root / "cache")
+    data = CropDataset(
+        people, cache, SPEC, strong, LabelConfig(kind="gaussian"), 3, mild=still, mild_from=2
+    )
+    black = [bool((data[(epoch, 0, 0)]["crops"] == 0).all()) for epoch in range(4)]
+    assert black == [True, True, False, False]
+    plain = dataset(tiny_root, still)[(3, 0, 0)]
+    for key, value in data[(3, 0, 0)].items():
+        assert torch.equal(value, plain[key])
+    assert torch.equal(data[(0, 0, 0)]["xy"], plain["xy"])  # a hole hides joints, it moves none
+    assert torch.equal(data[(0, 0, 0)]["weight"], plain["weight"])

@@ -16,6 +16,7 @@ from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import DistillConfig, Recipe, load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.distill import DistillStage
+from cfpose_training.flip_test import flip_test
 from cfpose_training.loop import RunOptions
 from cfpose_training.losses import simcc_loss
 from cfpose_training.nets.decode import decode_simcc
@@ -293,6 +294,32 @@ def test_refiner_targets_are_labels_the_teachers_argmax_or_both(recipe: Recipe) 
     assert losses["loss"] == pytest.approx(0.7 * label_loss + 0.3 * expected, rel=1e-6)
     assert losses["l1"] == pytest.approx(label_loss, rel=1e-6)
     assert losses["l1_teacher"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_refiner_learns_the_averaged_pose_as_the_teacher_is_sure_of_it(recipe: Recipe) -> None:
+    spec, data = pose_spec(recipe), batch(recipe)
+    network, teacher = refined_network(recipe), pose_net(recipe, WIDE, 1)
+    for layer in teacher.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # or it would say the middle of every crop
+            torch.nn.init.kaiming_normal_(layer.weight)
+    data["weight"][:, 5:] = 0
+    gt = RefinerStage(network, spec, OUTPUT_WEIGHTS).eval()
+    images = gt.normalise(data["crops"])
+    with torch.no_grad():
+        argmax = dataclasses.replace(spec, decode="argmax")
+        pose, _ = flip_test(teacher.eval(), images, argmax)
+        _, score = flip_test(teacher, images, spec)
+    for sure in (False, True):
+        stage = RefinerStage(
+            network, spec, OUTPUT_WEIGHTS, teacher=teacher, teacher_flip=True,
+            teacher_confidence=sure,
+        ).eval()  # fmt: skip
+        weight = data["weight"] * (score if sure else 1)
+        weight = weight * (data["weight"].sum() / weight.sum())
+        expected = gt({**data, "xy": pose, "weight": weight})["loss"].item()
+        assert stage(data)["loss"].item() == pytest.approx(expected, rel=1e-5)
+        plain = RefinerStage(network, spec, OUTPUT_WEIGHTS, teacher=teacher).eval()
+        assert plain(data)["loss"].item() != pytest.approx(expected, rel=1e-3)
 
 
 def test_refiner_moves_towards_the_teacher_and_leaves_it_alone(recipe: Recipe) -> None:

@@ -262,3 +262,23 @@ def test_alpha_means_something_as_a_sum_only(error: float) -> None:
     alpha = DistillConfig().alpha
     assert 0.36 < alpha * feature_loss(student, teacher, "sum").item() < 2.22
     assert alpha * feature_loss(student, teacher, "mean").item() < 1.6e-5
+
+
+def test_joint_weights_count_joints_and_the_lighter_end_of_a_limb() -> None:
+    student = torch.zeros(1, 3, 2)
+    student[0, :, 0] = torch.tensor([0.0, 3.0, 7.0])
+    teacher = torch.zeros(1, 3, 2)
+    teacher[0, :, 0] = torch.tensor([1.0, 2.0, 9.0])
+    joints = torch.tensor([[0.5, 2.0, 0.25]])
+    assert pose_l1(student, teacher, joints).item() == pytest.approx(0.5 * 1 + 2 * 1 + 0.25 * 2)
+    limbs, weights = ((0, 1), (1, 2)), torch.tensor([1.0, 10.0])
+    # lengths 3 and 4 against 1 and 7
+    assert structure_loss(
+        student, teacher, limbs, weights, joint_weights=joints
+    ).item() == pytest.approx(1 * 0.5 * 2 + 10 * 0.25 * 3, rel=1e-5)
+    ones = torch.ones(1, 3)
+    assert torch.equal(pose_l1(student, teacher, ones), pose_l1(student, teacher))
+    assert torch.equal(
+        structure_loss(student, teacher, limbs, weights, "vector", ones),
+        structure_loss(student, teacher, limbs, weights, "vector"),
+    )

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfpose_sdk.crops import invert_transforms, transform_points
+from cfpose_sdk.crops import (
+    crop_transforms,
+    extract_crops,
+    invert_transforms,
+    transform_points,
+)
+from cfpose_sdk.image import read_image
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 from cfpose_sdk.spec import Decode, ModelSpec
 from cfpose_training.config import load_recipe
@@ -165,20 +171,35 @@ def real_refined_net(spec: ModelSpec) -> nn.Module:
     return RefinedPoseNet(pose, IGPGCN(config, spec.skeleton), spec).double().eval()
 
 
+def photo_crops(root: Path, spec: ModelSpec) -> Tensor:
+    """Two views of a photo of the repository, normalised, in float64."""
+    photo = read_image(sorted((root / "examples" / "photos").glob("*.jpg"))[0])
+    height, width = photo.shape[:2]
+    boxes = np.array([[0, 0, width, height], [width / 3, height / 4, width, height]], dtype=float)
+    transforms = crop_transforms(boxes, spec.size_wh, spec.box_scale)
+    crops = extract_crops(photo, transforms, spec.size_wh)
+    return Normalise()(torch.from_numpy(crops)).double()
+
+
+@pytest.mark.parametrize("decode", ["argmax", "subbin"])
 @pytest.mark.parametrize("build", [real_pose_net, real_refined_net])
-def test_any_network_answers_a_mirrored_image_with_mirrored_keypoints(
-    build: Callable[[ModelSpec], nn.Module],
+def test_any_network_answers_a_mirrored_photo_with_mirrored_keypoints(
+    build: Callable[[ModelSpec], nn.Module], decode: Decode, root: Path
 ) -> None:
     """The average is symmetric in the two views, so the flip test makes any network equivariant."""
-    spec = ModelSpec("t", COCO_17, (WIDTH, HEIGHT))
+    spec = ModelSpec("t", COCO_17, (WIDTH, HEIGHT), decode=decode)
     network = build(spec)
-    images = torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
+    images = photo_crops(root, spec)
     with torch.no_grad():
         xy, score = flip_test(network, images, spec)
         mirrored, mirrored_score = flip_test(network, images.flip(3), spec)
     torch.testing.assert_close(mirror_xy(mirrored, spec), xy, atol=1e-4, rtol=0)
     order = torch.from_numpy(COCO_17.flip_order)
     torch.testing.assert_close(mirrored_score[:, order], score, atol=1e-6, rtol=0)
+    plain = network(images)
+    coarse = plain if isinstance(plain, PoseOutput) else network.pose(images)
+    alone, _ = decode_simcc(coarse.x_logits, coarse.y_logits, spec.split_ratio, decode)
+    assert (alone - xy).abs().max() > 1  # without the flip test it is not equivariant
 
 
 def test_the_development_set_is_predicted_with_it(

@@ -351,3 +351,19 @@ def test_average_follows_its_formula_on_parameters_and_buffers() -> None:
         expected = decay * expected + (1 - decay) * value
     assert ema.module.weight.item() == pytest.approx(expected)  # type: ignore[union-attr, operator]
     assert ema.module.num_batches_tracked.item() == 3  # type: ignore[union-attr, operator]
+
+
+def test_a_late_cosine_is_flat_before_and_whole_after() -> None:
+    late = OptimConfig(
+        epochs=20, lr=4e-3, schedule="cosine", final_lr=2e-4, cosine_from=0.5, warmup_steps=10
+    )
+    step = 10**6
+    assert [learning_rate(late, epoch, step) for epoch in (0, 5.5, 10)] == [4e-3] * 3
+    assert learning_rate(late, 15, step) == pytest.approx((4e-3 + 2e-4) / 2)
+    assert learning_rate(late, 20, step) == pytest.approx(2e-4)
+    whole = OptimConfig(epochs=10, lr=4e-3, schedule="cosine", final_lr=2e-4)
+    for epoch in (10.0, 12.5, 17.0, 19.9):
+        assert learning_rate(late, epoch, step) == pytest.approx(
+            learning_rate(whole, epoch - 10, step)
+        )
+    assert learning_rate(late, 0, 4) == pytest.approx(4e-3 * 5 / 10)  # warm-up on top

@@ -11,7 +11,12 @@ import torch
 
 from cfpose_training.config import LabelConfig
 from cfpose_training.losses import refinement_loss, simcc_loss
-from cfpose_training.targets import gaussian_target, label_weights, smoothed_target
+from cfpose_training.targets import (
+    gaussian_target,
+    label_weights,
+    smoothed_target,
+    softmax_gaussian_target,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "simcc_losses.npz"
 
@@ -70,7 +75,7 @@ def test_normalised_gaussian_loss_is_the_mean_divergence_of_labelled_joints() ->
     assert loss.item() == pytest.approx(expected / total, rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["smoothed", "gaussian_mean", "gaussian"])
+@pytest.mark.parametrize("kind", ["smoothed", "gaussian_mean", "gaussian", "gaussian_softmax"])
 def test_a_batch_without_labels_costs_nothing(kind: str) -> None:
     x = torch.randn(2, 4, 20, requires_grad=True)
     y = torch.randn(2, 4, 30, requires_grad=True)
@@ -110,3 +115,50 @@ def test_refinement_loss_is_the_weighted_mean_distance() -> None:
     weight = torch.tensor([[1.0, 1.0, 0.0]])
     loss = refinement_loss(poses, target, weight, (0.3, 0.5, 1.0))
     assert loss.item() == pytest.approx(0.3 * 0.1 + 0.5 * 0.2 + 1.0 * 0.4)
+
+
+def test_softmax_labels_are_rtmposes_with_a_deviation_for_each_axis() -> None:
+    """softmax(10 exp(-d² / 2σ²)) written out in plain Python; the logits come multiplied by 10."""
+    generator = torch.Generator().manual_seed(5)
+    raw = [torch.randn(1, 2, bins, generator=generator).double() for bins in (20, 30)]
+    xy = torch.tensor([[[4.3, 9.0], [8.0, 2.6]]]).double()
+    config = LabelConfig(kind="gaussian_softmax", sigma_bins=(2.0, 3.5), softmax_beta=10.0)
+    expected = 0.0
+    for axis, sigma in enumerate((2.0, 3.5)):
+        for k in range(2):
+            z = [10 * v for v in raw[axis][0, k].tolist()]
+            centre = 2 * xy[0, k, axis].item()
+            lifted = [
+                math.exp(10 * math.exp(-((i - centre) ** 2) / (2 * sigma**2)))
+                for i in range(len(z))
+            ]
+            log_sum = math.log(sum(math.exp(v) for v in z))
+            for value, mass in zip(z, lifted, strict=True):
+                share = mass / sum(lifted)
+                expected += share * (math.log(share) - (value - log_sum))
+    loss = simcc_loss((10 * raw[0], 10 * raw[1]), xy, torch.ones(1, 2).double(), 2.0, config)
+    assert loss.item() == pytest.approx(expected / 2, rel=1e-9)
+
+
+def test_softmax_labels_leave_little_of_themselves_far_away() -> None:
+    """What improved-coco.toml says of its labels: 0.4 % beyond three deviations, of 384 bins."""
+    target = softmax_gaussian_target(torch.tensor([[10.0]]).double(), 384, 2.0, 4.9, 10.0)
+    far = (torch.arange(384) - 20).abs() > 3 * 4.9
+    assert target.sum().item() == pytest.approx(1)
+    assert target.argmax().item() == 20
+    assert target[..., far].sum().item() == pytest.approx(0.004, abs=0.0005)
+
+
+def test_two_deviations_reach_as_far_as_each_says() -> None:
+    config = LabelConfig(kind="gaussian", sigma_bins=(2.0, 4.0))
+    xy = torch.tensor([[[-3.0, 5.0], [-3.1, 5.0], [5.0, -6.0], [5.0, -6.1]]])
+    assert label_weights(xy, (20, 30), 2.0, config).tolist() == [[1, 0, 1, 0]]
+    logits = torch.zeros(1, 1, 20).double(), torch.zeros(1, 1, 30).double()
+    at = torch.full((1, 1, 2), 5.0).double()
+    one = torch.ones(1, 1).double()
+    both = simcc_loss(logits, at, one, 2.0, config).item()
+    apart = [
+        simcc_loss(logits, at, one, 2.0, LabelConfig(kind="gaussian", sigma_bins=s)).item()
+        for s in (2.0, 4.0)
+    ]
+    assert min(apart) < both < max(apart)

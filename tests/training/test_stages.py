@@ -14,9 +14,10 @@ from cfpose_training.checkpoint import load_pose
 from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.loop import RunOptions
+from cfpose_training.losses import simcc_loss
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.pose_training import pose_spec, train_stage1, train_stage2
+from cfpose_training.pose_training import development_set, pose_spec, train_stage1, train_stage2
 from cfpose_training.stages import LabelStage, Normalise, RefinerStage
 
 
@@ -147,3 +148,45 @@ def test_a_batch_larger_than_the_data_is_refused(
     data = DataOptions(tiny_root, tmp_path / "cache")
     with pytest.raises(TrainingError, match="batch_size 64"):
         train_stage1(large, data, RunOptions(tmp_path / "s1", accelerator="cpu"))
+
+
+def test_beta_multiplies_the_logits_in_training_and_the_saved_head(
+    recipe: Recipe, tiny_root: Path, tmp_path: Path
+) -> None:
+    """What is measured and saved decodes like what was trained: softmax of beta times the head."""
+    labels = dataclasses.replace(
+        recipe.labels, kind="gaussian_softmax", sigma_bins=(4.9, 5.66), softmax_beta=10.0
+    )
+    stage1 = dataclasses.replace(recipe.stage1, ema_decay=0.0)
+    recipe = dataclasses.replace(recipe, labels=labels, stage1=stage1)
+    options = RunOptions(tmp_path / "run", accelerator="cpu")
+    checkpoint = train_stage1(recipe, DataOptions(tiny_root, tmp_path / "cache"), options)
+    assert checkpoint is not None
+    saved, spec = load_pose(checkpoint)
+    assert isinstance(saved, PoseNet)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["module"]
+    for key, value in saved.state_dict().items():
+        factor = 10.0 if "mlp_head" in key else 1.0
+        assert torch.equal(value, factor * state[key]), key
+    trained = PoseNet(recipe.pose.hrnet, spec)
+    trained.load_state_dict(state)
+    data = batch(recipe)
+    loss = LabelStage(trained, spec, labels).eval()(data)["loss"].item()
+    output = saved(Normalise()(data["crops"]))
+    expected = simcc_loss(output[:2], data["xy"], data["weight"], 2.0, labels).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    # a run that starts from it begins where it ended
+    again = dataclasses.replace(recipe, stage1=dataclasses.replace(stage1, epochs=1, lr=0.0))
+    options = RunOptions(tmp_path / "again", accelerator="cpu")
+    data_options = DataOptions(tiny_root, tmp_path / "cache")
+    second = train_stage1(again, data_options, options, init=checkpoint)
+    assert second is not None
+    for key, value in load_pose(second)[0].state_dict().items():
+        if "mlp_head" in key:
+            torch.testing.assert_close(value, saved.state_dict()[key], rtol=1e-6, atol=1e-7)
+    log = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    column = log[0].split(",").index("dev_AP")
+    dev = development_set(recipe, spec, data_options)
+    assert dev is not None
+    measured = dev.accuracy(dev.predict(saved)).AP
+    assert float(log[-1].split(",")[column]) == pytest.approx(measured, abs=1e-5)

@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_training.ablation_table import Row, require_plotting, write_tables
+from cfpose_training.ablation_table import LEVELS, Row, require_plotting, write_tables
 from cfpose_training.checkpoint import load_pose
 from cfpose_training.config import Recipe
 from cfpose_training.data import DataOptions
@@ -193,16 +193,17 @@ def _row(trial: Trial, dev: DevelopmentSet, root: Path) -> Row:
         kd_fea=distill.kd_fea,
         kd_l1=distill.kd_l1,
         kd_cst=distill.kd_cst,
+        kd_logit=distill.kd_logit,
         gcn=gcn if trial.job.stage == "stage2" else "off",
         **figures,
     )
 
 
-def _figures(job: Job, dev: DevelopmentSet, root: Path) -> dict[str, float]:
+def _figures(job: Job, dev: DevelopmentSet, root: Path) -> dict[str, Any]:
     """What a finished run reaches; measured once, then read from its folder."""
     path = root / job.folder / RESULT_FILE
     if path.is_file():
-        stored: dict[str, float] = json.loads(path.read_text())
+        stored: dict[str, Any] = json.loads(path.read_text())
         return stored
     network, _ = load_pose(root / job.checkpoint)
     predictions = coarse = dev.predict(network)
@@ -218,9 +219,14 @@ def _figures(job: Job, dev: DevelopmentSet, root: Path) -> dict[str, float]:
         "coarse_error": joint_error(coarse, dev),
         "loss_first": losses[0],
         "loss_last": losses[-1],
+        **{name: _defined(getattr(accuracy, name)) for name in LEVELS},
     }
     path.write_text(json.dumps(figures, indent=1))
     return figures
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def joint_error(predictions: Predictions, dev: DevelopmentSet) -> float:

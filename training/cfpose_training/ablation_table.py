@@ -25,6 +25,7 @@ class Row:
     kd_fea: bool
     kd_l1: bool
     kd_cst: bool
+    kd_logit: bool  # not a column of Table IV: as the recipe has it, in every scheme
     gcn: str
     AP: float
     AP50: float
@@ -33,6 +34,12 @@ class Row:
     coarse_error: float  # the same before refinement
     loss_first: float  # of the scheme's last stage: mean of its first and of its last epoch
     loss_last: float
+    AP_easy: float | None = None  # CrowdPose's photos by crowd index; None: none of that level
+    AP_medium: float | None = None
+    AP_hard: float | None = None
+
+
+LEVELS = {"AP_easy": "AP easy", "AP_medium": "AP medium", "AP_hard": "AP hard"}
 
 
 def require_plotting() -> None:
@@ -51,22 +58,25 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One line a scheme: its switches, and mean ± standard deviation over the seeds."""
-    lines = [
-        "| scheme | kd_fea | kd_l1 | kd_cst | gcn | seeds | AP | AP50 | AP75 | error % |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """One line a scheme: its switches, and mean ± standard deviation over the seeds.
+
+    The columns by crowd index are there for CrowdPose alone, kd_logit only where it is on.
+    """
+    switches = ["kd_fea", "kd_l1", "kd_cst"]
+    if any(row.kd_logit for row in rows):
+        switches.append("kd_logit")
+    figures = {"AP": "AP", "AP50": "AP50", "AP75": "AP75"}
+    figures |= {n: t for n, t in LEVELS.items() if any(getattr(r, n) is not None for r in rows)}
+    titles = ["scheme", *switches, "gcn", "seeds", *figures.values(), "error %"]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for group in _by_scheme(rows):
         first = group[0]
         cells = [
             first.scheme,
-            *("yes" if on else "no" for on in (first.kd_fea, first.kd_l1, first.kd_cst)),
+            *("yes" if getattr(first, name) else "no" for name in switches),
             first.gcn,
             str(len(group)),
-            *(
-                _spread([100 * getattr(row, name) for row in group])
-                for name in ("AP", "AP50", "AP75")
-            ),
+            *(_percent([getattr(row, name) for row in group]) for name in figures),
             _spread([row.error for row in group]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -76,6 +86,12 @@ def markdown(rows: Sequence[Row]) -> str:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation; the deviation of one value is 0."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    """Shares as percent; a dash where there is nothing to count."""
+    known = [100 * value for value in values if value is not None]
+    return _spread(known) if known else "-"
 
 
 def _spread(values: Sequence[float]) -> str:

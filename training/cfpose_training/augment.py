@@ -1,7 +1,8 @@
-"""Random crops of one person: zoom, rotation, half body, mirror.
+"""Random crops of one person: zoom, rotation, half body, mirror; then a hole.
 
-Source: HRNet's JointsDataset, as SimCC uses it. One affine map does all four, so a crop is
-resampled once.
+Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these four, so a crop is
+resampled once. The hole is RTMPose's: coarse dropout (DeVries and Taylor, "Improved Regularization
+of Convolutional Neural Networks with Cutout").
 """
 
 from __future__ import annotations
@@ -49,6 +50,25 @@ def random_transform(
         transform[0] *= -1
         transform[0, 2] += size_wh[0] - 1
     return transform, mirrored
+
+
+def coarse_dropout(
+    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The crop (H, W, 3), or with probability `dropout_p` a copy with one black rectangle.
+
+    Its sides are uniform in `dropout_side`, as shares of the crop's, and its place is uniform
+    among those wholly inside. Labels stay: a hidden joint is still asked for.
+    """
+    if rng.random() >= config.dropout_p:
+        return crop
+    low, high = config.dropout_side
+    sides = np.array(crop.shape[:2])
+    size = np.maximum(1, np.round(rng.uniform(low, high, 2) * sides).astype(int))
+    top, left = rng.integers(0, sides - size, endpoint=True)
+    holed = crop.copy()
+    holed[top : top + size[0], left : left + size[1]] = 0
+    return holed
 
 
 def _half_body_box(

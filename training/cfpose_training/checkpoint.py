@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import dacite
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cfpose_sdk.errors import ArtifactError
+from cfpose_sdk.errors import ArtifactError, CfposeError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
@@ -22,6 +23,7 @@ from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 
 NETWORK_KEY = "cfpose.network"
+OPTIONS = dacite.Config(strict=True, cast=[tuple])
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -93,16 +95,32 @@ def load_pose(path: str | Path) -> tuple[PoseNet | RefinedPoseNet, ModelSpec]:
     if SPEC_KEY not in metadata or NETWORK_KEY not in metadata:
         raise ArtifactError(f"{path} is not a cfpose pose checkpoint: it carries no {SPEC_KEY}")
     spec = ModelSpec.from_json(metadata[SPEC_KEY])
-    configs = json.loads(metadata[NETWORK_KEY])
-    options = dacite.Config(strict=True, cast=[tuple])
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights; leave the RNG alone
-        pose = PoseNet(dacite.from_dict(HRNetConfig, configs["hrnet"], options), spec)
+    # building draws initial weights; leave the RNG alone
+    with torch.random.fork_rng(devices=[]), _understood(path):
+        configs = json.loads(metadata[NETWORK_KEY])
+        pose = PoseNet(dacite.from_dict(HRNetConfig, configs["hrnet"], OPTIONS), spec)
         network: PoseNet | RefinedPoseNet = pose
         if configs["refiner"] is not None:
-            config = dacite.from_dict(IGPGCNConfig, configs["refiner"], options)
+            config = dacite.from_dict(IGPGCNConfig, configs["refiner"], OPTIONS)
             network = RefinedPoseNet(pose, IGPGCN(config, spec.skeleton), spec)
     load_strict(network, tensors, path)
     return network.eval(), spec
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged description of a network raises into ArtifactError."""
+    try:
+        yield
+    except CfposeError:
+        raise
+    except (
+        ValueError, LookupError, TypeError, AttributeError, RuntimeError, dacite.DaciteError,
+    ) as error:  # fmt: skip
+        raise ArtifactError(
+            f"{path} is damaged, or of another version: {NETWORK_KEY} describes no network that "
+            f"this one can build ({type(error).__name__}: {error}); write it anew"
+        ) from error
 
 
 def save_finder(path: Path, network: FinderNet, spec: FinderSpec) -> None:
@@ -120,8 +138,8 @@ def load_finder(path: Path) -> tuple[FinderNet, FinderSpec]:
     tensors, metadata = load_tensors(path)
     if FINDER_KEY not in metadata or NETWORK_KEY not in metadata:
         raise ArtifactError(f"{path} is not a cfpose finder checkpoint: it carries no {FINDER_KEY}")
-    options = dacite.Config(strict=True, cast=[tuple])
-    config = dacite.from_dict(FinderNetConfig, json.loads(metadata[NETWORK_KEY])["finder"], options)
-    network = FinderNet(config)
+    with _understood(path):
+        configs = json.loads(metadata[NETWORK_KEY])
+        network = FinderNet(dacite.from_dict(FinderNetConfig, configs["finder"], OPTIONS))
     load_strict(network, tensors, path)
     return network.eval(), FinderSpec.from_json(metadata[FINDER_KEY])

@@ -46,6 +46,8 @@ class AugmentConfig:
     rotation_sigma_deg: float = 45.0  # clipped at twice this
     half_body_p: float = 0.3
     half_body_min_joints: int = 8  # more labelled joints than this, or no half-body crop
+    dropout_p: float = 0.0  # coarse dropout: one black rectangle in the crop
+    dropout_side: tuple[float, float] = (0.2, 0.4)  # least and greatest share of the crop's sides
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,20 @@ class LabelConfig:
     `smoothed`: SimDR's label-smoothed KL, summed over bins and joints (the paper's default).
     `gaussian_mean`: SimDR*'s unnormalised Gaussian, averaged over bins.
     `gaussian`: normalised Gaussian, KL summed over bins, averaged over labelled joints.
+    `gaussian_softmax`: softmax of softmax_beta times a Gaussian of height 1 (RTMPose), the KL
+    reduced as for `gaussian`.
     """
 
-    kind: Literal["smoothed", "gaussian_mean", "gaussian"] = "smoothed"
+    kind: Literal["smoothed", "gaussian_mean", "gaussian", "gaussian_softmax"] = "smoothed"
     epsilon: float = 0.1  # smoothed
-    sigma_bins: float = 4.0  # gaussian, gaussian_mean
+    sigma_bins: float | tuple[float, float] = 4.0  # the Gaussians; two: along x and along y
+    softmax_beta: float = 1.0  # of the logits too; the saved head is multiplied by it
+
+    @property
+    def sigma_xy(self) -> tuple[float, float]:
+        """Deviation in bins along x and along y."""
+        sigma = self.sigma_bins
+        return sigma if isinstance(sigma, tuple) else (sigma, sigma)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class OptimConfig:
     milestones: tuple[int, ...] = (170, 200)
     warmup_steps: int = 0
     final_lr: float = 0.0  # cosine
+    cosine_from: float = 0.0  # the cosine begins after this share of the epochs, lr before
+    mild_epochs: int = 0  # the last epochs, augmented as the recipe's [mild_augment] says
     clip_norm: float = 0.0  # gradient norm; 0: off
     ema_decay: float = 0.0  # 0: off
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -97,6 +110,10 @@ class DistillConfig:
     kd_cst: bool = False  # L_cst: limb lengths
     kd_logit: bool = False  # KL of the bins themselves, over all joints; not in the paper
     alpha: float = 5e-5
+    # > 0: epoch 1 sets alpha so that, at the student's map, the gradient of alpha L_fea is this
+    # share of the KL's; the mean over its first batches stays for the rest of the run
+    alpha_auto: float = 0.0
+    alpha_auto_batches: int = 20
     beta: float = 0.1
     fea_reduction: Literal["sum", "mean"] = "sum"  # mean: eq. (1) to the letter; then 5e-5 is inert
     tau: float = 2.0  # of both soft-argmaxes
@@ -105,6 +122,8 @@ class DistillConfig:
     cst_form: Literal["length", "vector"] = "length"  # vector: direction counts too
     logit_weight: float = 0.1
     logit_temperature: float = 1.0
+    teacher_flip: bool = False  # poses and bins: mean probability of the crop and its mirror image
+    teacher_confidence: bool = False  # L1, L_cst: joints weigh as the teacher is sure of them
 
     @property
     def active(self) -> bool:
@@ -143,6 +162,8 @@ class RefinerConfig:
     optim: OptimConfig
     gcn: GcnTarget = "gt"  # what it learns; off: an ablation trains no refiner
     teacher_fraction: float = 0.5  # mix: this share of the loss is the teacher's
+    teacher_flip: bool = False  # its pose: of the mean probability of the crop and its mirror image
+    teacher_confidence: bool = False  # its joints weigh as it is sure of them
     node_channels: int = 128
     joint_channels: tuple[int, int, int] = (256, 128, 128)
     output: OutputKind = "absolute"
@@ -208,6 +229,7 @@ class Recipe:
     finder: FinderConfig | None = None
     labels: LabelConfig = field(default_factory=LabelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`
     trained_on: tuple[str, ...] = ()
     license: str = ""
 
@@ -217,8 +239,35 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
-        return dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
+        recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, dacite.DaciteError) as error:
         raise TrainingError(f"the recipe {path} is not usable: {error}") from error
+    if problem := _contradiction(recipe):
+        raise TrainingError(f"the recipe {path} is not usable: {problem}")
+    return recipe
+
+
+def _contradiction(recipe: Recipe) -> str:
+    """What options mean only together, and do not; empty when all is well."""
+    runs = {"stage1": recipe.stage1, "stage2.optim": recipe.stage2.optim}
+    if recipe.teacher is not None and recipe.teacher.optim is not None:
+        runs["teacher.optim"] = recipe.teacher.optim
+    for name, optim in runs.items():
+        if optim.mild_epochs and recipe.mild_augment is None:
+            return f"{name}.mild_epochs is {optim.mild_epochs}; give [mild_augment], or leave it 0"
+    if recipe.finder is not None:
+        runs["finder.optim"] = recipe.finder.optim
+        if recipe.finder.optim.mild_epochs:
+            return "finder.optim.mild_epochs: the finder has one augmentation; leave it 0"
+    for name, optim in runs.items():
+        if not 0 <= optim.cosine_from < 1:
+            return f"{name}.cosine_from is {optim.cosine_from}, expected a share of [0, 1)"
+    for augment in filter(None, (recipe.augment, recipe.mild_augment)):
+        low, high = augment.dropout_side
+        if not 0 < low <= high <= 1:
+            return f"dropout_side is ({low}, {high}), expected two rising shares of (0, 1]"
+    if recipe.labels.softmax_beta <= 0:
+        return f"labels.softmax_beta is {recipe.labels.softmax_beta}, expected more than 0"
+    return ""

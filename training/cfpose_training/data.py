@@ -22,7 +22,7 @@ from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.augment import random_transform
+from cfpose_training.augment import coarse_dropout, random_transform
 from cfpose_training.config import AugmentConfig, LabelConfig, Source
 from cfpose_training.photos import PhotoCache
 from cfpose_training.targets import label_weights
@@ -121,7 +121,8 @@ def load_people(
 class CropDataset(Dataset[Batch]):
     """Augmented crops; an item depends on (seed, epoch, person) alone, whatever the worker.
 
-    Items are addressed by (epoch, person), as EpochSampler yields them.
+    Items are addressed by (epoch, person), as EpochSampler yields them. From epoch `mild_from` on,
+    counted from 0, `mild` stands in for `augment`.
     """
 
     def __init__(
@@ -132,6 +133,9 @@ class CropDataset(Dataset[Batch]):
         augment: AugmentConfig,
         labels: LabelConfig,
         seed: int,
+        *,
+        mild: AugmentConfig | None = None,
+        mild_from: int = 0,
     ) -> None:
         self.people = people
         self.cache = cache
@@ -139,22 +143,25 @@ class CropDataset(Dataset[Batch]):
         self.augment = augment
         self.labels = labels
         self.seed = seed
+        self.mild, self.mild_from = mild, mild_from
 
     def __getitem__(self, address: tuple[int, int, int]) -> Batch:
         epoch, person, visit = address
         rng = np.random.default_rng((self.seed, epoch, person, visit))
         people, spec = self.people, self.spec
         joints = people.joints[person]
+        augment = self.augment if self.mild is None or epoch < self.mild_from else self.mild
         transform, mirrored = random_transform(
             people.boxes[person], joints, spec.skeleton, spec.size_wh, spec.box_scale,
-            self.augment, rng,
+            augment, rng,
         )  # fmt: skip
         crop = extract_crops(self.cache[int(people.photo[person])], transform[None], spec.size_wh)
+        crop = coarse_dropout(crop[0], augment, rng)
         labelled = joints[:, 2] > 0
         xy = transform_points(transform[None], joints[None, :, :2])[0]
         if mirrored:  # the map has mirrored the positions already
             xy, labelled = xy[spec.skeleton.flip_order], labelled[spec.skeleton.flip_order]
-        return self._item(crop[0], xy, labelled, float(people.weight[person]))
+        return self._item(crop, xy, labelled, float(people.weight[person]))
 
     def _item(
         self, crop: NDArray[np.uint8], xy: Float64, labelled: NDArray[np.bool_], weight: float

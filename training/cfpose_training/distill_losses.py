@@ -36,9 +36,15 @@ def soft_pose(logits_xy: tuple[Tensor, Tensor], split_ratio: float, tau: float) 
     return torch.stack([soft_argmax(logits, split_ratio, tau) for logits in logits_xy], dim=-1)
 
 
-def pose_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Eq. (2), first term: L1 of poses (B, K, 2), over all joints, labelled or not."""
-    return (student - teacher).abs().sum() / len(student)
+def pose_l1(student: Tensor, teacher: Tensor, joint_weights: Tensor | None = None) -> Tensor:
+    """Eq. (2), first term: L1 of poses (B, K, 2), over all joints, labelled or not.
+
+    `joint_weights` (B, K): of each joint's two coordinates.
+    """
+    difference = (student - teacher).abs()
+    if joint_weights is not None:
+        difference = difference * joint_weights.unsqueeze(-1)
+    return difference.sum() / len(student)
 
 
 def structure_loss(
@@ -47,16 +53,20 @@ def structure_loss(
     limbs: Sequence[Pair],
     weights: Tensor,
     form: Literal["length", "vector"] = "length",
+    joint_weights: Tensor | None = None,
 ) -> Tensor:
     """Eq. (2), second term: weighted L1 of limb lengths of poses (B, K, 2); weights (E,).
 
-    `vector` compares the limbs themselves, so their direction counts too.
+    `vector` compares the limbs themselves, so their direction counts too. With `joint_weights`
+    (B, K) a limb also weighs as the lighter of its ends: it is known no better.
     """
     limbs_student, limbs_teacher = _limb_vectors(student, limbs), _limb_vectors(teacher, limbs)
     if form == "vector":
         difference = (limbs_student - limbs_teacher).abs().sum(dim=-1)
     else:
         difference = (_lengths(limbs_student) - _lengths(limbs_teacher)).abs()
+    if joint_weights is not None:
+        weights = weights * joint_weights[:, _limb_ends(limbs, student.device)].amin(dim=2)
     return (difference * weights).sum() / len(student)
 
 
@@ -77,8 +87,13 @@ def logit_loss(
 
 def _limb_vectors(poses: Tensor, limbs: Sequence[Pair]) -> Tensor:
     """(B, K, 2) → (B, E, 2)."""
-    ends = torch.tensor(limbs, device=poses.device, dtype=torch.long).reshape(-1, 2)
+    ends = _limb_ends(limbs, poses.device)
     return poses[:, ends[:, 0]] - poses[:, ends[:, 1]]
+
+
+def _limb_ends(limbs: Sequence[Pair], device: torch.device) -> Tensor:
+    """(E, 2) indices of joints."""
+    return torch.tensor(limbs, device=device, dtype=torch.long).reshape(-1, 2)
 
 
 def _lengths(vectors: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cfpose_bench.accuracy import Accuracy, evaluate
-from cfpose_bench.annotations import read_annotations
+from cfpose_bench.annotations import is_crowdpose, read_annotations
+from cfpose_bench.crowdpose import evaluate_crowdpose
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
@@ -68,7 +69,10 @@ class DevelopmentSet:
         return Predictions(xy, score)
 
     def accuracy(self, predictions: Predictions) -> Accuracy:
-        """COCO AP on the held-out photos; a person's score is the mean raw joint score."""
+        """AP on the held-out photos; a person's score is the mean raw joint score.
+
+        CrowdPose's files are evaluated as CrowdPose does, with AP_easy, AP_medium and AP_hard.
+        """
         people = self.people
         results = [
             {
@@ -81,6 +85,8 @@ class DevelopmentSet:
                 people.photo, predictions.xy, predictions.score, strict=True
             )
         ]
+        if is_crowdpose(self.annotations):
+            return evaluate_crowdpose(self.annotations, results, image_ids=people.image_ids)
         return evaluate(
             self.annotations, results, skeleton=self.spec.skeleton, image_ids=people.image_ids
         )

@@ -6,8 +6,11 @@ vector is shifted, and the probabilities of both views are averaged (SimDR).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.nets.decode import decode_simcc, full_precision
@@ -24,7 +27,8 @@ def flip_test(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tens
     pose = network.pose if isinstance(network, RefinedPoseNet) else network
     assert isinstance(pose, nn.Module)
     direct, other = pose(images), pose(mirrored)
-    coarse, score = _decode_average(direct, unmirror_logits(other, spec), spec)
+    x_logits, y_logits = average_logits(direct, other, spec)
+    coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
     if not isinstance(network, RefinedPoseNet):
         return coarse, score
     order = _flip_order(spec, images.device)
@@ -57,22 +61,26 @@ def unmirror_logits(output: PoseOutput, spec: ModelSpec) -> tuple[Tensor, Tensor
     return x_logits, output.y_logits[:, order]
 
 
+def average_logits(
+    direct: PoseOutput, mirrored: PoseOutput, spec: ModelSpec
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K, bins) whose softmax is the mean of two views' probabilities.
+
+    `mirrored` is what the network says of the mirrored crops.
+    """
+    averaged = []
+    for one, two in zip(direct[:2], unmirror_logits(mirrored, spec), strict=True):
+        views = (F.log_softmax(full_precision(logits), dim=2) for logits in (one, two))
+        # in logarithms: finite where the mean itself would underflow
+        averaged.append(torch.logaddexp(*views) - math.log(2))
+    return averaged[0], averaged[1]
+
+
 def _shifted_left(values: Tensor, bins: int) -> Tensor:
     """(B, K, n) moved by whole bins, negative to the right; the last value at the end repeats."""
     count = values.shape[2]
     index = torch.arange(count, device=values.device).add(bins).clamp(0, count - 1)
     return values[:, :, index]
-
-
-def _decode_average(
-    direct: PoseOutput, other: tuple[Tensor, Tensor], spec: ModelSpec
-) -> tuple[Tensor, Tensor]:
-    """Decode the mean of two views' probabilities; their logarithms are logits of that mean."""
-    averaged = []
-    for one, two in zip((direct.x_logits, direct.y_logits), other, strict=True):
-        views = (torch.softmax(full_precision(logits), dim=2) for logits in (one, two))
-        averaged.append((sum(views, start=torch.zeros_like(full_precision(one))) / 2).log())
-    return decode_simcc(averaged[0], averaged[1], spec.split_ratio, spec.decode)
 
 
 def _flip_order(spec: ModelSpec, device: torch.device) -> Tensor:

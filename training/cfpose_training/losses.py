@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfpose_training.config import LabelConfig
 from cfpose_training.nets.decode import full_precision
-from cfpose_training.targets import gaussian_target, smoothed_target
+from cfpose_training.targets import gaussian_target, smoothed_target, softmax_gaussian_target
 
 
 def simcc_loss(
@@ -21,11 +21,12 @@ def simcc_loss(
 ) -> Tensor:
     """KL of SimCC logits (B, K, bins_x), (B, K, bins_y) to the labels xy (B, K, 2) crop pixels.
 
-    See LabelConfig for the three kinds; each is 0 for a batch without labels.
+    See LabelConfig for the kinds; each is 0 for a batch without labels. The logits come multiplied
+    by `softmax_beta`.
     """
     divergence = sum(
         (
-            _axis_divergence(full_precision(logits), xy[..., axis], split_ratio, config)
+            _axis_divergence(full_precision(logits), xy[..., axis], split_ratio, config, axis)
             for axis, logits in enumerate(logits_xy)
         ),
         start=weight.new_zeros(()),
@@ -39,16 +40,18 @@ def simcc_loss(
 
 
 def _axis_divergence(
-    logits: Tensor, coordinate: Tensor, split_ratio: float, config: LabelConfig
+    logits: Tensor, coordinate: Tensor, split_ratio: float, config: LabelConfig, axis: int
 ) -> Tensor:
     """(B, K) divergence along one axis."""
-    bins = logits.shape[-1]
+    bins, sigma = logits.shape[-1], config.sigma_xy[axis]
     if config.kind == "smoothed":
         target = smoothed_target(coordinate, bins, split_ratio, config.epsilon)
+    elif config.kind == "gaussian_softmax":
+        beta = config.softmax_beta
+        target = softmax_gaussian_target(coordinate, bins, split_ratio, sigma, beta)
     else:
-        target = gaussian_target(
-            coordinate, bins, split_ratio, config.sigma_bins, normalise=config.kind == "gaussian"
-        )
+        normalise = config.kind == "gaussian"
+        target = gaussian_target(coordinate, bins, split_ratio, sigma, normalise=normalise)
     pointwise = F.kl_div(F.log_softmax(logits, dim=-1), target, reduction="none")
     return pointwise.mean(dim=-1) if config.kind == "gaussian_mean" else pointwise.sum(dim=-1)
 

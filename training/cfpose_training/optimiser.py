@@ -27,7 +27,8 @@ def learning_rate(config: OptimConfig, epoch: float, step: int) -> float:
     if config.schedule == "multistep":
         rate = config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
     else:
-        progress = min(1.0, epoch / config.epochs)
+        begin = config.cosine_from
+        progress = min(1.0, max(0.0, (epoch / config.epochs - begin) / (1 - begin)))
         rate = config.final_lr + (config.lr - config.final_lr) * (
             0.5 + 0.5 * math.cos(math.pi * progress)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping
@@ -55,7 +56,10 @@ class PoseRun:
         """Augmented crops of `people`."""
         recipe, optim = self.recipe, self.optim
         cache = cache_photos(people.photos, self.data.cache)
-        dataset = CropDataset(people, cache, self.spec, recipe.augment, recipe.labels, optim.seed)
+        dataset = CropDataset(
+            people, cache, self.spec, recipe.augment, recipe.labels, optim.seed,
+            mild=recipe.mild_augment, mild_from=optim.epochs - optim.mild_epochs,
+        )  # fmt: skip
         return epoch_batches(dataset, people.repeat, optim, pin_memory=self.options.uses_cuda)
 
     def train(
@@ -74,7 +78,7 @@ class PoseRun:
 
         def save_checkpoint(path: Path, module: nn.Module, metrics: Mapping[str, float]) -> None:
             spec = dataclasses.replace(self.spec, metrics=metrics)
-            save_pose(path, _assembled(network, module), spec)
+            save_pose(path, self._assembled(network, module), spec)
 
         finished = fit(
             stage,
@@ -82,7 +86,7 @@ class PoseRun:
             batches_per_epoch(people.repeat, self.optim),
             self.optim,
             self.options,
-            after_epoch=lambda _, module: self._figures(_assembled(network, module)),
+            after_epoch=lambda _, module: self._figures(self._assembled(network, module)),
             record=record | {"people": people_digest(people)},
             save_checkpoint=save_checkpoint,
         )
@@ -90,7 +94,7 @@ class PoseRun:
             return None
         if self.optim.final == "best":
             return load_pose(self.options.folder / BEST_FILE)[0]
-        return _assembled(network, stage.trainable)
+        return self._assembled(network, stage.trainable)
 
     def _figures(self, network: PoseNet | RefinedPoseNet) -> dict[str, float]:
         if self.dev is None:
@@ -98,15 +102,22 @@ class PoseRun:
         accuracy = self.dev.accuracy(self.dev.predict(network))
         return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
 
+    def _assembled(
+        self, network: PoseNet | RefinedPoseNet, trained: nn.Module
+    ) -> PoseNet | RefinedPoseNet:
+        """The whole network around the part that the loop trains, or around its average.
 
-def _assembled(network: PoseNet | RefinedPoseNet, trained: nn.Module) -> PoseNet | RefinedPoseNet:
-    """The whole network around the part that the loop trains, or around its average."""
-    if isinstance(network, RefinedPoseNet):
-        assert isinstance(trained, IGPGCN)
-        return RefinedPoseNet(network.pose, trained, network.spec)
-    student = trained.student if isinstance(trained, AlignedStudent) else trained
-    assert isinstance(student, PoseNet)
-    return student
+        A student trained on `softmax_beta` times its logits gets that factor into its head.
+        """
+        if isinstance(network, RefinedPoseNet):
+            assert isinstance(trained, IGPGCN)
+            return RefinedPoseNet(network.pose, trained, network.spec)
+        student = trained.student if isinstance(trained, AlignedStudent) else trained
+        assert isinstance(student, PoseNet)
+        if self.recipe.labels.softmax_beta != 1:
+            student = copy.deepcopy(student)
+            student.head.scale_logits(self.recipe.labels.softmax_beta)
+        return student
 
 
 def stage1_record(recipe: Recipe, stage: str) -> Record:

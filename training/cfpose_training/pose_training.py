@@ -101,7 +101,10 @@ def _train_pose(
     if recipe.pose.head_init == "marginals":
         network.head.init_as_marginals()
     if init is not None:
-        print(_started(init, initialise(network, init)))
+        found = initialise(network, init)
+        if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
+            network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
+        print(_started(init, found))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = PoseRun(recipe.stage1, spec, recipe, data, options, development_set(recipe, spec, data))
     people = run.people()
@@ -159,6 +162,8 @@ def train_stage2(
         recipe.stage2.output_weights,
         teacher=None if teacher is None else load_teacher(teacher, spec)[0],
         teacher_fraction=recipe.stage2.teacher_fraction if recipe.stage2.gcn == "mix" else 1.0,
+        teacher_flip=recipe.stage2.teacher_flip,
+        teacher_confidence=recipe.stage2.teacher_confidence,
         init_noise_px=recipe.stage2.init_noise_px,
     )
     dev = development_set(recipe, spec, data)

@@ -36,7 +36,8 @@ SCHEMES: dict[SchemeName, Switches] = {
 def scheme(recipe: Recipe, name: str) -> Recipe:
     """`recipe` with kd_fea, kd_l1, kd_cst and gcn as Table IV has them; nothing else changes.
 
-    kd_logit is not in the table: a recipe that has it on keeps it on in every scheme. Raises
+    kd_logit is not in the table, so it stays as the recipe has it in every scheme: off in the paper
+    profiles; on in the improved one, whose baseline then learns the teacher's bins. Raises
     TrainingError for a name that the table does not have.
     """
     switches = next((value for key, value in SCHEMES.items() if key == name), None)

@@ -14,7 +14,8 @@ from cfpose_training.data import Batch
 from cfpose_training.losses import refinement_loss, simcc_loss
 from cfpose_training.nets.decode import decode_simcc
 from cfpose_training.nets.igp_gcn import normalise_xy
-from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet, with_scaled_logits
+from cfpose_training.teacher import ask_teacher, confidence_weights
 
 
 class Stage(nn.Module):
@@ -72,6 +73,7 @@ class LabelStage(Stage):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.trainable(self.normalise(batch["crops"]))
+        output = with_scaled_logits(output, self.labels.softmax_beta)
         loss = simcc_loss(
             (output.x_logits, output.y_logits),
             batch["xy"],
@@ -88,7 +90,8 @@ class RefinerStage(Stage):
     It learns ground truth (scheme 1), or the argmax pose of `teacher`, or both: the teacher's share
     of the loss is `teacher_fraction`. Only labelled joints count, whoever says where they are.
     Student and teacher stay in eval mode, so no batch-norm statistic moves. `init_noise_px` is the
-    deviation of Gaussian noise on the coarse pose in training.
+    deviation of Gaussian noise on the coarse pose in training. `teacher_flip` averages the
+    teacher's answer with that to the mirror image; `teacher_confidence` weighs its joints.
     """
 
     def __init__(
@@ -99,12 +102,15 @@ class RefinerStage(Stage):
         *,
         teacher: PoseNet | None = None,
         teacher_fraction: float = 1.0,
+        teacher_flip: bool = False,
+        teacher_confidence: bool = False,
         init_noise_px: float = 0.0,
     ) -> None:
         super().__init__()
         self.student = network.pose.requires_grad_(False)
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.teacher_fraction = 0.0 if teacher is None else teacher_fraction
+        self.teacher_flip, self.teacher_confidence = teacher_flip, teacher_confidence
         self.trainable = network.refiner
         self.normalise = Normalise(spec.mean_rgb, spec.std_rgb)
         self.spec = spec
@@ -126,21 +132,28 @@ class RefinerStage(Stage):
             coarse, score = decode_simcc(
                 output.x_logits, output.y_logits, split_ratio, self.spec.decode
             )
-            targets = [(1 - self.teacher_fraction, batch["xy"])]
+            targets = [(1 - self.teacher_fraction, batch["xy"], batch["weight"])]
             if self.teacher is not None:
-                said = self.teacher(images)
-                taught, _ = decode_simcc(said.x_logits, said.y_logits, split_ratio, "argmax")
-                targets.append((self.teacher_fraction, taught))
+                targets.append((self.teacher_fraction, *self._taught(self.teacher, images, batch)))
             if self.training and self.init_noise_px:
                 # drawn on the CPU: its generator is what a resumed run restores
                 noise = torch.randn(coarse.shape, dtype=coarse.dtype).to(coarse.device)
                 coarse = coarse + self.init_noise_px * noise
         refined = self.trainable(output.taps, coarse, score)
-        losses = [self._loss(refined, xy, batch["weight"]) for _, xy in targets]
+        losses = [self._loss(refined, xy, weight) for _, xy, weight in targets]
         named = dict(zip(("l1", "l1_teacher"), (loss.detach() for loss in losses), strict=False))
         shares = zip(targets, losses, strict=True)
-        total = sum((share * loss for (share, _), loss in shares), losses[0].new_zeros(()))
+        total = sum((share * loss for (share, *_), loss in shares), losses[0].new_zeros(()))
         return {"loss": total, **named}
+
+    def _taught(self, teacher: PoseNet, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's argmax pose (B, K, 2) and the weights (B, K) of its joints."""
+        answer = ask_teacher(teacher, images, self.spec, flip=self.teacher_flip)
+        xy, _ = decode_simcc(answer.x_logits, answer.y_logits, self.spec.split_ratio, "argmax")
+        weight = batch["weight"]
+        if self.teacher_confidence:
+            weight = weight * confidence_weights(answer, self.spec, weight)
+        return xy, weight
 
     def _loss(self, poses: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
         size_wh = self.spec.size_wh

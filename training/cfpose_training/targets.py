@@ -23,7 +23,7 @@ def label_weights(
     if config.kind == "smoothed":
         inside = (bins.round() >= 0) & (bins.round() < limits)
     else:
-        reach = 3 * config.sigma_bins
+        reach = 3 * xy.new_tensor(config.sigma_xy)
         inside = (bins + reach >= 0) & (bins - reach < limits)
     return inside.all(dim=-1).to(xy.dtype)
 
@@ -48,3 +48,15 @@ def gaussian_target(
     if normalise:
         return torch.softmax(-(distance**2) / 2, dim=-1)
     return torch.exp(-(distance**2) / 2) / (sigma_bins * math.sqrt(2 * math.pi))
+
+
+def softmax_gaussian_target(
+    coordinate: Tensor, bins: int, split_ratio: float, sigma_bins: float, beta: float
+) -> Tensor:
+    """(B, K) pixels → (B, K, bins): softmax of beta · exp(−d² / 2σ²), d from the unrounded bin.
+
+    Source: RTMPose, whose Gaussian stands on the nearest bin.
+    """
+    index = torch.arange(bins, dtype=coordinate.dtype, device=coordinate.device)
+    distance = (index - (coordinate * split_ratio).unsqueeze(-1)) / sigma_bins
+    return torch.softmax(beta * torch.exp(-(distance**2) / 2), dim=-1)

@@ -22,6 +22,13 @@ class PoseOutput(NamedTuple):
     taps: Taps
 
 
+def with_scaled_logits(output: PoseOutput, factor: float) -> PoseOutput:
+    """The same output, its logits times `factor`."""
+    if factor == 1:
+        return output
+    return output._replace(x_logits=factor * output.x_logits, y_logits=factor * output.y_logits)
+
+
 class PoseNet(nn.Module):
     """HRNet + SimCC head: normalised RGB crops (B, 3, H, W) → PoseOutput.
 

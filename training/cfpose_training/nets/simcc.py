@@ -43,6 +43,13 @@ class SimCCHead(nn.Module):
             layer.weight.copy_(spread.reshape(layer.out_features, -1))
             nn.init.zeros_(layer.bias)
 
+    @torch.no_grad()
+    def scale_logits(self, factor: float) -> None:
+        """Multiply the logits by a factor, for good: both linear layers take it in."""
+        for layer in (self.mlp_head_x, self.mlp_head_y):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+
     def forward(self, quarter: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.final_layer(quarter).flatten(2)
         return self.mlp_head_x(maps), self.mlp_head_y(maps)
