@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     finder.add_argument(
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
+    finder.add_argument("--init", type=Path, help="ImageNet weights of the finder's body")
     _add_ablation(commands.add_parser("ablation", parents=[common], help="schemes of Table IV"))
     _add_convert(commands)
     _add_data(commands)
@@ -176,7 +177,9 @@ def _finder(arguments: argparse.Namespace) -> int:
             raise TrainingError("the recipe has no [finder] table")
         finder = recipe.finder
         return _say(arguments, finder.name, finder.optim, finder.sources, FINDER_FILE)
-    return _report(train_finder(recipe, arguments.labeller, *_options(arguments)))
+    return _report(
+        train_finder(recipe, arguments.labeller, *_options(arguments), init=arguments.init)
+    )
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,9 @@ from cfpose_training.data import DataOptions, batches_per_epoch, epoch_batches
 from cfpose_training.finder_data import PAD_VALUE, FinderDataset
 from cfpose_training.finder_labels import PhotoTruth, label_photos, list_photos
 from cfpose_training.finder_stage import FinderStage
+from cfpose_training.foreign import read_state
 from cfpose_training.loop import RunOptions, fit
+from cfpose_training.nets.efficientnet import EfficientNetLite0
 from cfpose_training.nets.finder import FinderNet, pick_people
 from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.stages import Normalise
@@ -42,9 +44,18 @@ def finder_spec(config: FinderConfig) -> FinderSpec:
 
 
 def train_finder(
-    recipe: Recipe, labeller: Path, data: DataOptions, options: RunOptions
+    recipe: Recipe,
+    labeller: Path,
+    data: DataOptions,
+    options: RunOptions,
+    *,
+    init: Path | None = None,
 ) -> Path | None:
-    """Train the recipe's finder. Returns its checkpoint, or None when time ran out first."""
+    """Train the recipe's finder. Returns its checkpoint, or None when time ran out first.
+
+    `init` holds ImageNet weights of the body. Raises TrainingError when the recipe has no finder,
+    or one whose body takes no weights; ArtifactError when they do not fit.
+    """
     config = recipe.finder
     if config is None:
         raise TrainingError("the recipe has no [finder] table")
@@ -61,6 +72,8 @@ def train_finder(
     dev = FinderDevelopmentSet(config, data)
     torch.manual_seed(optim.seed)
     network = FinderNet(config.net)
+    if init is not None:
+        _start_from(network, init)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     finished = fit(
@@ -73,6 +86,16 @@ def train_finder(
     checkpoint = options.folder / FINDER_FILE
     save_finder(checkpoint, network, spec)
     return checkpoint
+
+
+def _start_from(network: FinderNet, path: Path) -> None:
+    if not isinstance(network.body, EfficientNetLite0):
+        raise TrainingError(
+            f"the recipe's finder has a {network.config.body} body, which takes no {path.name}; "
+            f"set finder.net.body to 'efficientnet-lite0', or leave --init out"
+        )
+    dropped = network.body.load_imagenet(read_state(path))
+    print(f"{path.name} gives the body; {len(dropped)} tensors of the file are not used")
 
 
 class FinderDevelopmentSet:
