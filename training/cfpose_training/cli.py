@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     stage1 = commands.add_parser("stage1", parents=[common], help="the student")
     stage1.add_argument("--teacher", type=Path, help="checkpoint to distil from")
     stage1.add_argument(
-        "--init", type=Path, help="start from this checkpoint (ours, SimCC's, HRNet's, mmpose's)"
+        "--init",
+        type=Path,
+        help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's)",
     )
     stage2 = commands.add_parser("stage2", parents=[common], help="the refiner, student frozen")
     stage2.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
@@ -106,7 +108,7 @@ def _add_convert(commands: Commands) -> None:
     convert = commands.add_parser(
         "convert", help="a checkpoint of SimCC, HRNet or mmpose into ours, or ours into theirs"
     )
-    convert.add_argument("source", type=Path, help="checkpoint: .pth, or .safetensors of ours")
+    convert.add_argument("source", type=Path, help=".pth, or .safetensors or .onnx of ours")
     convert.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     convert.add_argument(
         "--to", choices=("simcc", "mmpose"), help="write this layout, from a checkpoint of ours"
@@ -185,6 +187,7 @@ def _finder(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.conversion import export_state, load_foreign, save_adopted, save_state
+    from cfpose_training.graph_weights import graph_spec
     from cfpose_training.nets.hrnet import HRNET_S, HRNET_W32, HRNET_W48
     from cfpose_training.pose_training import pose_spec
 
@@ -197,7 +200,11 @@ def _convert(arguments: argparse.Namespace) -> int:
         expected = {"w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}.get(arguments.network)
         if expected not in (None, adopted.hrnet):
             raise ArtifactError(f"{source} is an {adopted.hrnet}, expected {arguments.network}")
-        spec = None if arguments.recipe is None else pose_spec(load_recipe(arguments.recipe))
+        spec = None
+        if arguments.recipe is not None:
+            spec = pose_spec(load_recipe(arguments.recipe))
+        elif source.suffix == ".onnx":
+            spec = graph_spec(source)
         save_adopted(adopted, target, name=source.stem, spec=spec)
         dropped = adopted.dropped
         if not adopted.has_head:
