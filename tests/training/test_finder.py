@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ArtifactError, DatasetError, TrainingError
 from cfpose_training.config import (
     FinderAugmentConfig,
@@ -23,10 +24,12 @@ from cfpose_training.config import (
 )
 from cfpose_training.data import DataOptions
 from cfpose_training.finder_data import (
+    PAD_VALUE,
     FinderDataset,
     edges_to_centres,
     finder_targets,
     random_view,
+    render_view,
 )
 from cfpose_training.finder_labels import (
     LabelledPhoto,
@@ -265,3 +268,30 @@ def test_a_batch_larger_than_the_photos_is_refused(
     data = DataOptions(tiny_root, tmp_path / "cache")
     with pytest.raises(TrainingError, match="batch_size 64 exceeds the epoch's 10"):
         train_finder(large, labeller, data, RunOptions(tmp_path / "run", accelerator="cpu"))
+
+
+def test_an_unmoved_view_is_the_letterbox_of_inference() -> None:
+    """Scaled down by an integer, where both averages are exact, and up."""
+    rng = np.random.default_rng(0)
+    for shape_hw, scale in [((128, 256), 0.5), ((32, 64), 2.0)]:
+        pixels = rng.integers(0, 256, (*shape_hw, 3), dtype=np.uint8)
+        transform = edges_to_centres(np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]))
+        view = render_view(pixels, transform, SIZE_WH)
+        expected, found = letterbox(pixels, SIZE_WH, PAD_VALUE)
+        assert found == scale
+        # OpenCV's warp and resize round their linear weights differently
+        assert np.abs(view.astype(int) - expected)[1:-1, 1:-1].max() <= (0 if scale < 1 else 2)
+
+
+def test_a_finder_without_a_body_to_start_refuses_weights(
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    data = DataOptions(tiny_root, tmp_path / "cache")
+    with pytest.raises(TrainingError, match=r"finder\.net\.body"):
+        train_finder(
+            load_recipe(tiny_recipe),
+            yolox_file(tmp_path / "yolox.onnx", {}),
+            data,
+            RunOptions(tmp_path / "run"),
+            init=tmp_path / "weights.pth",
+        )

@@ -89,7 +89,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
     off = {
         "dropout_p": 0.0, "dropout_side": [0.2, 0.4], "softmax_beta": 1.0, "cosine_from": 0.0,
         "mild_epochs": 0, "alpha_auto": 0.0, "alpha_auto_batches": 20, "teacher_flip": False,
-        "teacher_confidence": False, "mild_augment": None,
+        "teacher_confidence": False, "mild_augment": None, "final": "last",
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} == set(off)
     assert {

@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     stage1 = commands.add_parser("stage1", parents=[common], help="the student")
     stage1.add_argument("--teacher", type=Path, help="checkpoint to distil from")
     stage1.add_argument(
-        "--init", type=Path, help="start from this checkpoint (ours, SimCC's, HRNet's, mmpose's)"
+        "--init",
+        type=Path,
+        help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's)",
     )
     stage2 = commands.add_parser("stage2", parents=[common], help="the refiner, student frozen")
     stage2.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     finder.add_argument(
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
+    finder.add_argument("--init", type=Path, help="ImageNet weights of the finder's body")
     _add_ablation(commands.add_parser("ablation", parents=[common], help="schemes of Table IV"))
     add_convert(commands)
     add_data(commands)
@@ -155,7 +158,9 @@ def _finder(arguments: argparse.Namespace) -> int:
             raise TrainingError("the recipe has no [finder] table")
         finder = recipe.finder
         return _say(arguments, finder.name, finder.optim, finder.sources, FINDER_FILE)
-    return _report(train_finder(recipe, arguments.labeller, *_options(arguments)))
+    return _report(
+        train_finder(recipe, arguments.labeller, *_options(arguments), init=arguments.init)
+    )
 
 
 def _ablation(arguments: argparse.Namespace) -> int:

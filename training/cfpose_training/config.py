@@ -194,7 +194,7 @@ class FinderAugmentConfig:
     flip_p: float = 0.5
     zoom: tuple[float, float] = (0.6, 1.8)
     contrast: float = 0.3  # pixel values are scaled by 1 ± this
-    brightness: float = 30.0  # and, in half of the views, raised by up to this, of 255
+    brightness: float = 30.0  # and moved by up to this, of 255
 
 
 @dataclass(frozen=True)

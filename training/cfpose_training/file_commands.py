@@ -17,7 +17,7 @@ def add_convert(commands: Commands) -> None:
     parser = commands.add_parser(
         "convert", help="a checkpoint of SimCC, HRNet or mmpose into ours, or ours into theirs"
     )
-    parser.add_argument("source", type=Path, help="checkpoint: .pth, or .safetensors of ours")
+    parser.add_argument("source", type=Path, help=".pth, or .safetensors or .onnx of ours")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--to", choices=("simcc", "mmpose"), help="write this layout, from a checkpoint of ours"
@@ -52,6 +52,7 @@ def convert(arguments: argparse.Namespace) -> int:
     """Write another layout of a checkpoint; returns the exit code."""
     from cfpose_training.config import load_recipe
     from cfpose_training.conversion import export_state, load_foreign, save_adopted, save_state
+    from cfpose_training.graph_weights import graph_spec
     from cfpose_training.nets.hrnet import HRNET_S, HRNET_W32, HRNET_W48
     from cfpose_training.pose_training import pose_spec
 
@@ -64,7 +65,11 @@ def convert(arguments: argparse.Namespace) -> int:
         expected = {"w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}.get(arguments.network)
         if expected not in (None, adopted.hrnet):
             raise ArtifactError(f"{source} is an {adopted.hrnet}, expected {arguments.network}")
-        spec = None if arguments.recipe is None else pose_spec(load_recipe(arguments.recipe))
+        spec = None
+        if arguments.recipe is not None:
+            spec = pose_spec(load_recipe(arguments.recipe))
+        elif source.suffix == ".onnx":
+            spec = graph_spec(source)
         save_adopted(adopted, target, name=source.stem, spec=spec)
         dropped = adopted.dropped
         if not adopted.has_head:

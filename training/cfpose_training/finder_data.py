@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from cfpose_sdk.image import Image
 from cfpose_training.config import FinderAugmentConfig
 from cfpose_training.data import Batch
 from cfpose_training.finder_labels import LabelledPhoto
@@ -50,12 +51,11 @@ class FinderDataset(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, epoch, index, visit))
         photo, pixels = self.photos[index], self.cache[index]
         transform = random_view(pixels.shape[:2], self.size_wh, self.augment, rng)
-        image = cv2.warpAffine(
-            pixels, transform, self.size_wh, flags=cv2.INTER_LINEAR, borderValue=(PAD_VALUE,) * 3
-        )
+        image = render_view(pixels, transform, self.size_wh)
         gain = 1 + self.augment.contrast * rng.uniform(-1, 1)
         shift = self.augment.brightness * rng.uniform(-1, 1)
-        image = cv2.convertScaleAbs(image, alpha=gain, beta=max(0.0, shift))
+        levels = np.clip(np.rint(gain * np.arange(256) + shift), 0, 255).astype(np.uint8)
+        image = levels[image]
         people, visible = _view_boxes(photo.people, transform, self.size_wh)
         ignored, _ = _view_boxes(photo.ignored, transform, self.size_wh)
         usable = (visible >= MIN_VISIBLE) & (np.minimum(*_sides(people)) >= MIN_SIDE_PX)
@@ -85,6 +85,27 @@ def random_view(
     x_offset = offset[0] + (scale * width if mirror < 0 else 0.0)
     edges = np.array([[mirror * scale, 0.0, x_offset], [0.0, scale, offset[1]]])
     return edges_to_centres(edges)
+
+
+def render_view(pixels: Image, transform: Float64, size_wh: tuple[int, int]) -> Image:
+    """The (H, W, 3) view of (h, w, 3) pixels through a (2, 3) map of scale, mirror and shift.
+
+    A smaller view is averaged over areas first, as the letterbox of inference is.
+    """
+    height, width = pixels.shape[:2]
+    scale = abs(transform[1, 1])
+    if scale < 1:
+        small_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = np.asarray(
+            cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8
+        )
+        grow = np.diag([width / small_wh[0], height / small_wh[1]])
+        small_to_photo = edges_to_centres(np.hstack([grow, np.zeros((2, 1))]))
+        transform = transform @ np.vstack([small_to_photo, [0, 0, 1]])
+    view = cv2.warpAffine(
+        pixels, transform, size_wh, flags=cv2.INTER_LINEAR, borderValue=(PAD_VALUE,) * 3
+    )
+    return np.asarray(view, dtype=np.uint8)
 
 
 def edges_to_centres(transform: Float64) -> Float64:

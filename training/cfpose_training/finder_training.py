@@ -21,7 +21,9 @@ from cfpose_training.data import DataOptions
 from cfpose_training.finder_data import PAD_VALUE, FinderDataset
 from cfpose_training.finder_labels import PhotoTruth, label_photos, list_photos
 from cfpose_training.finder_stage import FinderStage
+from cfpose_training.foreign import read_state
 from cfpose_training.loop import RunOptions, fit
+from cfpose_training.nets.efficientnet import EfficientNetLite0
 from cfpose_training.nets.finder import FinderNet, pick_people
 from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded, recorded_files
@@ -45,9 +47,18 @@ def finder_spec(config: FinderConfig) -> FinderSpec:
 
 
 def train_finder(
-    recipe: Recipe, labeller: Path, data: DataOptions, options: RunOptions
+    recipe: Recipe,
+    labeller: Path,
+    data: DataOptions,
+    options: RunOptions,
+    *,
+    init: Path | None = None,
 ) -> Path | None:
-    """Train the recipe's finder. Returns its checkpoint, or None when time ran out first."""
+    """Train the recipe's finder. Returns its checkpoint, or None when time ran out first.
+
+    `init` holds ImageNet weights of the body. Raises TrainingError when the recipe has no finder,
+    or one whose body takes no weights; ArtifactError when they do not fit.
+    """
     config = recipe.finder
     if config is None:
         raise TrainingError("the recipe has no [finder] table")
@@ -66,12 +77,14 @@ def train_finder(
     dev = FinderDevelopmentSet(config, data)
     torch.manual_seed(optim.seed)
     network = FinderNet(config.net)
+    if init is not None:
+        _start_from(network, init)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = epoch_batches(dataset, repeat, optim, pin_memory=options.uses_cuda)
     finished = fit(
         FinderStage(network), batches, per_epoch, optim, options,
         after_epoch=lambda _, module: dev.figures(module),
-        record=_record(config, recorded_files({"labeller": labeller})),
+        record=_record(config, recorded_files({"labeller": labeller, "init": init})),
         save_checkpoint=lambda path, module, metrics: _save(path, module, config, metrics),
     )  # fmt: skip
     if not finished:
@@ -92,6 +105,16 @@ def _record(config: FinderConfig, files: Record) -> Record:
     """What decides a run, without what only labels its artifact or says how it is used."""
     free = FREE_OPTIM_FIELDS | {"name", "threshold", "nms_iou", "trained_on", "license"}
     return {"stage": "finder", **recorded(config, "finder", free), **files}
+
+
+def _start_from(network: FinderNet, path: Path) -> None:
+    if not isinstance(network.body, EfficientNetLite0):
+        raise TrainingError(
+            f"the recipe's finder has a {network.config.body} body, which takes no {path.name}; "
+            f"set finder.net.body to 'efficientnet-lite0', or leave --init out"
+        )
+    dropped = network.body.load_imagenet(read_state(path))
+    print(f"{path.name} gives the body; {len(dropped)} tensors of the file are not used")
 
 
 class FinderDevelopmentSet:

@@ -2,7 +2,8 @@
 
 Understood: the reference HRNet and SimCC state dicts (plain, under `module.`, or inside
 `state_dict` / `best_state_dict`), mmpose's (`backbone.` and `head.`), HRNet's ImageNet weights, and
-our own. Nothing is left out in silence: what is dropped is listed, what does not fit is refused.
+our own, checkpoints and exported graphs. Nothing is left out in silence: what is dropped is
+listed, what does not fit is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoint import load_tensors, misfits
+from cfpose_training.graph_weights import read_graph
 from cfpose_training.nets.hrnet import HRNet, HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet
 
@@ -51,9 +53,12 @@ class Adopted:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a checkpoint file, without its wrapper and a `module.` before every key.
 
-    `.safetensors`, or what torch.save wrote (read with weights_only). Raises ArtifactError.
+    `.safetensors`, what torch.save wrote (read with weights_only), or a fused `.onnx` of ours.
+    Raises ArtifactError.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        return read_graph(path)
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
     # plain data that the reference's and mmpose's files hold beside the weights

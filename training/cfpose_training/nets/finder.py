@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfpose_training.nets.efficientnet import CHANNELS, EfficientNetLite0
 from cfpose_training.nets.hrnet import BasicBlock, conv_bn
 
 STRIDE = 8
@@ -23,11 +24,18 @@ PRIOR = 0.01  # initial heat, so that empty cells do not drown the first steps
 
 @dataclass(frozen=True)
 class FinderNetConfig:
-    """Widths. Level l of 1/4, 1/8, 1/16, 1/32, 1/64 has `channels[l]` channels."""
+    """Body and widths.
 
+    `plain`: level l of 1/4, 1/8, 1/16, 1/32, 1/64 has `channels[l]` channels and `blocks[l]`
+    residual blocks. `efficientnet-lite0` has widths of its own and ends at 1/32; its stem and
+    first `frozen` blocks do not learn.
+    """
+
+    body: Literal["plain", "efficientnet-lite0"] = "plain"
     channels: tuple[int, int, int, int, int] = (24, 48, 96, 128, 128)
     blocks: tuple[int, int, int, int, int] = (1, 2, 2, 2, 1)
     head_channels: int = 64
+    frozen: int = 0
 
 
 class FinderOutput(NamedTuple):
@@ -37,13 +45,12 @@ class FinderOutput(NamedTuple):
     sides: Tensor  # (B, 4, h, w) positive distances left, top, right, bottom, in pixels
 
 
-class FinderNet(nn.Module):
-    """Normalised RGB letterboxes (B, 3, H, W) → FinderOutput. H and W are multiples of 64."""
+class PlainBody(nn.Module):
+    """Normalised RGB images → maps at 1/8, 1/16, 1/32, 1/64, from a plain residual net."""
 
     def __init__(self, config: FinderNetConfig) -> None:
         super().__init__()
-        self.config = config
-        widths, head = config.channels, config.head_channels
+        widths = config.channels
         self.stem = conv_bn(3, widths[0], 3, stride=2)
         self.levels = nn.ModuleList()
         incoming = widths[0]
@@ -55,19 +62,38 @@ class FinderNet(nn.Module):
                 )
             )
             incoming = width
-        self.laterals = nn.ModuleList(conv_bn(width, head, 1) for width in widths[1:])
-        self.smooths = nn.ModuleList(conv_bn(head, head, 3) for _ in widths[1:-1])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.levels[0](self.stem(images))
+        maps = []
+        for level in self.levels[1:]:
+            x = level(x)
+            maps.append(x)
+        return maps
+
+
+class FinderNet(nn.Module):
+    """Normalised RGB letterboxes (B, 3, H, W) → FinderOutput. H and W are multiples of 64."""
+
+    def __init__(self, config: FinderNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        head = config.head_channels
+        self.body: nn.Module
+        widths: tuple[int, ...]
+        if config.body == "plain":
+            self.body, widths = PlainBody(config), config.channels[1:]
+        else:
+            self.body, widths = EfficientNetLite0(config.frozen), CHANNELS
+        self.laterals = nn.ModuleList(conv_bn(width, head, 1) for width in widths)
+        self.smooths = nn.ModuleList(conv_bn(head, head, 3) for _ in widths[:-1])
         self.heat = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 1, 1))
         self.box = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 4, 1))
         # heat starts at PRIOR everywhere
         nn.init.constant_(self.heat[-1].bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> FinderOutput:
-        x = self.levels[0](self.stem(images))
-        maps = []
-        for level in self.levels[1:]:
-            x = level(x)
-            maps.append(x)
+        maps = self.body(images)
         merged = self.laterals[-1](maps[-1])
         for index in reversed(range(len(maps) - 1)):
             up = F.interpolate(merged, scale_factor=2.0, mode="nearest")

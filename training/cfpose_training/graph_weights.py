@@ -1,0 +1,110 @@
+"""The weights of an exported pose graph, as a state dict to train on from.
+
+Export folds each batch norm into the convolution before it. Here the convolution keeps the folded
+weights, and its norm becomes one that only adds the folded bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfpose_sdk.errors import ArtifactError, require
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+
+PREFIX = "pose."  # of a PoseNet inside the fused graph
+EPS = 1e-5  # PyTorch's batch norm
+CLASSIFIERS = ("head.mlp_head_x", "head.mlp_head_y")  # whose weights the graph holds transposed
+
+
+def read_graph(path: Path) -> dict[str, Tensor]:
+    """State dict of the PoseNet in a fused graph; its refiner, if any, stays behind.
+
+    It computes what the graph computes, to float32 rounding. Raises ArtifactError when the file is
+    not a float32 graph of ours.
+    """
+    model = _load(path)
+    from onnx import numpy_helper
+
+    graph = model.graph
+    arrays = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
+    state: dict[str, Tensor] = {}
+    for node in graph.node:
+        if node.op_type != "Conv" or not node.input[1].startswith(PREFIX):
+            continue
+        key = node.input[1].removeprefix(PREFIX)
+        state[key] = weight = arrays[node.input[1]]
+        # the exporter leaves out a bias of zeros
+        bias = arrays[node.input[2]] if len(node.input) > 2 else torch.zeros(len(weight))
+        if key.startswith("backbone."):
+            state |= _adding_norm(_norm_of(key), bias)
+        else:
+            state[f"{key.removesuffix('.weight')}.bias"] = bias
+    for layer in CLASSIFIERS:
+        state |= _classifier(graph, arrays, layer, path)
+    if bad := sorted(key for key, value in state.items() if value.dtype is torch.float16):
+        raise ArtifactError(f"{path} holds {bad[0]} in float16; give the FP32 graph")
+    return state
+
+
+def graph_spec(path: Path) -> ModelSpec:
+    """The ModelSpec in a graph, without what a new training run makes untrue."""
+    metadata = {entry.key: entry.value for entry in _load(path).metadata_props}
+    if SPEC_KEY not in metadata:
+        raise ArtifactError(f"{path} carries no {SPEC_KEY}, so it is not a cfpose pose graph")
+    spec = ModelSpec.from_json(metadata[SPEC_KEY])
+    return dataclasses.replace(spec, calibration=(1.0, 0.0), metrics={}, gate={})
+
+
+def _load(path: Path) -> Any:
+    require("onnx", extra="export", why=f"reading the weights of {path.name}")
+    import onnx
+
+    try:
+        return onnx.load_model(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+    except Exception as error:  # protobuf's own classes share no base
+        raise ArtifactError(f"{path} is not an ONNX file, or it is damaged: {error}") from error
+
+
+def _norm_of(convolution: str) -> str:
+    """backbone.layer1.0.conv2.weight → backbone.layer1.0.bn2; a bare index → the next one."""
+    module = convolution.removesuffix(".weight")
+    if (named := re.fullmatch(r"(.*)conv(\d+)", module)) is not None:
+        return f"{named[1]}bn{named[2]}"
+    parent, _, index = module.rpartition(".")
+    return f"{parent}.{int(index) + 1}"
+
+
+def _adding_norm(norm: str, bias: Tensor) -> dict[str, Tensor]:
+    return {
+        f"{norm}.weight": torch.full_like(bias, math.sqrt(1 + EPS)),
+        f"{norm}.bias": bias,
+        f"{norm}.running_mean": torch.zeros_like(bias),
+        f"{norm}.running_var": torch.ones_like(bias),
+        f"{norm}.num_batches_tracked": torch.zeros((), dtype=torch.long),
+    }
+
+
+def _classifier(graph: Any, arrays: dict[str, Tensor], layer: str, path: Path) -> dict[str, Tensor]:
+    """A linear layer: its bias, and the matrix whose product the bias is added to."""
+    bias = f"{PREFIX}{layer}.bias"
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type == "Add" and bias in node.input and bias in arrays:
+            product = next(makers[name] for name in node.input if name in makers)
+            matrices = [arrays[name] for name in product.input if name in arrays]
+            if product.op_type == "MatMul" and len(matrices) == 1:
+                weight = matrices[0].T.contiguous()
+                return {f"{layer}.weight": weight, f"{layer}.bias": arrays[bias]}
+    raise ArtifactError(f"{path} has no layer {layer} that is written as cfpose-export writes it")

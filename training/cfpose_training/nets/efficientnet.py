@@ -1,0 +1,148 @@
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; the Lite variant without squeeze-and-excitation).
+
+A body that starts from ImageNet weights, for networks that see too few photos to learn edges and
+textures themselves. Padding is symmetric, not TensorFlow's: a cell i of a stride-s map is centred
+on pixel s * i, the convention of every map in this package; the weights do not care, their maps
+are only read at another phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from cfpose_sdk.errors import ArtifactError
+from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
+
+STEM = 32
+# out channels, expansion, kernel, stride of each block
+BLOCKS = (
+    (16, 1, 3, 1),
+    (24, 6, 3, 2),
+    (24, 6, 3, 1),
+    (40, 6, 5, 2),
+    (40, 6, 5, 1),
+    (80, 6, 3, 2),
+    (80, 6, 3, 1),
+    (80, 6, 3, 1),
+    (112, 6, 5, 1),
+    (112, 6, 5, 1),
+    (112, 6, 5, 1),
+    (192, 6, 5, 2),
+    (192, 6, 5, 1),
+)
+EIGHTH, SIXTEENTH = 4, 10  # the last block of each of these scales; the last of all ends 1/32
+CHANNELS = (40, 112, 192)  # of the maps at 1/8, 1/16, 1/32
+EPS = 1e-3  # of batch norm, as the weights were trained
+# its ImageNet weights were trained on (pixel - 127) / 128
+PIXEL_MEAN, PIXEL_STD = 127.0, 128.0
+
+
+class Pyramid(NamedTuple):
+    """Maps of a body at three scales."""
+
+    eighth: Tensor
+    sixteenth: Tensor
+    thirty_second: Tensor
+
+
+class MBConv(nn.Module):
+    """Inverted residual: expand 1x1, depthwise, project 1x1; a shortcut where shapes allow it."""
+
+    def __init__(self, incoming: int, out: int, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        wide = incoming * expansion
+        self.is_expanded = expansion != 1
+        self.has_shortcut = stride == 1 and incoming == out
+        if self.is_expanded:
+            self.expand_conv = nn.Conv2d(incoming, wide, 1, bias=False)
+            self.bn0 = nn.BatchNorm2d(wide, eps=EPS)
+        self.depthwise_conv = nn.Conv2d(
+            wide, wide, kernel, stride, kernel // 2, groups=wide, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(wide, eps=EPS)
+        self.project_conv = nn.Conv2d(wide, out, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = nn.functional.relu6(self.bn0(self.expand_conv(x))) if self.is_expanded else x
+        wide = nn.functional.relu6(self.bn1(self.depthwise_conv(wide)))
+        out: Tensor = self.bn2(self.project_conv(wide))
+        return x + out if self.has_shortcut else out
+
+
+class EfficientNetLite0(nn.Module):
+    """Normalised RGB images (B, 3, H, W) → Pyramid; the blocks up to 1/32 that BLOCKS lists.
+
+    Batch norms keep their ImageNet statistics in training, because a batch of detection views is
+    too small for its own. The stem and the first `frozen` blocks do not learn.
+    """
+
+    def __init__(self, frozen: int = 0) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.conv_stem = nn.Conv2d(3, STEM, 3, 2, 1, bias=False)
+        self.bn0 = nn.BatchNorm2d(STEM, eps=EPS)
+        self.blocks = nn.ModuleList()
+        incoming = STEM
+        for out, expansion, kernel, stride in BLOCKS:
+            self.blocks.append(MBConv(incoming, out, expansion, kernel, stride))
+            incoming = out
+        if frozen:
+            still = nn.ModuleList([self.conv_stem, self.bn0, *self.blocks[:frozen]])
+            still.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Pyramid:
+        x = nn.functional.relu6(self.bn0(self.conv_stem(images)))
+        for block in self.blocks[: EIGHTH + 1]:
+            x = block(x)
+        eighth = x
+        for block in self.blocks[EIGHTH + 1 : SIXTEENTH + 1]:
+            x = block(x)
+        sixteenth = x
+        for block in self.blocks[SIXTEENTH + 1 :]:
+            x = block(x)
+        return Pyramid(eighth, sixteenth, x)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def load_imagenet(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Take the weights of a classifier, in the names of `efficientnet_lite_pytorch`.
+
+        Returns the keys that have no place here: the classifier's last layers. Raises
+        ArtifactError when a key is missing or of another shape.
+        """
+        renamed = {".".join(p.lstrip("_") for p in key.split(".")): key for key in state}
+        own = self.state_dict()
+        if missing := sorted(key for key in own if key not in renamed):
+            raise ArtifactError(f"these are no EfficientNet-Lite0 weights: they lack {missing[:5]}")
+        taken = {key: state[renamed[key]] for key in own}
+        if bad := sorted(key for key in own if taken[key].shape != own[key].shape):
+            raise ArtifactError(f"these are no EfficientNet-Lite0 weights: {bad[:5]} do not fit")
+        self.load_state_dict(_for_our_pixels(taken))
+        return tuple(sorted(renamed[key] for key in renamed.keys() - own.keys()))
+
+
+def _for_our_pixels(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stem, made to take ImageNet-normalised pixels: its scale and shift move into it.
+
+    Exact but for the zero padding of the picture's edge.
+    """
+    mean, std = torch.tensor(IMAGENET_MEAN_RGB), torch.tensor(IMAGENET_STD_RGB)
+    scale = (std * 255 / PIXEL_STD)[None, :, None, None]
+    shift = ((mean * 255 - PIXEL_MEAN) / PIXEL_STD)[None, :, None, None]
+    stem = tensors["conv_stem.weight"]
+    constant = (stem * shift).sum(dim=(1, 2, 3))
+    return {
+        **tensors,
+        "conv_stem.weight": stem * scale,
+        "bn0.running_mean": tensors["bn0.running_mean"] - constant,
+    }
