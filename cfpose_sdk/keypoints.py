@@ -100,4 +100,5 @@ def _softmax(logits: NDArray[np.floating]) -> Float64:
     """Probabilities of (..., bins) logits along the last axis."""
     values = np.asarray(logits, dtype=np.float64)
     mass: Float64 = np.exp(values - values.max(axis=-1, keepdims=True))
-    return mass / mass.sum(axis=-1, keepdims=True)
+    mass /= mass.sum(axis=-1, keepdims=True)
+    return mass

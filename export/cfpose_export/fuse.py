@@ -87,5 +87,5 @@ class FusedPose(nn.Module):
 
 def _views(values: Tensor) -> tuple[Tensor, Tensor]:
     """The (N, …) halves of (2N, …): of the crops, and of their mirror images."""
-    here, there = values.unflatten(0, (2, -1)).unbind(0)
+    here, there = values.reshape(2, -1, *values.shape[1:]).unbind(0)
     return here, there
