@@ -54,7 +54,7 @@ def covariance(
 
     Why the whole axis: within the decoder's window the moment cannot grow beyond that window,
     however unsure the network is, so no one scale fits sure and unsure joints alike (both were
-    measured: benchmarks/results/frame-and-covariance-dev.json).
+    measured: benchmarks/results/covariance-dev.json).
     """
     moments = []
     for axis, logits in enumerate((x_logits, y_logits)):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cfpose_export.frame import CORE_INPUT, core_graph, frame_graph
-from cfpose_export.graph import read_spec, write_spec
+from cfpose_export.frame import core_graph, frame_graph
+from cfpose_export.graph import LOGITS, read_spec, write_spec
 from cfpose_export.parity import DEMO_PHOTOS, PEOPLE_FILE, Bounds
+from cfpose_export.sampler import CORE_INPUT
 from cfpose_export.sampling import sample_crops
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
@@ -29,6 +30,7 @@ from cfpose_sdk.spec import ModelSpec
 
 SIZES_WH = ((320, 240), (1280, 720), (3840, 2160))
 MAX_GREY = 0.25  # of 255; a float32 position in a 4K frame is good to some 1e-4 pixels
+MAX_FLIPS = 0.01  # of the coordinates
 Float64 = NDArray[np.float64]
 
 
@@ -36,7 +38,9 @@ Float64 = NDArray[np.float64]
 class FrameDrift:
     """How far a frame-in graph is from its core on float64 crops, over all frames and boxes.
 
-    With argmax, people of whom a bin flipped are counted in `bin_flips` and left out of the rest.
+    Where two bins of a joint score all but the same, the last digits of a sample decide which of
+    them wins: a bin flip. The decoder then starts elsewhere, and the refiner spreads that over the
+    whole person. Flips are counted, and those people are left out of the pixel figures.
     """
 
     frames: int
@@ -46,7 +50,8 @@ class FrameDrift:
     max_crop_px: float  # keypoints, crop pixels
     confidence_max: float
     grey_max: float  # of the sampled crops, in levels of 255
-    bin_flips: int  # people
+    bin_flips: int  # coordinates of any joint
+    coordinates: int
     provider: str
 
     def to_json(self) -> str:
@@ -67,8 +72,8 @@ def measure_frame(
     photo, boxes = _first_photo(DEMO_PHOTOS if folder is None else folder)
     with tempfile.TemporaryDirectory() as temporary:
         whole, core = Path(temporary) / "frame.onnx", Path(temporary) / "core.onnx"
-        onnx.save_model(_with_crops(model), whole)
-        onnx.save_model(core_graph(crops_model), core)
+        onnx.save_model(_with_outputs(model, (CORE_INPUT, *LOGITS)), whole)
+        onnx.save_model(_with_outputs(core_graph(crops_model), LOGITS), core)
         with open_backend(whole, device="cpu") as frame_in, open_backend(core, device="cpu") as on:
             nobody = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
             if bad := {name: v.shape for name, v in nobody.items() if len(v)}:
@@ -80,7 +85,7 @@ def measure_frame(
                 rows.append(_compare(spec, frame_in, on, frame, scaled))
             provider = frame_in.provider
     pixels, crop_pixels, sure, seen, grey, flips = map(np.concatenate, zip(*rows, strict=True))
-    kept = (seen >= bounds.min_confidence) & ~flips[:, None]
+    kept = (seen >= bounds.min_confidence) & ~flips.any(axis=(1, 2))[:, None]
 
     def largest(values: NDArray[Any]) -> float:
         return float(values[kept].max()) if kept.any() else math.nan
@@ -94,6 +99,7 @@ def measure_frame(
         confidence_max=largest(sure),
         grey_max=float(grey.max()),
         bin_flips=int(flips.sum()),
+        coordinates=flips.size,
         provider=provider,
     )
 
@@ -111,6 +117,7 @@ def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
         "max_crop_px": bounds.max_px,
         "confidence_max": bounds.max_confidence,
         "grey_max": MAX_GREY,
+        "bin_flips": MAX_FLIPS * drift.coordinates,
     }
     found = dataclasses.asdict(drift)
     # not ≤, rather than >: NaN fails too
@@ -137,6 +144,7 @@ def write_proven_frame(
         "sizes_wh": [list(size) for size in SIZES_WH],
         # rounded up, so that another machine's last digits do not change the file
         "max_px": math.ceil(drift.max_px * 100) / 100,
+        "bin_flips": drift.bin_flips,
     }
     write_spec(model, dataclasses.replace(spec, gate={**spec.gate, "frame": proof}))
     write_file(path, model.SerializeToString(deterministic=True))
@@ -174,7 +182,7 @@ def _compare(
     boxes: NDArray[np.float32],
 ) -> tuple[NDArray[Any], ...]:
     """Per joint the distance in frame and in crop pixels, the difference in confidence, and the
-    confidence; per person the largest grey difference, and whether a bin flipped."""
+    confidence; per person the largest grey difference; per coordinate whether a bin flipped."""
     crops = sample_crops(frame, boxes, spec.size_wh, spec.box_scale, spec.antialias)
     expected = core.run({CORE_INPUT: crops.astype(np.float32)})
     got = whole.run({"frame": frame, "boxes": boxes})
@@ -182,22 +190,22 @@ def _compare(
     step = back[:, :1, 0]  # frame pixels a crop pixel
     right = transform_points(back, expected["keypoints"])
     pixels = np.linalg.norm(got["keypoints"] - right, axis=2)
-    coarse = np.abs(got["coarse"] - transform_points(back, expected["coarse"])).max(axis=2) / step
-    flips = (coarse * spec.split_ratio > 0.5).any(axis=1) & (spec.decode == "argmax")
+    winners = [np.stack([o[name].argmax(axis=2) for name in LOGITS]) for o in (got, expected)]
     return (
         pixels,
         pixels / step,
         np.abs(got["confidence"] - expected["confidence"]),
         expected["confidence"],
         np.abs(got[CORE_INPUT] - crops).max(axis=(1, 2, 3)),
-        flips,
+        np.moveaxis(winners[0] != winners[1], 0, -1),
     )
 
 
-def _with_crops(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, with the sampled crops as a further output."""
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The same graph, with values inside it as further outputs."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    kind = onnx.helper.make_tensor_value_info(CORE_INPUT, onnx.TensorProto.FLOAT, None)
-    probe.graph.output.append(kind)
+    for name in names:
+        kind = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        probe.graph.output.append(kind)
     return probe
