@@ -85,7 +85,7 @@ def measure_frame(
                 rows.append(_compare(spec, frame_in, on, frame, scaled))
             provider = frame_in.provider
     pixels, crop_pixels, sure, seen, grey, flips = map(np.concatenate, zip(*rows, strict=True))
-    kept = (seen >= bounds.min_confidence) & ~flips.any(axis=(1, 2))[:, None]
+    kept = (seen >= bounds.min_confidence) & ~np.asarray(flips.any(axis=(1, 2)))[:, None]
 
     def largest(values: NDArray[Any]) -> float:
         return float(values[kept].max()) if kept.any() else math.nan
