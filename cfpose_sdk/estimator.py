@@ -19,12 +19,13 @@ from cfpose_sdk.detector import Detections, Detector, PersonFinder, as_detection
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.frames import Frame, PathLike, Source, load_frame, open_frames
 from cfpose_sdk.image import Image
+from cfpose_sdk.inference import Arrays, run_frame
 from cfpose_sdk.results import Poses
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "cfpose-s.onnx"
 
-Arrays = dict[str, NDArray[Any]]
+_INPUTS = {"crops": ("crops",), "frame": ("frame", "boxes")}
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class PoseEstimator:
 
     `model`: an exported artifact; None is the bundled one. `detector`: None for the bundled finder,
     a finder artifact, or any callable image → boxes (N, 4), or (N, 5) with scores. At most
-    `batch_size` crops go through the network at once. Raises ArtifactError (SpecError) for a file
-    that is no cfpose artifact, BackendError for a device that is not there.
+    `batch_size` people go through the network at once; a model that takes whole frames cuts the
+    crops itself, and runs once a frame and chunk of its people. Raises ArtifactError (SpecError)
+    for a file that is no cfpose artifact, BackendError for a device that is not there.
     """
 
     def __init__(
@@ -130,6 +132,8 @@ class PoseEstimator:
         self.close()
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+        if self.spec.input == "frame":
+            return [self._estimate_whole(*pair) for pair in zip(frames, given, strict=True)]
         people, detect_ms, maps, crops, crop_ms = [], [], [], [], []
         for frame, boxes in zip(frames, given, strict=True):
             found, milliseconds = self._people(frame.image, boxes)
@@ -153,6 +157,16 @@ class PoseEstimator:
             results.append(self._poses(frame, people[n], maps[n], own, spent))
             first = last
         return results
+
+    def _estimate_whole(self, frame: Frame, boxes: object) -> Poses:
+        """One frame through a model that cuts its own crops; its time is all `infer`."""
+        people, detect_ms = self._people(frame.image, boxes)
+        start = time.perf_counter()
+        outputs = run_frame(self._backend, frame.image, people.boxes, self._batch_size)
+        infer_ms = _since(start) if len(people) else 0.0
+        self._check_finite(outputs)
+        spent = {"read": frame.read_ms, "detect": detect_ms, "crop": 0.0, "infer": infer_ms}
+        return self._poses(frame, people, None, outputs, spent)
 
     def _people(self, image: Image, boxes: object) -> tuple[Detections, float]:
         if boxes is not None:
@@ -180,35 +194,42 @@ class PoseEstimator:
             for first in range(0, total, self._batch_size)
         ]
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for name in ("keypoints", "confidence"):
+        self._check_finite(outputs)
+        return outputs, _since(start) / total
+
+    def _check_finite(self, outputs: Arrays) -> None:
+        for name in outputs.keys() & {"keypoints", "confidence"}:
             if not np.isfinite(outputs[name]).all():
                 raise BackendError(
                     f"{self._backend.path.name} returned NaN or infinite {name} on "
                     f"{self._backend.provider}; check the model with: cfpose doctor"
                 )
-        return outputs, _since(start) / total
 
     def _poses(
         self,
         frame: Frame,
         people: Detections,
-        maps: NDArray[np.float64],
+        maps: NDArray[np.float64] | None,
         outputs: Arrays,
         spent: dict[str, float],
     ) -> Poses:
-        """Crop pixels → frame pixels; maps (N, 2, 3) lead from the frame to the crop."""
+        """Crop pixels → frame pixels; maps (N, 2, 3) lead from the frame to the crop.
+
+        None: the outputs are in frame pixels already.
+        """
         start = time.perf_counter()
         height, width = frame.image.shape[:2]
         shared: dict[str, Any] = {"image": frame.image, "source": frame.name}
         if len(people) == 0:
             speed = {**spent, "post": 0.0, "total": sum(spent.values())}
             return Poses.empty(self.spec.skeleton, (width, height), speed_ms=speed, **shared)
-        back = invert_transforms(maps)
-        xy = transform_points(back, outputs["keypoints"])
-        covariance = outputs.get("covariance")
-        if covariance is not None:
-            linear = back[:, None, :, :2]
-            covariance = (linear @ covariance @ np.swapaxes(linear, -1, -2)).astype(np.float32)
+        xy, covariance = outputs["keypoints"], outputs.get("covariance")
+        if maps is not None:
+            back = invert_transforms(maps)
+            xy = transform_points(back, xy)
+            if covariance is not None:
+                linear = back[:, None, :, :2]
+                covariance = linear @ covariance @ np.swapaxes(linear, -1, -2)
         spent = {**spent, "post": _since(start)}
         return Poses(
             xy=xy.astype(np.float32),
@@ -236,14 +257,10 @@ def _model_spec(backend: Backend) -> ModelSpec:
             f"export it with cfpose-export"
         )
     spec = ModelSpec.from_json(text)
-    if spec.input == "frame":
-        raise BackendError(
-            f"{backend.path.name} takes whole frames, which this version cannot run; "
-            f"export it with crops as input"
-        )
-    if backend.inputs != ("crops",) or not {"keypoints", "confidence"} <= set(backend.outputs):
+    expected = _INPUTS[spec.input]
+    if backend.inputs != expected or not {"keypoints", "confidence"} <= set(backend.outputs):
         raise ArtifactError(
             f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
-            f"expected crops → keypoints, confidence"
+            f"expected {', '.join(expected)} → keypoints, confidence"
         )
     return spec

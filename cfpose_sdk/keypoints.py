@@ -37,6 +37,36 @@ def decode_simcc(
     return np.stack([x, y], axis=-1), score
 
 
+def covariance(
+    x_logits: NDArray[np.floating],
+    y_logits: NDArray[np.floating],
+    xy: NDArray[np.floating],
+    split_ratio: float,
+    scale: float = 1.0,
+) -> Float64:
+    """(N, K, 2, 2) covariance in crop pixels² of keypoints xy (N, K, 2), from their bin logits.
+
+    Per axis E[(bin − keypoint)²] under the softmax of the *whole* axis, about the reported
+    (refined) keypoint, so that a refiner that disagrees with its distribution widens it; plus the
+    variance of a uniform bin, 1 / (12 · split_ratio²), which keeps the matrix positive definite.
+    The axes are classified independently, so the matrix is diagonal. `scale` is the spec's
+    `covariance_scale`.
+
+    Why the whole axis: within the decoder's window the moment cannot grow beyond that window,
+    however unsure the network is, so no one scale fits sure and unsure joints alike (both were
+    measured: benchmarks/results/covariance-dev.json).
+    """
+    moments = []
+    for axis, logits in enumerate((x_logits, y_logits)):
+        mass = _softmax(logits)
+        centre = np.asarray(xy, dtype=np.float64)[..., axis, None]
+        offset = np.arange(mass.shape[-1]) / split_ratio - centre
+        moments.append((mass * offset**2).sum(axis=-1) + 1 / (12 * split_ratio**2))
+    matrices: Float64 = np.zeros((*moments[0].shape, 2, 2))
+    matrices[..., 0, 0], matrices[..., 1, 1] = moments
+    return matrices * scale
+
+
 def calibrate(score: Float64, calibration: tuple[float, float]) -> Float64:
     """Raw score → confidence: sigmoid(slope * logit(score) + intercept) (Platt scaling)."""
     slope, intercept = calibration
@@ -50,11 +80,10 @@ def _decode_axis(
     logits: NDArray[np.floating], split_ratio: float, decode: Decode
 ) -> tuple[Float64, Float64]:
     """Coordinate in pixels and score of (N, K, bins) logits along one axis."""
-    values = np.asarray(logits, dtype=np.float64)
-    mass = np.exp(values - values.max(axis=-1, keepdims=True))
-    mass /= mass.sum(axis=-1, keepdims=True)
-    bins = np.arange(values.shape[-1], dtype=np.float64)
-    centre = values.argmax(axis=-1).astype(np.float64)
+    mass = _softmax(logits)
+    bins = np.arange(mass.shape[-1], dtype=np.float64)
+    # of the logits: softmax may round two unequal ones to one probability
+    centre = np.asarray(logits).argmax(axis=-1).astype(np.float64)
     if decode == "argmax":
         return centre / split_ratio, mass.max(axis=-1)
     near = mass
@@ -65,3 +94,11 @@ def _decode_axis(
         near = mass * np.maximum(0.0, 1.0 - distance**2)
         centre = (near * bins).sum(axis=-1) / near.sum(axis=-1)
     return centre / split_ratio, near.sum(axis=-1)
+
+
+def _softmax(logits: NDArray[np.floating]) -> Float64:
+    """Probabilities of (..., bins) logits along the last axis."""
+    values = np.asarray(logits, dtype=np.float64)
+    mass: Float64 = np.exp(values - values.max(axis=-1, keepdims=True))
+    mass /= mass.sum(axis=-1, keepdims=True)
+    return mass

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +24,13 @@ from cfpose_export.finder import (
     measure_finder,
     write_proven_finder,
 )
+from cfpose_export.frame_parity import judge_frame, measure_frame, write_proven_frame
 from cfpose_export.fuse import FusedPose
-from cfpose_export.graph import POSE_OUTPUTS, check_graph, load_model, read_spec
+from cfpose_export.graph import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure, read_people, write_proven
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.spec import Decode, ModelSpec
+from cfpose_sdk.spec import Decode, Input, JointLookup, ModelSpec
 from cfpose_training.checkpoint import load_pose
 
 NOT_YET = {"engine": "TensorRT engines", "openvino": "OpenVINO models"}
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cfpose-export: {what} are not in this version; use the ONNX file", file=sys.stderr)
         return 2
     parsed = _parser().parse_args(arguments)
-    handlers = {"onnx": _onnx, "check": _check, "inspect": _inspect, "bundle": _bundle}
+    handlers = {"onnx": _onnx, "frame": _frame, "check": _check, "inspect": _inspect}
+    handlers["bundle"] = _bundle
     try:
         handlers[parsed.command](parsed)
     except ExportError as error:
@@ -74,6 +77,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     write.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     write.add_argument("--decode", choices=get_args(Decode), help="another than the checkpoint's")
+    write.add_argument(
+        "--flip-test", action="store_true", help="average each crop with its mirror image"
+    )
+    write.add_argument(
+        "--joint-lookup",
+        choices=get_args(JointLookup),
+        default="gridsample",
+        help="how the refiner reads its maps",
+    )
+    write.add_argument(
+        "--input", choices=get_args(Input), default="crops", help="crops, or whole frames and boxes"
+    )
+    frame = commands.add_parser(
+        "frame", help="a proven crops-in graph as a frame-in one", formatter_class=defaults
+    )
+    frame.add_argument("model", type=Path, help="the crops-in .onnx file")
+    frame.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
+    frame.add_argument("--photos", type=Path, help="folder of photos and people.json")
+    frame.add_argument("--max-drift", type=float, default=bounds.max_px, help="pixels")
+    frame.add_argument(
+        "--min-confidence", type=float, default=bounds.min_confidence, help="joints below: unjudged"
+    )
+    for command in (write, frame):
+        command.add_argument(
+            "--antialias",
+            type=int,
+            default=1,
+            metavar="S",
+            help="frame input: S x S samples a crop pixel where people are shrunk",
+        )
     check = commands.add_parser(
         "check", parents=[proof], help="prove a written graph", formatter_class=defaults
     )
@@ -89,16 +122,39 @@ def _parser() -> argparse.ArgumentParser:
 
 def _onnx(arguments: argparse.Namespace) -> None:
     if is_finder(arguments.checkpoint):
-        if arguments.decode is not None:
-            raise InputError("--decode is for pose models, and the checkpoint holds a finder")
+        if arguments.decode is not None or arguments.flip_test or arguments.input != "crops":
+            raise InputError(
+                "--decode, --flip-test and --input are for pose models, and the checkpoint holds a "
+                "finder"
+            )
         finder = load_fused_finder(arguments.checkpoint)
         photos = arguments.photos
         print(write_proven_finder(arguments.output, finder, build_finder(finder), photos).to_json())
         return
     network, spec = load_pose(arguments.checkpoint)
+    if arguments.antialias != 1 and arguments.input != "frame":
+        raise InputError("--antialias goes with --input frame; crops come as they are")
     crops = read_people(arguments.photos, spec)
-    fused = FusedPose(network, _with_decode(spec, arguments.decode))
-    drift = write_proven(arguments.output, fused, build_pose(fused), crops, _bounds(arguments))
+    spec = dataclasses.replace(
+        _with_decode(spec, arguments.decode),
+        flip_test=arguments.flip_test,
+        joint_lookup=arguments.joint_lookup,
+    )
+    fused, bounds = FusedPose(network, spec), _bounds(arguments)
+    if arguments.input == "crops":
+        print(write_proven(arguments.output, fused, build_pose(fused), crops, bounds).to_json())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.model = Path(folder) / "crops.onnx"
+        print(write_proven(arguments.model, fused, build_pose(fused), crops, bounds).to_json())
+        _frame(arguments)
+
+
+def _frame(arguments: argparse.Namespace) -> None:
+    model, bounds = load_model(arguments.model), _bounds(arguments)
+    drift = write_proven_frame(
+        arguments.output, model, arguments.antialias, arguments.photos, bounds
+    )
     print(drift.to_json())
 
 
@@ -111,16 +167,22 @@ def _check(arguments: argparse.Namespace) -> None:
         print(found.to_json())
         judge_finder(found)
         return
-    check_graph(model, "crops", POSE_OUTPUTS)
-    network, expected = load_pose(arguments.checkpoint)
     spec = read_spec(model)
-    if dataclasses.replace(spec, gate={}) != _with_decode(expected, spec.decode):
+    check_graph(model, "crops" if spec.input == "crops" else FRAME_INPUTS, POSE_OUTPUTS)
+    network, expected = load_pose(arguments.checkpoint)
+    if dataclasses.replace(spec, gate={}) != _as_exported(expected, spec):
         raise ExportError(
             f"{arguments.model} and {arguments.checkpoint} carry different specs: "
             f"{spec.to_json()} and {expected.to_json()}"
         )
-    bounds = _bounds(arguments)
-    drift = measure(FusedPose(network, spec), model, read_people(arguments.photos, spec), bounds)
+    bounds, core = _bounds(arguments), model
+    fused = FusedPose(network, dataclasses.replace(spec, input="crops", antialias=1))
+    if spec.input == "frame":
+        core = build_pose(fused)
+        frame_drift = measure_frame(core, model, arguments.photos, bounds)
+        print(frame_drift.to_json())
+        judge_frame(frame_drift, bounds)
+    drift = measure(fused, core, read_people(arguments.photos, spec), bounds)
     print(drift.to_json())
     judge(drift, bounds)
 
@@ -152,6 +214,17 @@ def _with_decode(spec: ModelSpec, decode: Decode | None) -> ModelSpec:
     if decode is None or decode == spec.decode:
         return spec
     return dataclasses.replace(spec, decode=decode, calibration=(1.0, 0.0))
+
+
+def _as_exported(spec: ModelSpec, graph: ModelSpec) -> ModelSpec:
+    """A checkpoint's spec with the switches of the export that a graph names."""
+    return dataclasses.replace(
+        _with_decode(spec, graph.decode),
+        input=graph.input,
+        antialias=graph.antialias,
+        flip_test=graph.flip_test,
+        joint_lookup=graph.joint_lookup,
+    )
 
 
 def _bounds(arguments: argparse.Namespace) -> Bounds:

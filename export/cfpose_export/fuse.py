@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.nets.decode import calibrate, decode_simcc, full_precision
+from cfpose_training.flip_test import average_logits, flip_order, mirror_xy, unmirror_logits
+from cfpose_training.nets.decode import calibrate, covariance, decode_simcc, full_precision
+from cfpose_training.nets.hrnet import Taps
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.stages import Normalise
@@ -19,6 +21,7 @@ class FusedOutput(NamedTuple):
 
     keypoints: Tensor  # (N, K, 2) float32 crop pixels
     confidence: Tensor  # (N, K) float32 in [0, 1], calibrated
+    covariance: Tensor  # (N, K, 2, 2) float32 crop pixels², of the keypoints
     coarse: Tensor  # (N, K, 2) float32 crop pixels, before refinement
     x_logits: Tensor  # (N, K, bins_x) float32
     y_logits: Tensor  # (N, K, bins_y) float32
@@ -27,8 +30,12 @@ class FusedOutput(NamedTuple):
 class FusedPose(nn.Module):
     """uint8 BGR crops (N, H, W, 3) → normalise → network → decode → refine → FusedOutput.
 
-    Decode, calibration, mean and std are the spec's. Without a refiner keypoints equal coarse.
-    N = 0 is valid. Always in eval mode.
+    Decode, calibration, mean, std, flip test and joint lookup are the spec's. Without a refiner
+    keypoints equal coarse. N = 0 is valid. Always in eval mode. The crops may be float too, holding
+    the same values of 0 to 255.
+
+    The flip test is that of `cfpose_training.flip_test`: both views go through the network as one
+    batch of 2N, so that its weights stand in the graph once, and the logits are those of the mean.
     """
 
     def __init__(self, network: PoseNet | RefinedPoseNet, spec: ModelSpec) -> None:
@@ -38,23 +45,47 @@ class FusedPose(nn.Module):
         self.pose: PoseNet
         self.refiner: IGPGCN | None
         if isinstance(network, RefinedPoseNet):
-            self.pose, self.refiner = network.pose, network.refiner
+            self.pose = network.pose
+            self.refiner = network.refiner.with_lookup(spec.joint_lookup)
         else:
             self.pose, self.refiner = network, None
         self.eval().requires_grad_(False)
 
     def forward(self, crops: Tensor) -> FusedOutput:
-        x_logits, y_logits, taps = self.pose(self.normalise(crops))
+        spec = self.spec
+        images = self.normalise(crops)
+        if spec.flip_test:
+            images = torch.cat([images, images.flip(3)])
+        x_logits, y_logits, taps = self.pose(images)
         x_logits, y_logits = full_precision(x_logits), full_precision(y_logits)
-        coarse, score = decode_simcc(x_logits, y_logits, self.spec.split_ratio, self.spec.decode)
-        # a graph may not have one value for two outputs, so the copy
-        keypoints = (
-            coarse.clone() if self.refiner is None else self.refiner.apply_to(taps, coarse, score)
-        )
-        confidence = calibrate(score, self.spec.calibration)
-        return FusedOutput(keypoints, confidence, coarse, x_logits, y_logits)
+        if spec.flip_test:
+            (x, x_mirrored), (y, y_mirrored) = _views(x_logits), _views(y_logits)
+            mirrored = unmirror_logits((x_mirrored, y_mirrored), spec)
+            x_logits, y_logits = average_logits((x, y), mirrored)
+        coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
+        keypoints = self._refine(taps, coarse, score)
+        spread = covariance(x_logits, y_logits, keypoints, spec.split_ratio, spec.covariance_scale)
+        confidence = calibrate(score, spec.calibration)
+        return FusedOutput(keypoints, confidence, spread, coarse, x_logits, y_logits)
+
+    def _refine(self, taps: Taps, coarse: Tensor, score: Tensor) -> Tensor:
+        """Keypoints (N, K, 2), from the maps of N crops, or of both views of N crops."""
+        if self.refiner is None:
+            return coarse.clone()  # a graph may not have one value for two outputs
+        if not self.spec.flip_test:
+            return self.refiner.apply_to(taps, coarse, score)
+        both = torch.cat([coarse, mirror_xy(coarse, self.spec)])
+        scores = torch.cat([score, score[:, flip_order(self.spec, score.device)]])
+        here, there = _views(self.refiner.apply_to(taps, both, scores))
+        return (here + mirror_xy(there, self.spec)) / 2
 
     @torch.inference_mode()
     def run(self, crops: Tensor) -> FusedOutput:
         """`forward` without gradients."""
         return self(crops)  # type: ignore[no-any-return]
+
+
+def _views(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The (N, …) halves of (2N, …): of the crops, and of their mirror images."""
+    here, there = values.reshape(2, -1, *values.shape[1:]).unbind(0)
+    return here, there

@@ -16,7 +16,10 @@ from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 # from opset 20 on GridSample's bilinear mode is called "linear", which TensorRT has read as nearest
 OPSET = 18
 LOGITS = ("x_logits", "y_logits")  # values inside the pose graph that a proof may ask for
-POSE_OUTPUTS = ("keypoints", "confidence", "coarse")
+POSE_OUTPUTS = ("keypoints", "confidence", "covariance", "coarse")
+OPTIONAL_OUTPUTS = ("covariance",)  # graphs of spec_version 1 lack it
+FRAME_INPUTS = ("frame", "boxes")
+SAMPLER_SCOPE = "'sampler'"  # of the nodes between frame and crops, and of those behind the core
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
 # TensorRT's parser refuses these, or their output shape depends on the data
 FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
@@ -48,14 +51,24 @@ def read_spec(model: onnx.ModelProto) -> ModelSpec:
     return ModelSpec.from_json(metadata[SPEC_KEY])
 
 
-def check_graph(model: onnx.ModelProto, input_name: str, output_names: Sequence[str]) -> None:
-    """Raise ExportError unless the graph keeps to what every runtime reads alike."""
+def check_graph(
+    model: onnx.ModelProto, input_name: str | Sequence[str], output_names: Sequence[str]
+) -> None:
+    """Raise ExportError unless the graph keeps to what every runtime reads alike.
+
+    Of `output_names` those in OPTIONAL_OUTPUTS may be missing. GridSamples read maps with their
+    border repeated; the one of the scope `sampler` reads the frame, which is black outside.
+    """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET}:
         raise ExportError(f"the graph was written at opsets {opsets}, expected {{'': {OPSET}}}")
     names = ([i.name for i in model.graph.input], [o.name for o in model.graph.output])
-    if names != ([input_name], list(output_names)):
-        raise ExportError(f"the graph has {names}, expected {input_name} → {list(output_names)}")
+    inputs = [input_name] if isinstance(input_name, str) else list(input_name)
+    outputs = [n for n in output_names if n in names[1] or n not in OPTIONAL_OUTPUTS]
+    if names != (inputs, outputs):
+        raise ExportError(
+            f"the graph has {names}, expected {', '.join(inputs)} → {list(output_names)}"
+        )
     if bad := sorted({node.op_type for node in model.graph.node} & set(FORBIDDEN)):
         raise ExportError(f"the graph holds {bad}, which TensorRT does not take")
     types = element_types(model)
@@ -72,9 +85,15 @@ def element_types(model: onnx.ModelProto) -> Mapping[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in inferred.initializer}
 
 
+def scopes(node: onnx.NodeProto) -> str:
+    """The modules that a node comes from, as the exporter wrote them: "['', 'pose', …]"."""
+    return next((entry.value for entry in node.metadata_props if entry.key == SCOPES_KEY), "")
+
+
 def _check_grid_sample(node: onnx.NodeProto, types: Mapping[str, int]) -> None:
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    expected = {"mode": b"bilinear", "padding_mode": b"border", "align_corners": 1}
+    padding = b"zeros" if SAMPLER_SCOPE in scopes(node) else b"border"
+    expected = {"mode": b"bilinear", "padding_mode": padding, "align_corners": 1}
     if found != expected:
         raise ExportError(f"{node.name} has {found}, expected {expected}")
     kinds = {name: types.get(name) for name in node.input}

@@ -189,7 +189,11 @@ def _compare(
         name: np.concatenate([getattr(output, name).numpy() for output in expected])
         for name in FusedOutput._fields
     }
-    graph = {name: np.concatenate([o[name] for o in shipped]) for name in POSE_OUTPUTS}
+    graph = {
+        name: np.concatenate([o[name] for o in shipped])
+        for name in POSE_OUTPUTS
+        if name in shipped[0]
+    }
     logits = {name: np.concatenate([o[name] for o in probed]) for name in LOGITS}
     distance = np.linalg.norm(graph["keypoints"] - torch_["keypoints"], axis=2)
     coarse = np.linalg.norm(graph["coarse"] - torch_["coarse"], axis=2)

@@ -43,6 +43,7 @@ def test_surface(model: onnx.ModelProto) -> None:
     assert {o.name: shape(o) for o in model.graph.output} == {
         "keypoints": ["N", 17, 2],
         "confidence": ["N", 17],
+        "covariance": ["N", 17, 2, 2],
         "coarse": ["N", 17, 2],
     }
     assert {o.type.tensor_type.elem_type for o in model.graph.output} == {TensorProto.FLOAT}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfpose_sdk.keypoints import calibrate, decode_simcc
+from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc
 
 RATIO = 2.0
 WIDTH, HEIGHT = 96, 128
@@ -94,3 +94,32 @@ def test_calibration() -> None:
     assert ((confidence >= 0) & (confidence <= 1)).all()
     assert (np.diff(confidence) > 0).all()
     assert confidence[2] == pytest.approx(1 / (1 + np.e))
+
+
+@given(
+    st.floats(40, 56),
+    st.floats(50, 70),
+    st.floats(1, 5),
+    st.floats(-6, 6),
+    st.sampled_from([1.0, 2.0, 3.0]),
+)
+def test_covariance_of_a_gaussian_is_its_variance_and_the_distance_squared(
+    x: float, y: float, sigma: float, off: float, ratio: float
+) -> None:
+    logits = peak(x, WIDTH, sigma, ratio), peak(y, HEIGHT, 2 * sigma, ratio)
+    (matrix,) = covariance(*logits, np.array([[[x + off, y]]]), ratio, scale=0.5)[0]
+    bin_ = 1 / (12 * ratio**2)
+    assert matrix[0, 0] == pytest.approx(0.5 * (sigma**2 + off**2 + bin_), rel=1e-6)
+    # the tails of a sigma of 10 px do not all fit on the axis
+    assert matrix[1, 1] == pytest.approx(0.5 * (4 * sigma**2 + bin_), rel=1e-3)
+    assert matrix[0, 1] == matrix[1, 0] == 0
+
+
+def test_covariance_sees_the_whole_axis_and_stays_invertible() -> None:
+    """A second mode far away counts; certainty leaves the variance of one bin."""
+    both = np.log(np.exp(peak(20, WIDTH)) + np.exp(peak(60, WIDTH)))
+    certain = np.where(np.arange(2 * HEIGHT) == 80, 0.0, -np.inf)[None, None]
+    matrices = covariance(both, certain, np.array([[[20.0, 40.0]]]), RATIO)
+    assert matrices[0, 0, 0, 0] == pytest.approx(4 + 40**2 / 2 + 1 / 48, rel=1e-3)
+    assert matrices[0, 0, 1, 1] == pytest.approx(1 / 48, abs=1e-12)
+    assert covariance(both[:0], certain[:0], np.zeros((0, 1, 2)), RATIO).shape == (0, 1, 2, 2)

@@ -23,6 +23,10 @@ FULL = ModelSpec(
     mean_rgb=(0.1, 0.2, 0.3),
     std_rgb=(0.4, 0.5, 0.6),
     calibration=(0.7, -0.3),
+    covariance_scale=0.6,
+    flip_test=True,
+    joint_lookup="gather",
+    antialias=2,
     precision="fp16",
     trained_on=("a", "b"),
     license="Apache-2.0",
@@ -35,6 +39,14 @@ FINDER = FinderSpec(name="f", size_wh=(416, 416), threshold=0.3, nms_iou=0.6, tr
 @pytest.mark.parametrize("spec", [FULL, ModelSpec("plain", COCO_17, (192, 256)), FINDER])
 def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
+
+
+def test_version_1_is_read_with_the_defaults() -> None:
+    record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": 1}
+    for key in ("covariance_scale", "flip_test", "joint_lookup", "antialias"):
+        del record[key]
+    assert ModelSpec.from_json(json.dumps(record)) == ModelSpec("old", COCO_17, (192, 256))
+    assert json.loads(FINDER.to_json())["spec_version"] == 1  # it has no new key
 
 
 def test_json_has_the_promised_keys() -> None:
@@ -74,6 +86,12 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
         (changed(box_scale="big"), "malformed"),
         (changed(std_rgb=[1, 0, 1]), "std_rgb"),
         (changed(calibration=[1]), "calibration"),
+        (changed(covariance_scale=0), "covariance_scale"),
+        (changed(flip_test=1), "flip_test"),
+        (changed(joint_lookup="conv"), "joint_lookup must be one of"),
+        (changed(antialias=0), "antialias must be 1 to 8"),
+        (changed(antialias=2.0), "antialias must be 1 to 8"),
+        (changed(spec_version=1), r"spec_version 1 has unknown keys \['antialias', 'cov"),
         (changed(limbs=[[0, 99]]), "limbs must join"),
         (changed(limbs=[[0, 1, 2]]), "malformed"),
         (changed(oks_sigmas=[0.1]), "oks_sigmas"),

@@ -251,7 +251,7 @@ def test_what_the_teacher_says_follows_its_switches(recipe: Recipe, flip: bool, 
     with torch.no_grad():
         output = stage.trainable.student(images)
         direct, mirrored = stage.teacher(images), stage.teacher(images.flip(3))
-        views = [direct[:2], unmirror_logits(mirrored, spec)] if flip else [direct[:2]]
+        views = [direct[:2], unmirror_logits(mirrored[:2], spec)] if flip else [direct[:2]]
         soft = [[torch.softmax(axis, -1) for axis in view] for view in views]
         mean = [sum(axis) / len(soft) for axis in zip(*soft, strict=True)]  # type: ignore[arg-type]
         bins = [torch.arange(n).double() for n in spec.bins_xy]

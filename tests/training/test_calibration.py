@@ -10,7 +10,14 @@ import pytest
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate
 from cfpose_sdk.skeleton import COCO_17
-from cfpose_training.calibration import calibration_error, fit_calibration, good_joints
+from cfpose_training.calibration import (
+    SIGMA_SHARE,
+    calibration_error,
+    fit_calibration,
+    fit_covariance_scale,
+    good_joints,
+    squared_sigmas,
+)
 from cfpose_training.data import People
 from cfpose_training.evaluation import Predictions
 
@@ -50,3 +57,20 @@ def test_good_means_a_joint_oks_of_one_half() -> None:
     score, good = good_joints(predictions, people, COCO_17.oks_sigmas)
     assert score.tolist() == np.linspace(0, 1, 17)[:16].tolist()
     assert good.tolist() == [k % 2 == 1 for k in range(16)]
+
+
+def test_the_covariance_scale_is_the_one_that_spread_the_joints() -> None:
+    """Also when one joint in ten is off by far."""
+    rng = np.random.default_rng(1)
+    truth, factors = rng.uniform(0, 200, (40_000, 2)), rng.normal(0, 2, (40_000, 2, 2))
+    covariance = factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(2)
+    drawn = np.linalg.cholesky(2.5 * covariance) @ rng.standard_normal((40_000, 2, 1))
+    xy = truth + drawn[..., 0]
+    assert fit_covariance_scale(xy, covariance, truth) == pytest.approx(2.5, rel=0.03)
+    xy[::10] += 150
+    scale = fit_covariance_scale(xy, covariance, truth)
+    inside = squared_sigmas(xy, covariance * scale, truth) <= 1
+    assert inside.mean() == pytest.approx(SIGMA_SHARE, abs=1e-3)
+    assert scale < 4
+    with pytest.raises(TrainingError, match="fit the covariance on"):
+        fit_covariance_scale(xy[:0], covariance[:0], truth[:0])

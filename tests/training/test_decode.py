@@ -114,3 +114,25 @@ def test_soft_argmax_has_a_gradient_over_the_whole_axis() -> None:
     xy.sum().backward()
     assert logits.grad is not None
     assert bool((logits.grad != 0).all())
+
+
+@given(seed=st.integers(0, 2**16), scale=st.floats(0.1, 10))
+def test_covariance_equals_the_reference(seed: int, scale: float) -> None:
+    x, y = peaks(seed)
+    xy = keypoints.decode_simcc(x, y, 2.0)[0] + np.random.default_rng(seed).normal(0, 3, (2, 17, 2))
+    expected = keypoints.covariance(x, y, xy, 2.0, scale)
+    tensors = [torch.from_numpy(values) for values in (x, y, xy)]
+    double = decode.covariance(*tensors, 2.0, scale).numpy()
+    np.testing.assert_allclose(double, expected, rtol=1e-12)
+    single = decode.covariance(*(t.float() for t in tensors), 2.0, scale).numpy()
+    np.testing.assert_allclose(single, expected, rtol=1e-4)
+    assert single.dtype == np.float32
+
+
+def test_covariance_of_nobody_and_of_half_precision_logits() -> None:
+    x, y = (torch.from_numpy(v).bfloat16() for v in peaks(5))
+    xy = torch.full((2, 17, 2), 90.0)
+    got = decode.covariance(x, y, xy, 2.0)
+    expected = keypoints.covariance(x.double().numpy(), y.double().numpy(), xy.numpy(), 2.0)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4)
+    assert decode.covariance(x[:0], y[:0], xy[:0], 2.0).shape == (0, 17, 2, 2)

@@ -140,22 +140,59 @@ def slow_lookup(features: np.ndarray, x: float, y: float, stride: int) -> np.nda
     xy=arrays(np.float64, (3, 2), elements=st.floats(-60, 250)),
     stride=st.sampled_from([4, 8, 16]),
     seed=st.integers(0, 2**16),
+    form=st.sampled_from(["gridsample", "gather"]),
 )
-def test_lookup_is_bilinear(xy: np.ndarray, stride: int, seed: int) -> None:
+def test_lookup_is_bilinear(xy: np.ndarray, stride: int, seed: int, form: Any) -> None:
     features = np.random.default_rng(seed).standard_normal((1, 5, 12, 9))
-    ours = JointLookup(stride)(torch.from_numpy(features), torch.from_numpy(xy[None])).numpy()
+    lookup = JointLookup(stride, form)
+    ours = lookup(torch.from_numpy(features), torch.from_numpy(xy[None])).numpy()
     expected = np.stack([slow_lookup(features[0], x, y, stride) for x, y in xy])
     np.testing.assert_allclose(ours[0].T, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("form", ["gridsample", "gather"])
 @pytest.mark.parametrize("stride", [4, 8, 16])
-def test_lookup_hits_cell_centres_and_clamps(stride: int) -> None:
+def test_lookup_hits_cell_centres_and_clamps(stride: int, form: Any) -> None:
     features = torch.arange(12.0 * 9).reshape(1, 1, 12, 9).double()
     cells = torch.tensor([[0, 0], [8, 11], [3, 5], [8, 0]])
     outside = torch.tensor([[-90.0, -1], [1e4, 1e4]]).double()
-    values = JointLookup(stride)(features, torch.cat([cells * stride, outside]).unsqueeze(0))
+    xy = torch.cat([cells * stride, outside]).unsqueeze(0)
+    values = JointLookup(stride, form)(features, xy)
     expected = [9.0 * y + x for x, y in [*cells.tolist(), [0, 0], [8, 11]]]
     torch.testing.assert_close(values[0, 0], torch.tensor(expected).double())
+
+
+@given(
+    xy=arrays(np.float32, (4, 6, 2), elements=st.floats(-60, 250, width=32)),
+    shape=st.sampled_from([(12, 9), (1, 5), (7, 2), (48, 36)]),
+    seed=st.integers(0, 2**16),
+)
+def test_both_lookups_read_the_same_in_float32(
+    xy: np.ndarray, shape: tuple[int, int], seed: int
+) -> None:
+    features = torch.randn(4, 5, *shape, generator=torch.Generator().manual_seed(seed))
+    points = torch.from_numpy(xy)
+    if shape[0] == 1:  # a grid cannot address the one row; Gather can
+        assert JointLookup(4, "gather")(features, points).isfinite().all()
+        return
+    sampled = JointLookup(4)(features, points)
+    torch.testing.assert_close(
+        JointLookup(4, "gather")(features, points), sampled, atol=1e-5, rtol=1e-5
+    )
+    assert JointLookup(4, "gather")(features[:0], points[:0]).shape == (0, 5, 6)
+
+
+def test_another_lookup_shares_the_weights_and_leaves_the_network_alone() -> None:
+    refiner = IGPGCN(SMALL, COCO_17).eval()
+    other = refiner.with_lookup("gather")
+    assert [lookup.form for lookup in refiner.lookups] == ["gridsample"] * 3
+    assert [lookup.form for lookup in other.lookups] == ["gather"] * 3
+    assert all(a is b for a, b in zip(refiner.parameters(), other.parameters(), strict=True))
+    assert other.state_dict().keys() == refiner.state_dict().keys()
+    taps, xy, score = random_taps(3)
+    torch.testing.assert_close(
+        other.apply_to(taps, xy, score), refiner.apply_to(taps, xy, score), atol=1e-3, rtol=1e-5
+    )
 
 
 def random_taps(batch: int, seed: int = 0) -> tuple[Taps, Tensor, Tensor]:

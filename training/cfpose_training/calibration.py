@@ -1,4 +1,4 @@
-"""Raw joint scores → confidence: Platt scaling on held-out people.
+"""Raw joint scores → confidence, and the covariance's scale, fitted on held-out people.
 
 Confidence is the probability that a joint lies within its OKS-good distance: a per-joint OKS of at
 least 0.5, which is d ≤ 2σ · sqrt(2 ln 2 · area), with COCO's σ and the annotated area.
@@ -22,6 +22,7 @@ GOOD_OKS = 0.5
 NEWTON_STEPS = 50
 RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly
 BINS = 15  # of the calibration error
+SIGMA_SHARE = 1 - math.exp(-0.5)  # 39.3 %: of a two-dimensional Gaussian within 1 sigma
 
 
 def good_joints(
@@ -61,3 +62,22 @@ def calibration_error(
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [abs(confidence[index == b].sum() - good[index == b].sum()) for b in range(BINS)]
     return float(sum(gaps) / max(1, len(score)))
+
+
+def squared_sigmas(xy: Float64, covariance: Float64, truth: Float64) -> Float64:
+    """(M,) squared Mahalanobis distances of joints (M, 2) from the truth under (M, 2, 2)."""
+    error = (xy - truth)[:, :, None]
+    distance: Float64 = (error * np.linalg.solve(covariance, error)).sum(axis=(1, 2))
+    return distance
+
+
+def fit_covariance_scale(xy: Float64, covariance: Float64, truth: Float64) -> float:
+    """The factor on the covariances after which 39.3 % of the joints lie within 1 sigma.
+
+    xy and truth (M, 2), covariance (M, 2, 2) unscaled, all in one unit of pixels. A quantile, not a
+    mean: joints that were taken for another's are outliers of no Gaussian. Raises TrainingError
+    without joints.
+    """
+    if not len(xy):
+        raise TrainingError("there are no labelled development joints to fit the covariance on")
+    return float(np.quantile(squared_sigmas(xy, covariance, truth), SIGMA_SHARE))

@@ -6,15 +6,15 @@ vector is shifted, and the probabilities of both views are averaged (SimDR).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.nets.decode import decode_simcc, full_precision
-from cfpose_training.nets.pose_net import PoseOutput, RefinedPoseNet
+from cfpose_training.nets.pose_net import RefinedPoseNet
+
+Logits = tuple[Tensor, Tensor]  # along x (B, K, bins_x) and along y (B, K, bins_y)
+TINY = 1e-37  # a probability that float32 still holds, so that no logarithm is infinite
 
 
 def flip_test(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor]:
@@ -27,53 +27,54 @@ def flip_test(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tens
     pose = network.pose if isinstance(network, RefinedPoseNet) else network
     assert isinstance(pose, nn.Module)
     direct, other = pose(images), pose(mirrored)
-    x_logits, y_logits = average_logits(direct, other, spec)
+    x_logits, y_logits = average_logits(
+        (direct.x_logits, direct.y_logits), unmirror_logits((other.x_logits, other.y_logits), spec)
+    )
     coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
     if not isinstance(network, RefinedPoseNet):
         return coarse, score
-    order = _flip_order(spec, images.device)
-    there = network.refiner(other.taps, mirror_xy(coarse, spec), score[:, order])[-1]
-    here = network.refiner(direct.taps, coarse, score)[-1]
+    order = flip_order(spec, images.device)
+    there = network.refiner.apply_to(other.taps, mirror_xy(coarse, spec), score[:, order])
+    here = network.refiner.apply_to(direct.taps, coarse, score)
     return (here + mirror_xy(there, spec)) / 2, score
 
 
 def mirror_xy(xy: Tensor, spec: ModelSpec) -> Tensor:
     """(B, K, 2) of a crop ↔ of its mirror image: x → W − 1 − x, left and right joints swapped."""
-    swapped = xy[:, _flip_order(spec, xy.device)]
+    swapped = xy[:, flip_order(spec, xy.device)]
     return torch.stack([spec.size_wh[0] - 1 - swapped[..., 0], swapped[..., 1]], dim=-1)
 
 
-def unmirror_logits(output: PoseOutput, spec: ModelSpec) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, bins) of mirrored crops → of the crops themselves.
+def unmirror_logits(logits: Logits, spec: ModelSpec) -> Logits:
+    """x and y logits (B, K, bins) of mirrored crops → of the crops themselves.
 
     A joint at pixel x lies at W − 1 − x in the mirror image. Its bin there, reversed, is k − 1 bins
     (k a pixel) right of bin k · x, so the vector moves left by that much; its end repeats. Exact
     where k is whole; else the two nearest shifts are interpolated.
     """
-    order = _flip_order(spec, output.x_logits.device)
-    reversed_x = output.x_logits[:, order].flip(2)
+    order = flip_order(spec, logits[0].device)
+    reversed_x = logits[0][:, order].flip(2)
     shift = spec.split_ratio - 1
     whole = int(shift // 1)
     part = shift - whole
     x_logits = _shifted_left(reversed_x, whole)
     if part:
         x_logits = (1 - part) * x_logits + part * _shifted_left(reversed_x, whole + 1)
-    return x_logits, output.y_logits[:, order]
+    return x_logits, logits[1][:, order]
 
 
-def average_logits(
-    direct: PoseOutput, mirrored: PoseOutput, spec: ModelSpec
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, bins) whose softmax is the mean of two views' probabilities.
+def average_logits(direct: Logits, other: Logits) -> Logits:
+    """Logits of the mean of two views' probabilities (SimDR): the logarithms of that mean."""
+    x, y = (
+        ((_softmax(one) + _softmax(two)) / 2).clamp_min(TINY).log()
+        for one, two in zip(direct, other, strict=True)
+    )
+    return x, y
 
-    `mirrored` is what the network says of the mirrored crops.
-    """
-    averaged = []
-    for one, two in zip(direct[:2], unmirror_logits(mirrored, spec), strict=True):
-        views = (F.log_softmax(full_precision(logits), dim=2) for logits in (one, two))
-        # in logarithms: finite where the mean itself would underflow
-        averaged.append(torch.logaddexp(*views) - math.log(2))
-    return averaged[0], averaged[1]
+
+def flip_order(spec: ModelSpec, device: torch.device) -> Tensor:
+    """(K,) for each joint the one that takes its place in a mirrored image."""
+    return torch.from_numpy(spec.skeleton.flip_order).to(device)
 
 
 def _shifted_left(values: Tensor, bins: int) -> Tensor:
@@ -83,5 +84,5 @@ def _shifted_left(values: Tensor, bins: int) -> Tensor:
     return values[:, :, index]
 
 
-def _flip_order(spec: ModelSpec, device: torch.device) -> Tensor:
-    return torch.from_numpy(spec.skeleton.flip_order).to(device)
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(full_precision(logits), dim=2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.flip_test import average_logits
+from cfpose_training.flip_test import average_logits, unmirror_logits
 from cfpose_training.nets.decode import decode_simcc
 from cfpose_training.nets.pose_net import PoseNet, PoseOutput
 
@@ -21,7 +21,8 @@ def ask_teacher(teacher: PoseNet, images: Tensor, spec: ModelSpec, *, flip: bool
     direct: PoseOutput = teacher(images)
     if not flip:
         return direct
-    x_logits, y_logits = average_logits(direct, teacher(images.flip(3)), spec)
+    mirrored: PoseOutput = teacher(images.flip(3))
+    x_logits, y_logits = average_logits(direct[:2], unmirror_logits(mirrored[:2], spec))
     return direct._replace(x_logits=x_logits, y_logits=y_logits)
 
 

@@ -27,6 +27,23 @@ def decode_simcc(
     return torch.stack([x, y], dim=-1), score
 
 
+def covariance(
+    x_logits: Tensor, y_logits: Tensor, xy: Tensor, split_ratio: float, scale: float = 1.0
+) -> Tensor:
+    """(B, K, 2, 2) crop pixels² of keypoints xy: `cfpose_sdk.keypoints.covariance` in torch."""
+    centres = full_precision(xy)
+    moments = []
+    for axis, logits in enumerate((x_logits, y_logits)):
+        values = full_precision(logits)
+        bins = torch.arange(values.shape[2], dtype=values.dtype, device=values.device)
+        offset = bins / split_ratio - centres[:, :, axis : axis + 1]
+        second = (torch.softmax(values, dim=2) * offset.square()).sum(dim=2)
+        moments.append((second + 1 / (12 * split_ratio**2)) * scale)
+    # a product with the unit matrix, not diag_embed: that leaves a scatter in the graph
+    unit = torch.tensor([[1, 0], [0, 1]], dtype=moments[0].dtype, device=moments[0].device)
+    return torch.stack(moments, dim=2).unsqueeze(3) * unit
+
+
 def soft_argmax(logits: Tensor, split_ratio: float, tau: float) -> Tensor:
     """Mean coordinate in crop pixels under softmax(tau * logits): (B, K, bins) → (B, K).
 

@@ -7,6 +7,7 @@ x before y.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.skeleton import Skeleton
+from cfpose_sdk.spec import JointLookup as LookupForm
 from cfpose_training.nets.decode import full_precision
 from cfpose_training.nets.graph_conv import (
     GraphConv,
@@ -128,17 +130,23 @@ class JointLookup(nn.Module):
     """Bilinear reading of a (B, C, h, w) map at (B, K, 2) crop pixels → (B, C, K) in float32.
 
     Cell i of a stride-s map is centred on crop pixel s * i; outside, the border cell counts.
+    `form` is the operator that reads: one GridSample, or four Gathers, for runtimes whose
+    GridSample cannot be trusted. Both give the same numbers.
     """
 
-    def __init__(self, stride: int) -> None:
+    def __init__(self, stride: int, form: LookupForm = "gridsample") -> None:
         super().__init__()
         self.stride = stride
+        self.form = form
 
     def forward(self, features: Tensor, xy: Tensor) -> Tensor:
+        features, cells = full_precision(features), full_precision(xy) / self.stride
+        if self.form == "gather":
+            return _gather_bilinear(features, cells)
         height, width = features.shape[-2:]
-        grid = normalise_xy(full_precision(xy) / self.stride, (width, height)).unsqueeze(1)
+        grid = normalise_xy(cells, (width, height)).unsqueeze(1)
         sampled = F.grid_sample(
-            full_precision(features),
+            features,
             grid,
             mode="bilinear",
             padding_mode="border",
@@ -188,6 +196,13 @@ class IGPGCN(nn.Module):
                 query = xy_init
             return self._refine(maps, query, xy_init, full_precision(score))
 
+    def with_lookup(self, form: LookupForm) -> IGPGCN:
+        """This network, weights shared, with another operator that reads its maps."""
+        other = copy.copy(self)
+        other._modules = self._modules.copy()  # `copy` shares the table of submodules
+        other.lookups = nn.ModuleList(JointLookup(stride, form) for stride in TAP_STRIDES)
+        return other
+
     def apply_to(self, taps: Taps, xy_init: Tensor, score: Tensor) -> Tensor:
         """The pose to report (B, K, 2): the last output, where `refine` lets it replace xy_init."""
         refined = self(taps, xy_init, score)[-1]
@@ -215,6 +230,26 @@ class IGPGCN(nn.Module):
             poses.append(pose)
             query = pose if self.config.sample_at == "progressive" else query
         return cast(tuple[Tensor, Tensor, Tensor], tuple(poses))
+
+
+def _gather_bilinear(features: Tensor, cells: Tensor) -> Tensor:
+    """(B, C, h, w) at (B, K, 2) cells, clipped to the map → (B, C, K)."""
+    batch, channels, height, width = features.shape
+    x = cells[:, :, 0].clamp(0, width - 1)
+    y = cells[:, :, 1].clamp(0, height - 1)
+    # the last cell but one at most: at the border its right neighbour then weighs all
+    left, top = x.floor().clamp(max=max(width - 2, 0)), y.floor().clamp(max=max(height - 2, 0))
+    flat = features.flatten(2)
+    total = torch.zeros((), dtype=features.dtype, device=features.device)
+    for down in (0, 1):
+        for right in (0, 1):
+            column, row = left + right, top + down
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            # a map of one cell a side has no neighbour, and its weight is 0
+            index = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
+            index = index.long().unsqueeze(1).expand(batch, channels, cells.shape[1])
+            total = total + torch.gather(flat, 2, index) * weight.unsqueeze(1)
+    return total
 
 
 def _integral_xy(joint_maps: Tensor) -> Tensor:
