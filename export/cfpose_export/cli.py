@@ -26,7 +26,8 @@ from cfpose_export.finder import (
 from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.onnx import build_pose
-from cfpose_export.parity import Bounds, judge, measure, read_people, write_proven
+from cfpose_export.parity import Bounds, judge, measure, write_proven
+from cfpose_export.proof_crops import read_people
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import Decode, ModelSpec
 from cfpose_training.checkpoint import load_pose

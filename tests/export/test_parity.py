@@ -21,13 +21,12 @@ from cfpose_export.parity import (
     BATCHES,
     POOL,
     Bounds,
-    Crops,
     Drift,
     judge,
     measure,
-    read_people,
     write_proven,
 )
+from cfpose_export.proof_crops import Crops, read_people
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ExportError, InputError
