@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import onnx
 
+from cfpose_export import lowering
 from cfpose_export.bundle import bundle
 from cfpose_export.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.finder import (
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     parsed = _parser().parse_args(arguments)
     handlers = {"onnx": _onnx, "check": _check, "inspect": _inspect, "bundle": _bundle}
+    handlers |= {"lower": lowering.run_lower, "drift": lowering.run_drift}
     try:
         handlers[parsed.command](parsed)
     except ExportError as error:
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--pose", type=Path, help="proven pose .onnx")
     put.add_argument("--finder", type=Path, help="finder .onnx")
     put.add_argument("--folder", type=Path, help="default: the installed SDK's models folder")
+    lowering.add_commands(commands)
     return parser
 
 

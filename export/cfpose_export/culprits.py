@@ -57,9 +57,7 @@ def find_culprits(
     gives for the crops of `proof`.
     """
     chosen = _spread(len(proof.crops), ALONE_CROPS)
-    few = ProofSet(
-        proof.crops[chosen], proof.areas[chosen], tuple(proof.kinds[i] for i in chosen)
-    )
+    few = ProofSet(proof.crops[chosen], proof.areas[chosen], tuple(proof.kinds[i] for i in chosen))
     wanted = {name: value[chosen] for name, value in expected.items()}
     probed = few.crops[_spread(len(few.crops), PROBED)]
     errors = own_errors(reference, build(kept), modules, probed)
@@ -98,9 +96,7 @@ def own_errors(
     made = {n for node in reference.graph.node for n in node.output} & names
     inside = {n for node in lowered.graph.node for n in node.output}
     outputs = {o.name for o in reference.graph.output}
-    probes = sorted(
-        n for n in (made & inside) - outputs if types.get(n) == onnx.TensorProto.FLOAT
-    )
+    probes = sorted(n for n in (made & inside) - outputs if types.get(n) == onnx.TensorProto.FLOAT)
     exact, rough = run_graph(reference, crops, probes), run_graph(lowered, crops, probes)
     errors = {name: _relative(exact[name], rough[name]) for name in probes}
     own = dict.fromkeys(modules, 0.0)

@@ -43,11 +43,12 @@ class Limits:
     floor: float = 0.3
 
 
-# OKS bounds follow from what AP may lose: 0.001 in fp16, 0.01 in the others
+# fp16 may cost AP 0.001, the others 0.01. Those two move joints of which the model is unsure by
+# many pixels, so that the OKS decides, and the pixel bound only stops what is broken.
 LIMITS: Mapping[str, Limits] = {
     "fp16": Limits(p99_px=0.25, rounded_p99_px=1.5, oks_mean=0.998, confidence_p99=0.02),
-    "bf16": Limits(p99_px=8.0, rounded_p99_px=8.0, oks_mean=0.98, confidence_p99=0.1),
-    "int8": Limits(p99_px=8.0, rounded_p99_px=8.0, oks_mean=0.98, confidence_p99=0.1),
+    "bf16": Limits(p99_px=20.0, rounded_p99_px=20.0, oks_mean=0.98, confidence_p99=0.1),
+    "int8": Limits(p99_px=20.0, rounded_p99_px=20.0, oks_mean=0.98, confidence_p99=0.1),
 }
 
 
@@ -129,10 +130,12 @@ def examine(
     keep: Collection[str] = (),
     *,
     auto_keep: bool = False,
+    blame: bool = True,
 ) -> tuple[Candidate, GateReport]:
     """Compare a candidate with its reference; with `auto_keep`, keep its worst modules and retry.
 
-    Judges, but raises nothing for a failure: see `GateReport.problems`.
+    Judges, but raises nothing for a failure: see `GateReport.problems`. `blame`: look for the
+    modules that made it fail.
     """
     spec, kept = read_spec(reference), tuple(keep)
     expected = run_graph(reference, proof.crops, LOGITS)
@@ -140,14 +143,12 @@ def examine(
         candidate = build(kept)
         check_graph(candidate.model, "crops", POSE_OUTPUTS)
         figures = tuple(
-            compare(
-                how, expected, run_graph(graph, proof.crops, LOGITS), proof, spec, limits.floor
-            )
+            compare(how, expected, run_graph(graph, proof.crops, LOGITS), proof, spec, limits.floor)
             for how, graph in candidate.runs.items()
         )
         problems = tuple(p for f in figures for p in _problems(f, limits))
         culprits: list[Culprit] = []
-        if problems and figures[0].joints:
+        if problems and figures[0].joints and (blame or auto_keep):
             culprits = find_culprits(
                 reference, lambda k: list(build(k).runs.values())[-1], kept, candidate.modules,
                 proof, expected, spec, limits.floor,

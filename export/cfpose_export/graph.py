@@ -107,11 +107,10 @@ def fp16_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in twin.graph.initializer:
         if tensor.data_type == onnx.TensorProto.BFLOAT16:
             tensor.data_type = onnx.TensorProto.FLOAT16
-    for node in twin.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to":
-                if attribute.i == onnx.TensorProto.BFLOAT16:
-                    attribute.i = onnx.TensorProto.FLOAT16
+    casts = [a for n in twin.graph.node if n.op_type == "Cast" for a in n.attribute]
+    for attribute in casts:
+        if attribute.name == "to" and attribute.i == onnx.TensorProto.BFLOAT16:
+            attribute.i = onnx.TensorProto.FLOAT16
     return twin
 
 

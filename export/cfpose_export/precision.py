@@ -111,9 +111,7 @@ def plan(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -
     return Plan(frozenset(low), unfit)
 
 
-def lower(
-    model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()
-) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -> onnx.ModelProto:
     """The typed graph; `model` is left alone. `keep` as in `plan`.
 
     Value names stay: where a value exists in float32 it has its name, its low copy `NAME.fp16`.

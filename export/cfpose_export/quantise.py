@@ -1,8 +1,8 @@
 """A float32 graph → the same graph with explicit symmetric int8 quantisation of its backbone.
 
-The convolutions of the backbone read int8: activations with one scale a tensor, weights with one a
-channel, zero points 0, as TensorRT asks for. Biases, sums, head, decode, refiner stay float32. The
-ranges come from real crops. The rewriting is onnxruntime's.
+The convolutions of the backbone, but for its stem, read int8: activations with one scale a tensor,
+weights with one a channel, zero points 0, as TensorRT asks for. Biases, sums, head, decode and
+refiner stay float32. The ranges come from real crops. The rewriting is onnxruntime's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from cfpose_export.proof_crops import Crops
 from cfpose_sdk.errors import ExportError, InputError, require
 
 PART = "backbone"  # of a module's dotted name
-PERCENTILE = 99.99  # of an activation's magnitudes; the rest saturates
+# of the backbone, and never quantised: few channels with wide ranges, and little to gain
+STEM = ("bn1", "bn2", "conv1", "conv2", "layer1")
+PERCENTILE = 100.0  # of an activation's magnitudes; what lies beyond saturates
 BINS = 2048
 BATCH = 16
 
@@ -68,9 +70,7 @@ def quantised_modules(model: onnx.ModelProto, keep: Collection[str] = ()) -> tup
     return modules_of(model, _chosen(model, keep))
 
 
-def quantise(
-    model: onnx.ModelProto, ranges: Ranges, keep: Collection[str] = ()
-) -> onnx.ModelProto:
+def quantise(model: onnx.ModelProto, ranges: Ranges, keep: Collection[str] = ()) -> onnx.ModelProto:
     """The quantised graph; `model` is left alone. `keep`: modules that stay float32.
 
     Equal arguments give equal bytes. Raises ExportError when nothing would be quantised.
@@ -136,10 +136,15 @@ def _chosen(model: onnx.ModelProto, keep: Collection[str]) -> frozenset[int]:
         index
         for index, node in enumerate(nodes)
         if node.op_type == "Conv"
-        and PART in scope(node).split(".")
+        and _is_quantised(scope(node))
         and not belongs(scope(node), keep)
         and node.name not in keep
     )
+
+
+def _is_quantised(module: str) -> bool:
+    _, part, rest = module.partition(PART)
+    return bool(part) and rest.split(".")[1:2] != [] and rest.split(".")[1] not in STEM
 
 
 def _sort(model: onnx.ModelProto, order: Collection[str]) -> None:
