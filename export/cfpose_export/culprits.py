@@ -32,7 +32,6 @@ class Culprit:
     own_error: float  # relative error of its values beyond that of its inputs
     mean_px: float
     p99_px: float
-    nonfinite: int  # among the outputs, when it alone is lowered
     overflows: bool  # it makes numbers that are not finite from finite ones
 
     def __str__(self) -> str:
@@ -53,7 +52,8 @@ def find_culprits(
     """The worst of the lowered `modules`, worst first.
 
     The values inside both graphs are compared on a few crops; the modules that add most are then
-    lowered one at a time, and ranked by the drift that each causes. `expected` is what `reference`
+    lowered one at a time, and ranked by the drift that each causes. Where some overflow, those are
+    all that is returned. `expected` is what `reference`
     gives for the crops of `proof`.
     """
     chosen = _spread(len(proof.crops), ALONE_CROPS)
@@ -62,6 +62,9 @@ def find_culprits(
     probed = few.crops[_spread(len(few.crops), PROBED)]
     errors = own_errors(reference, build(kept), modules, probed)
     worst = sorted(modules, key=lambda module: -errors[module])[:TRIED]
+    if overflowing := [module for module in worst if math.isinf(errors[module])]:
+        inf = math.inf  # no need to run it: what is not finite stays so
+        return [Culprit(own_name(m, modules), inf, inf, inf, overflows=True) for m in overflowing]
     found = []
     for module in worst:
         others = [f"{m}." for m in modules if m != module]
@@ -73,11 +76,10 @@ def find_culprits(
                 own_error=errors[module],
                 mean_px=figures.mean_px,
                 p99_px=figures.p99_px,
-                nonfinite=figures.nonfinite,
-                overflows=math.isinf(errors[module]),
+                overflows=False,
             )
         )
-    return sorted(found, key=lambda c: (not c.overflows, -c.p99_px, -c.mean_px))
+    return sorted(found, key=lambda c: (-c.p99_px, -c.mean_px))
 
 
 def own_errors(

@@ -139,6 +139,10 @@ def examine(
     """
     spec, kept = read_spec(reference), tuple(keep)
     expected = run_graph(reference, proof.crops, LOGITS)
+
+    def rerun(kept: Collection[str]) -> onnx.ModelProto:
+        return build(kept).model if precision == "int8" else emulate(reference, precision, kept)
+
     for round_ in range(ROUNDS + 1):
         candidate = build(kept)
         check_graph(candidate.model, "crops", POSE_OUTPUTS)
@@ -150,9 +154,8 @@ def examine(
         culprits: list[Culprit] = []
         if problems and figures[0].joints and (blame or auto_keep):
             culprits = find_culprits(
-                reference, lambda k: list(build(k).runs.values())[-1], kept, candidate.modules,
-                proof, expected, spec, limits.floor,
-            )  # fmt: skip
+                reference, rerun, kept, candidate.modules, proof, expected, spec, limits.floor
+            )
         if not (problems and auto_keep and culprits) or round_ == ROUNDS:
             break
         if len(culprits) == len(candidate.modules) == 1:
