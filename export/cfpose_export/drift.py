@@ -19,7 +19,8 @@ from cfpose_bench.dataset import KeypointDataset, open_dataset
 from cfpose_bench.predictions import predict_dataset
 from cfpose_bench.report import environment
 from cfpose_export.culprits import summary
-from cfpose_export.gate import LIMITS, Limits, Precision, builder, digest, examine
+from cfpose_export.gate import builder, digest, examine
+from cfpose_export.gate_report import LIMITS, Limits, Precision
 from cfpose_export.graph import load_model, read_spec
 from cfpose_export.proof_crops import read_hard
 from cfpose_export.quantise import calibrate

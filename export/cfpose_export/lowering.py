@@ -18,7 +18,8 @@ from cfpose_export.drift import (
     measure_drift,
     update,
 )
-from cfpose_export.gate import LIMITS, Limits, Precision, write_gated
+from cfpose_export.gate import write_gated
+from cfpose_export.gate_report import LIMITS, Limits, Precision
 from cfpose_export.graph import load_model, read_spec
 from cfpose_export.proof_crops import HARD_COUNT, read_hard
 from cfpose_export.quantise import calibrate

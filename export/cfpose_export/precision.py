@@ -12,13 +12,10 @@ import ast
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import ml_dtypes
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from cfpose_export.graph import (
     LOGITS,
@@ -29,14 +26,11 @@ from cfpose_export.graph import (
     read_spec,
     write_spec,
 )
+from cfpose_export.number_formats import ELEMENT, Typed, low_constant, misfit
 from cfpose_sdk.errors import ExportError, InputError
 
-Typed = Literal["fp16", "bf16"]
-ELEMENT = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 LOWERED = ("backbone", "head")  # parts of a module's dotted name whose nodes run low
 KEPT = ("sampler", "refiner", "normalise")  # and parts that never do
-# Rounding errs by at most this, relative, unless small values fall out of the format's range
-ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -103,8 +97,8 @@ def plan(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -
             continue  # integers, shapes
         if node.op_type == "Cast":
             continue  # it says itself what its type is
-        used = [name for name in _typed_inputs(node, types) if name in constants]
-        if reason := next(filter(None, (_misfit(constants[n], precision) for n in used)), None):
+        used = [name for name in _typed_names(node, types) if name in constants]
+        if reason := next(filter(None, (misfit(constants[n], precision) for n in used)), None):
             unfit[module] = reason
         else:
             low.add(index)
@@ -117,55 +111,11 @@ def lower(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) 
     Value names stay: where a value exists in float32 it has its name, its low copy `NAME.fp16`.
     Raises ExportError when nothing would run low, or when the result is not a sound graph.
     """
-    chosen = _some(plan(model, precision, keep), precision)
+    chosen = at_least_one(plan(model, precision, keep), precision)
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
     _Rewriter(lowered, precision, chosen.low).run()
     return _finish(lowered, precision)
-
-
-def emulate(
-    model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()
-) -> onnx.ModelProto:
-    """A float32 graph with the numbers of `lower`: each low node's values are rounded to the type.
-
-    Sums inside a node stay float32, as on tensor cores. CPU runtimes compute fp16 nodes in float32
-    and may skip the rounding between two of them, so that an overflow stays hidden; this graph
-    shows it on any of them.
-    """
-    chosen = _some(plan(model, precision, keep), precision)
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(model)
-    types = element_types(model)
-    constants = {tensor.name: tensor for tensor in rounded.graph.initializer}
-    done: dict[str, str] = {}  # float32 value → its rounded copy
-    nodes: list[onnx.NodeProto] = []
-    for index, node in enumerate(model.graph.node):
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        if index in chosen.low:
-            for position, name in _positions(node, types):
-                if name not in done:
-                    done[name] = f"{name}.{precision}"
-                    if name in constants:
-                        rounded.graph.initializer.append(
-                            _rounded_constant(constants[name], done[name], precision)
-                        )
-                    else:
-                        nodes += _round_trip(name, done[name], precision)
-                copy.input[position] = done[name]
-            nodes.append(copy)
-            for position, name in enumerate(node.output):
-                if types.get(name) == TensorProto.FLOAT:
-                    copy.output[position] = f"{name}.exact"
-                    nodes += _round_trip(copy.output[position], name, precision)
-                    done[name] = name
-        else:
-            nodes.append(copy)
-    _replace_nodes(rounded, nodes)
-    del rounded.graph.value_info[:]
-    onnx.checker.check_model(rounded, full_check=True)
-    return rounded
 
 
 class _Rewriter:
@@ -180,7 +130,7 @@ class _Rewriter:
         # what some float32 node, the graph's outputs or a probe will ask for
         self.wanted = {output.name for output in model.graph.output} | set(LOGITS)
         for index, node in enumerate(model.graph.node):
-            low_inputs = set(_typed_inputs(node, self.types)) if index in low else set()
+            low_inputs = set(_typed_names(node, self.types)) if index in low else set()
             self.wanted |= set(node.input) - low_inputs
 
     def run(self) -> None:
@@ -190,13 +140,13 @@ class _Rewriter:
             if index not in self.low:
                 self.nodes.append(copy)
                 continue
-            for position, name in _positions(node, self.types):
+            for position, name in typed_inputs(node, self.types):
                 copy.input[position] = self._low_copy(name)
             self.nodes.append(copy)
             for position, name in enumerate(node.output):
                 if self.types.get(name) == TensorProto.FLOAT:
                     self._give(copy, position, name)
-        _replace_nodes(self.model, self.nodes)
+        replace_nodes(self.model, self.nodes)
         self._drop_unused()
         del self.model.graph.value_info[:]
 
@@ -205,17 +155,17 @@ class _Rewriter:
             self.low_name[name] = f"{name}.{self.precision}"
             if name in self.constants:
                 self.model.graph.initializer.append(
-                    _low_constant(self.constants[name], self.low_name[name], self.precision)
+                    low_constant(self.constants[name], self.low_name[name], self.precision)
                 )
             else:
                 target = ELEMENT[self.precision]
-                self.nodes.append(_cast(name, self.low_name[name], target))
+                self.nodes.append(cast(name, self.low_name[name], target))
         return self.low_name[name]
 
     def _give(self, node: onnx.NodeProto, position: int, name: str) -> None:
         if name in self.wanted:
             self.low_name[name] = node.output[position] = f"{name}.{self.precision}"
-            self.nodes.append(_cast(self.low_name[name], name, TensorProto.FLOAT))
+            self.nodes.append(cast(self.low_name[name], name, TensorProto.FLOAT))
         else:
             self.low_name[name] = name
 
@@ -231,7 +181,8 @@ def _is_low(module: str) -> bool:
     return any(p in parts for p in LOWERED) and not any(p in parts for p in KEPT)
 
 
-def _some(chosen: Plan, precision: str) -> Plan:
+def at_least_one(chosen: Plan, precision: str) -> Plan:
+    """The plan. Raises ExportError when it lowers nothing."""
     if not chosen.low:
         raise ExportError(
             f"no node would run in {precision}: the graph names no module called {LOWERED}, or "
@@ -240,11 +191,11 @@ def _some(chosen: Plan, precision: str) -> Plan:
     return chosen
 
 
-def _typed_inputs(node: onnx.NodeProto, types: Mapping[str, int]) -> list[str]:
-    return [name for _, name in _positions(node, types)]
+def _typed_names(node: onnx.NodeProto, types: Mapping[str, int]) -> list[str]:
+    return [name for _, name in typed_inputs(node, types)]
 
 
-def _positions(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+def typed_inputs(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[tuple[int, str]]:
     """Inputs that must have the type of the node: those that share the type of its output.
 
     A Resize, for one, has float32 scales whatever it resizes.
@@ -257,47 +208,13 @@ def _positions(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[tuple
             yield position, name
 
 
-def _misfit(tensor: onnx.TensorProto, precision: Typed) -> str | None:
-    """Why a constant cannot be rounded: overflow, or values lost below the smallest normal one."""
-    exact = numpy_helper.to_array(tensor)
-    rounded = _round(exact, precision).astype(np.float64)
-    if not np.isfinite(rounded).all():
-        return f"{tensor.name} reaches {np.abs(exact).max():.3g}, beyond {precision}"
-    error = float(np.linalg.norm(rounded - exact))
-    if error > 2 * ROUNDOFF[precision] * float(np.linalg.norm(exact)):
-        return f"{tensor.name} is too small for {precision} (most of it is below its normal range)"
-    return None
-
-
-def _round(array: NDArray[np.float32], precision: Typed) -> NDArray[np.generic]:
-    with np.errstate(over="ignore"):  # judged by the caller
-        kind = np.dtype(np.float16) if precision == "fp16" else np.dtype(ml_dtypes.bfloat16)
-        return array.astype(kind)
-
-
-def _low_constant(tensor: onnx.TensorProto, name: str, precision: Typed) -> onnx.TensorProto:
-    low = _round(numpy_helper.to_array(tensor), precision)
-    return helper.make_tensor(name, ELEMENT[precision], low.shape, low.tobytes(), raw=True)
-
-
-def _rounded_constant(tensor: onnx.TensorProto, name: str, precision: Typed) -> onnx.TensorProto:
-    low = _round(numpy_helper.to_array(tensor), precision)
-    return numpy_helper.from_array(low.astype(np.float32), name)
-
-
-def _cast(source: str, target: str, element: int) -> onnx.NodeProto:
+def cast(source: str, target: str, element: int) -> onnx.NodeProto:
+    """A Cast node between two values."""
     return helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=element)
 
 
-def _round_trip(source: str, target: str, precision: Typed) -> list[onnx.NodeProto]:
-    middle = f"{target}.as_{precision}"
-    return [
-        helper.make_node("Cast", [source], [middle], name=f"cast_{middle}", to=ELEMENT[precision]),
-        _cast(middle, target, TensorProto.FLOAT),
-    ]
-
-
-def _replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Set the nodes of a graph."""
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 

@@ -15,17 +15,8 @@ from onnx import numpy_helper
 from cfpose_export.cli import main
 from cfpose_export.drift_table import drift_block
 from cfpose_export.figures import Values, compare
-from cfpose_export.gate import (
-    AS_FILE,
-    LIMITS,
-    ROUNDED,
-    Limits,
-    Precision,
-    builder,
-    examine,
-    report_path,
-    write_gated,
-)
+from cfpose_export.gate import builder, examine, write_gated
+from cfpose_export.gate_report import AS_FILE, LIMITS, ROUNDED, Limits, Precision, report_path
 from cfpose_export.graph import load_model, read_spec, write_spec
 from cfpose_export.precision import scope
 from cfpose_export.proof_crops import ProofSet, read_hard

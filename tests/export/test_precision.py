@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cfpose_export.emulation import emulate
 from cfpose_export.figures import run_graph
 from cfpose_export.graph import (
     LOGITS,
@@ -20,7 +21,8 @@ from cfpose_export.graph import (
     read_spec,
     write_spec,
 )
-from cfpose_export.precision import ELEMENT, Typed, emulate, lower, plan, scope
+from cfpose_export.number_formats import ELEMENT, Typed
+from cfpose_export.precision import lower, plan, scope
 from cfpose_export.proof_crops import Crops, read_people
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.skeleton import COCO_17
