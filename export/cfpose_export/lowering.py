@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,7 +109,7 @@ def run_drift(arguments: argparse.Namespace) -> None:
         culprits=not arguments.no_culprits,
         ap=tuple(ApSource(Path(f), Path(i), int(every)) for f, i, every in arguments.ap),
     )
-    command = shlex.join(["cfpose-export", *map(_portable, sys.argv[1:])])
+    command = _command(sys.argv[1:])
     for model in arguments.models:
         measured = measure_drift(_path(model), options)
         print(json.dumps(measured, indent=1))
@@ -120,10 +121,14 @@ def _path(name: str) -> Path:
     return BUNDLED_MODEL if name == "default" else Path(name)
 
 
-def _portable(argument: str) -> str:
-    """An absolute path says something of this machine alone; its last two parts say enough."""
-    path = Path(argument)
-    return "/".join(path.parts[-2:]) if path.is_absolute() else argument
+def _command(arguments: Sequence[str]) -> str:
+    """What was typed, without where the result went and what says something of one machine."""
+    words = list(arguments)
+    if "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
+    parts = [Path(word).parts[-2:] if Path(word).is_absolute() else (word,) for word in words]
+    return shlex.join(["cfpose-export", *("/".join(part) for part in parts)])
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from cfpose_export.fuse import FusedOutput, FusedPose
+from cfpose_export.gate_report import report_path
 from cfpose_export.graph import LOGITS, POSE_OUTPUTS, with_outputs, write_spec
 from cfpose_export.proof_crops import Crops
 from cfpose_sdk.backends import Backend, open_backend
@@ -120,6 +121,8 @@ def write_proven(
 ) -> Drift:
     """Prove the graph, note the proof in its spec, and write it: whole, or not at all.
 
+    The figures go to `NAME.gate.json` beside it.
+
     Raises ExportError, and leaves `path` as it was, when the proof fails.
     """
     drift = measure(fused, model, crops, bounds)
@@ -136,6 +139,7 @@ def write_proven(
     proven.CopyFrom(model)
     write_spec(proven, dataclasses.replace(fused.spec, gate=gate))
     write_file(path, proven.SerializeToString(deterministic=True))
+    write_file(report_path(path), drift.to_json() + "\n")
     return drift
 
 

@@ -123,7 +123,8 @@ def test_a_proven_graph_is_written_whole(
 ) -> None:
     path = tmp_path / "new" / "model.onnx"
     drift = write_proven(path, fused, model, crops, Bounds())
-    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.gate.json", "model.onnx"]
+    assert json.loads(path.with_suffix(".gate.json").read_text())["max_px"] == drift.max_px
     written = onnx.load_model(path)
     assert written.graph == model.graph
     spec = read_spec(written)
