@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import onnx
 
+from cfpose_export import lowering
 from cfpose_export.bundle import bundle
 from cfpose_export.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.finder import (
@@ -28,7 +29,8 @@ from cfpose_export.frame_parity import judge_frame, measure_frame, write_proven_
 from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.onnx import build_pose
-from cfpose_export.parity import Bounds, judge, measure, read_people, write_proven
+from cfpose_export.parity import Bounds, judge, measure, write_proven
+from cfpose_export.proof_crops import read_people
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import Decode, Input, JointLookup, ModelSpec
 from cfpose_training.checkpoint import load_pose
@@ -44,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cfpose-export: {what} are not in this version; use the ONNX file", file=sys.stderr)
         return 2
     parsed = _parser().parse_args(arguments)
-    handlers = {"onnx": _onnx, "frame": _frame, "check": _check, "inspect": _inspect}
-    handlers["bundle"] = _bundle
+    handlers = {"onnx": _onnx, "check": _check, "inspect": _inspect, "bundle": _bundle}
+    handlers |= {"lower": lowering.run_lower, "drift": lowering.run_drift}
     try:
         handlers[parsed.command](parsed)
     except ExportError as error:
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--pose", type=Path, help="proven pose .onnx")
     put.add_argument("--finder", type=Path, help="finder .onnx")
     put.add_argument("--folder", type=Path, help="default: the installed SDK's models folder")
+    lowering.add_commands(commands)
     return parser
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cfpose_export.graph import check_graph
 from cfpose_export.onnx import trace
-from cfpose_export.parity import DEMO_PHOTOS
+from cfpose_export.proof_crops import DEMO_PHOTOS
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError

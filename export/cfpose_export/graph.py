@@ -29,7 +29,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file. Raises ArtifactError when it is missing or is not one."""
     try:
         model = onnx.load_model(path)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(fp16_twin(model))
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error}") from error
     except Exception as error:  # protobuf's and onnx's own classes share no base
@@ -77,12 +77,54 @@ def check_graph(
             _check_grid_sample(node, types)
 
 
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The same graph, with float32 values inside it as further outputs."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for name in names:
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        probe.graph.output.append(value)
+    return probe
+
+
 def element_types(model: onnx.ModelProto) -> Mapping[str, int]:
     """Element type (TensorProto.DataType) of every value that shape inference can type."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    bf16, fp16 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16
+    inferred = onnx.shape_inference.infer_shapes(fp16_twin(model), strict_mode=True).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    return types | {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    if holds(model, bf16):
+        types = {name: bf16 if kind == fp16 else kind for name, kind in types.items()}
+    return types
+
+
+def holds(model: onnx.ModelProto, element: int) -> bool:
+    """Whether a constant or a Cast has this element type."""
+    casts = (a for n in model.graph.node if n.op_type == "Cast" for a in n.attribute)
+    return any(a.name == "to" and a.i == element for a in casts) or any(
+        tensor.data_type == element for tensor in model.graph.initializer
+    )
+
+
+def fp16_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with fp16 wherever it says bf16; of use for its types alone.
+
+    ONNX's Conv takes bf16 from opset 22 on, and from opset 20 on GridSample is not safe (see
+    OPSET). TensorRT takes bf16 at any opset, onnx's own checks do not.
+    """
+    if not holds(model, onnx.TensorProto.BFLOAT16):
+        return model
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    for tensor in twin.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            tensor.data_type = onnx.TensorProto.FLOAT16
+    casts = [a for n in twin.graph.node if n.op_type == "Cast" for a in n.attribute]
+    for attribute in casts:
+        if attribute.name == "to" and attribute.i == onnx.TensorProto.BFLOAT16:
+            attribute.i = onnx.TensorProto.FLOAT16
+    return twin
 
 
 def scopes(node: onnx.NodeProto) -> str:

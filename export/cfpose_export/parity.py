@@ -15,20 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from cfpose_export.fuse import FusedOutput, FusedPose
-from cfpose_export.graph import LOGITS, POSE_OUTPUTS, write_spec
+from cfpose_export.gate_report import report_path
+from cfpose_export.graph import LOGITS, POSE_OUTPUTS, with_outputs, write_spec
+from cfpose_export.proof_crops import Crops
 from cfpose_sdk.backends import Backend, open_backend
-from cfpose_sdk.boxes import check_boxes
-from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
 BATCHES = (0, 1, 2, 7, 32)
 POOL = sum(BATCHES)  # crops that a proof looks at
-PEOPLE_FILE = "people.json"  # in a folder of photos: file name → list of xyxy boxes
-DEMO_PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"  # of a source checkout
-Crops = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -66,36 +62,6 @@ class Drift:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
-def read_people(folder: Path | None, spec: ModelSpec, count: int = POOL) -> Crops:
-    """(count, H, W, 3) BGR crops of the people in a folder of photos.
-
-    Boxes come from its people.json; when they are fewer than `count`, shifted and scaled ones
-    follow. None: the photos of the source checkout. Raises InputError when there is nothing to use.
-    """
-    folder = DEMO_PHOTOS if folder is None else folder
-    listing = folder / PEOPLE_FILE
-    if not listing.is_file():
-        raise InputError(
-            f"{listing} does not exist; give a folder of photos with a {PEOPLE_FILE} that maps "
-            f"file names to lists of [x1, y1, x2, y2] person boxes"
-        )
-    try:
-        people = {str(name): check_boxes(b) for name, b in json.loads(listing.read_text()).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{listing} is not a map of file names to boxes: {error}") from error
-    found = sum(len(boxes) for boxes in people.values())
-    if found == 0:
-        raise InputError(f"{listing} names no people; the proof needs at least one")
-    draw = np.random.Generator(np.random.PCG64(0))
-    crops: list[Crops] = []
-    for round_ in range(math.ceil(count / found)):
-        for name, boxes in people.items():
-            moved = boxes if round_ == 0 else _move(boxes, draw)
-            transforms = crop_transforms(moved, spec.size_wh, spec.box_scale)
-            crops.append(extract_crops(read_image(folder / name), transforms, spec.size_wh))
-    return np.concatenate(crops)[:count]
-
-
 def measure(fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Bounds) -> Drift:
     """Run both on the crops, in batches of BATCHES, and compare. Judges nothing.
 
@@ -108,7 +74,7 @@ def measure(fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Boun
     with tempfile.TemporaryDirectory() as folder:
         plain, probe = Path(folder) / "model.onnx", Path(folder) / "probe.onnx"
         onnx.save_model(model, plain)
-        onnx.save_model(_with_logits(model), probe)
+        onnx.save_model(with_outputs(model, LOGITS), probe)
         with (
             open_backend(plain, device="cpu") as shipped,
             open_backend(probe, device="cpu") as open_,
@@ -155,6 +121,8 @@ def write_proven(
 ) -> Drift:
     """Prove the graph, note the proof in its spec, and write it: whole, or not at all.
 
+    The figures go to `NAME.gate.json` beside it.
+
     Raises ExportError, and leaves `path` as it was, when the proof fails.
     """
     drift = measure(fused, model, crops, bounds)
@@ -171,6 +139,7 @@ def write_proven(
     proven.CopyFrom(model)
     write_spec(proven, dataclasses.replace(fused.spec, gate=gate))
     write_file(path, proven.SerializeToString(deterministic=True))
+    write_file(report_path(path), drift.to_json() + "\n")
     return drift
 
 
@@ -225,22 +194,3 @@ def _compare(
 
 def _run(backend: Backend, crops: Crops) -> dict[str, NDArray[np.float32]]:
     return backend.run({"crops": crops})
-
-
-def _with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, with the logits inside it as further outputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    for name in LOGITS:
-        probe.graph.output.append(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        )
-    return probe
-
-
-def _move(boxes: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
-    """The same people, framed otherwise."""
-    centre, span = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    centre = centre + span * draw.uniform(-0.1, 0.1, span.shape)
-    span = span * draw.uniform(0.8, 1.3, (len(boxes), 1))
-    return np.concatenate([centre - span / 2, centre + span / 2], axis=1)

@@ -21,13 +21,12 @@ from cfpose_export.parity import (
     BATCHES,
     POOL,
     Bounds,
-    Crops,
     Drift,
     judge,
     measure,
-    read_people,
     write_proven,
 )
+from cfpose_export.proof_crops import Crops, read_people
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ExportError, InputError
@@ -124,7 +123,8 @@ def test_a_proven_graph_is_written_whole(
 ) -> None:
     path = tmp_path / "new" / "model.onnx"
     drift = write_proven(path, fused, model, crops, Bounds())
-    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.gate.json", "model.onnx"]
+    assert json.loads(path.with_suffix(".gate.json").read_text())["max_px"] == drift.max_px
     written = onnx.load_model(path)
     assert written.graph == model.graph
     spec = read_spec(written)
