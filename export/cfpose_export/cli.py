@@ -1,4 +1,4 @@
-"""cfpose-export: checkpoint → one proven ONNX graph."""
+"""cfpose-export: checkpoint → one proven ONNX graph → what is deployed."""
 
 from __future__ import annotations
 
@@ -6,43 +6,34 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-import onnx
-
+from cfpose_export import deployment
+from cfpose_export.agreement import MAX_PX, MIN_CONFIDENCE
 from cfpose_export.bundle import bundle
-from cfpose_export.finder import OUTPUTS as FINDER_OUTPUTS
-from cfpose_export.finder import (
-    build_finder,
-    is_finder,
-    judge_finder,
-    load_fused_finder,
-    measure_finder,
-    write_proven_finder,
-)
-from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import POSE_OUTPUTS, check_graph, load_model, read_spec
-from cfpose_export.onnx import build_pose
-from cfpose_export.parity import Bounds, judge, measure, read_people, write_proven
-from cfpose_sdk.errors import ExportError, InputError
+from cfpose_export.inspection import describe
+from cfpose_export.proof_crops import read_people
+from cfpose_sdk.errors import ExportError, InputError, require
 from cfpose_sdk.spec import Decode, ModelSpec
-from cfpose_training.checkpoint import load_pose
 
-NOT_YET = {"engine": "TensorRT engines", "openvino": "OpenVINO models"}
+if TYPE_CHECKING:
+    from cfpose_export.parity import Bounds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command. Returns 0, 1 when a proof failed, 2 for what is not there yet."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in NOT_YET:
-        what = NOT_YET[arguments[0]]
-        print(f"cfpose-export: {what} are not in this version; use the ONNX file", file=sys.stderr)
-        return 2
-    parsed = _parser().parse_args(arguments)
-    handlers = {"onnx": _onnx, "check": _check, "inspect": _inspect, "bundle": _bundle}
+    """Run one sub-command. Returns 0, or 1 when a proof failed."""
+    parsed = _parser().parse_args(argv)
+    handlers = {
+        "onnx": _onnx,
+        "engine": deployment.engine,
+        "openvino": deployment.openvino,
+        "check": _check,
+        "inspect": _inspect,
+        "bundle": _bundle,
+    }
     try:
         handlers[parsed.command](parsed)
     except ExportError as error:
@@ -54,32 +45,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cfpose-export",
-        description="Write a checkpoint as one ONNX graph, and prove that it is the same model.",
-        epilog="engine and openvino are not in this version.",
+        description="Write a checkpoint as one ONNX graph, and graphs as engines and OpenVINO "
+        "models; prove that each is the same model.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     defaults = argparse.ArgumentDefaultsHelpFormatter
-    bounds = Bounds()
     proof = argparse.ArgumentParser(add_help=False)
-    proof.add_argument("--checkpoint", type=Path, required=True, help="pose or finder .safetensors")
     proof.add_argument(
         "--photos", type=Path, help="folder of photos and people.json (default: demo)"
     )
-    proof.add_argument("--max-drift", type=float, default=bounds.max_px, help="crop pixels")
+    proof.add_argument("--max-drift", type=float, default=MAX_PX, help="crop pixels")
     proof.add_argument(
-        "--min-confidence", type=float, default=bounds.min_confidence, help="joints below: unjudged"
+        "--min-confidence", type=float, default=MIN_CONFIDENCE, help="joints below: unjudged"
     )
     write = commands.add_parser(
         "onnx", parents=[proof], help="write a graph if it proves right", formatter_class=defaults
     )
+    write.add_argument("--checkpoint", type=Path, required=True, help="pose or finder .safetensors")
     write.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     write.add_argument("--decode", choices=get_args(Decode), help="another than the checkpoint's")
+    deployment.add_commands(commands, defaults)
     check = commands.add_parser(
-        "check", parents=[proof], help="prove a written graph", formatter_class=defaults
+        "check", parents=[proof], help="prove a written model", formatter_class=defaults
     )
-    check.add_argument("model", type=Path, help="the .onnx file")
-    inspect = commands.add_parser("inspect", help="what an .onnx file holds, as JSON")
-    inspect.add_argument("model", type=Path, help="the .onnx file")
+    check.add_argument("model", type=Path, help="the .onnx, .engine, .plan or .xml file")
+    check.add_argument("--checkpoint", type=Path, help="of an .onnx file: compare with PyTorch")
+    check.add_argument("--reference", type=Path, help="else with this float32 .onnx or the bundled")
+    inspect = commands.add_parser("inspect", help="what a model file holds, as JSON")
+    inspect.add_argument("model", type=Path, help="the .onnx, .engine, .plan or .xml file")
     put = commands.add_parser("bundle", help="make artifacts the SDK's default models")
     put.add_argument("--pose", type=Path, help="proven pose .onnx")
     put.add_argument("--finder", type=Path, help="finder .onnx")
@@ -88,28 +81,48 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _onnx(arguments: argparse.Namespace) -> None:
-    if is_finder(arguments.checkpoint):
+    require("torch", "onnxscript", extra="export", why="cfpose-export onnx")
+    from cfpose_export import finder
+    from cfpose_export.fuse import FusedPose
+    from cfpose_export.onnx import build_pose
+    from cfpose_export.parity import write_proven
+    from cfpose_training.checkpoint import load_pose
+
+    if finder.is_finder(arguments.checkpoint):
         if arguments.decode is not None:
             raise InputError("--decode is for pose models, and the checkpoint holds a finder")
-        finder = load_fused_finder(arguments.checkpoint)
-        photos = arguments.photos
-        print(write_proven_finder(arguments.output, finder, build_finder(finder), photos).to_json())
+        found = finder.load_fused_finder(arguments.checkpoint)
+        graph = finder.build_finder(found)
+        drift = finder.write_proven_finder(arguments.output, found, graph, arguments.photos)
+        print(drift.to_json())
         return
     network, spec = load_pose(arguments.checkpoint)
     crops = read_people(arguments.photos, spec)
     fused = FusedPose(network, _with_decode(spec, arguments.decode))
-    drift = write_proven(arguments.output, fused, build_pose(fused), crops, _bounds(arguments))
-    print(drift.to_json())
+    print(
+        write_proven(
+            arguments.output, fused, build_pose(fused), crops, _bounds(arguments)
+        ).to_json()
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if arguments.checkpoint is None:
+        deployment.check_deployed(arguments)
+        return
+    require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
+    from cfpose_export import finder
+    from cfpose_export.fuse import FusedPose
+    from cfpose_export.parity import judge, measure
+    from cfpose_training.checkpoint import load_pose
+
     model = load_model(arguments.model)
-    if is_finder(arguments.checkpoint):
-        finder = load_fused_finder(arguments.checkpoint)
-        check_graph(model, "images", FINDER_OUTPUTS)
-        found = measure_finder(finder, model, arguments.photos)
+    if finder.is_finder(arguments.checkpoint):
+        fused_finder = finder.load_fused_finder(arguments.checkpoint)
+        check_graph(model, "images", finder.OUTPUTS)
+        found = finder.measure_finder(fused_finder, model, arguments.photos)
         print(found.to_json())
-        judge_finder(found)
+        finder.judge_finder(found)
         return
     check_graph(model, "crops", POSE_OUTPUTS)
     network, expected = load_pose(arguments.checkpoint)
@@ -126,20 +139,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    model = load_model(arguments.model)
-    initializers = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    report = {
-        "file": str(arguments.model),
-        "bytes": arguments.model.stat().st_size,
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "producer": f"{model.producer_name} {model.producer_version}",
-        "inputs": {value.name: _shape(value) for value in model.graph.input},
-        "outputs": {value.name: _shape(value) for value in model.graph.output},
-        "constants": sum(int(array.size) for array in initializers),
-        "operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
-        "metadata": {entry.key: _parsed(entry.value) for entry in model.metadata_props},
-    }
-    print(json.dumps(report, indent=2))
+    print(json.dumps(describe(arguments.model), indent=2))
 
 
 def _bundle(arguments: argparse.Namespace) -> None:
@@ -155,17 +155,6 @@ def _with_decode(spec: ModelSpec, decode: Decode | None) -> ModelSpec:
 
 
 def _bounds(arguments: argparse.Namespace) -> Bounds:
+    from cfpose_export.parity import Bounds
+
     return Bounds(max_px=arguments.max_drift, min_confidence=arguments.min_confidence)
-
-
-def _shape(value: onnx.ValueInfoProto) -> str:
-    tensor = value.type.tensor_type
-    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    return f"{kind} [{', '.join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)}]"
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
