@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -142,7 +141,7 @@ def test_threads_may_share_it(ir: Path, tiny: ModuleType) -> None:
 
 
 @pytest.fixture
-def copied(ir: Path, tmp_path: Path) -> Iterator[Path]:
+def copied(ir: Path, tmp_path: Path) -> Path:
     """The model in a folder of its own, with a record of both hashes."""
     from cfpose_sdk.passport import sha256
 
@@ -152,7 +151,7 @@ def copied(ir: Path, tmp_path: Path) -> Iterator[Path]:
         (tmp_path / f"tiny{suffix}").write_bytes(data)
         hashes[suffix[1:]] = sha256(data)
     (tmp_path / "tiny.xml.json").write_text(json.dumps({"sha256": hashes}))
-    yield tmp_path / "tiny.xml"
+    return tmp_path / "tiny.xml"
 
 
 @pytest.mark.parametrize(
