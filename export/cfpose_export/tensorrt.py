@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import onnx
 
+from cfpose_export import graph
 from cfpose_export.graph import OPSET, check_graph, element_types
 from cfpose_export.network import Achieved, achieved, check_network, ends_of
 from cfpose_sdk.backends.flavour import NAMES, open_flavour, open_log
@@ -68,7 +69,9 @@ def check_buildable(model: onnx.ModelProto) -> None:
             f"the graph is of opset {opsets['']}, expected {OPSET}: from 20 on, GridSample's "
             f"bilinear mode is called linear, which TensorRT has read as nearest; export it again"
         )
+    twin = graph.fp16_twin(model) if hasattr(graph, "fp16_twin") else model
     try:
+        onnx.shape_inference.infer_shapes(twin, check_type=True, strict_mode=True)
         types = element_types(model)
     except Exception as error:  # onnx's own class, with the node in its text
         raise ExportError(
