@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from cfpose_sdk.errors import ArtifactError, BackendError
 
@@ -215,7 +215,7 @@ def _shapes(rows: Any) -> Shapes:
     shapes = tuple(tuple(int(size) for size in row) for row in rows)
     if len(shapes) != 3 or len({len(shape) for shape in shapes}) != 1:
         raise ValueError(f"a profile holds three shapes of one rank, got {rows}")
-    return cast(Shapes, shapes)
+    return shapes
 
 
 def _opened(text: str) -> Any:

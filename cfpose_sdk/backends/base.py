@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends.device_memory import Cuda
@@ -56,7 +57,10 @@ class Backend(ABC):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
-    max_batch: int | None = None  # crops that one run takes; None: any number
+    # of each input, where the runtime tells; None stands for a side that is left open
+    input_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})
+    input_types: Mapping[str, str] = MappingProxyType({})  # in onnxruntime's words
+    max_batch: int | None = None  # people that one run takes; None: any number
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Run the model once; `feeds` holds an array for each of `inputs`.
@@ -87,3 +91,9 @@ class Backend(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def onnxruntime_type(dtype: np.dtype[Any]) -> str:
+    """A type in onnxruntime's words: float32 is "tensor(float)"."""
+    words = {"float32": "float", "float64": "double", "bool": "bool"}
+    return f"tensor({words.get(dtype.name, dtype.name)})"

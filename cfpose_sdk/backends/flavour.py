@@ -60,7 +60,7 @@ def open_log(trt: Any) -> Any:
     python = logging.getLogger("cfpose.tensorrt")
     serious = {trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR}
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.recent: deque[str] = deque(maxlen=20)

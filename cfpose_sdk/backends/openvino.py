@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions
+from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions, onnxruntime_type
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
 
 METADATA = "framework"  # where OpenVINO keeps the metadata of an ONNX file, also in its own files
@@ -54,6 +54,13 @@ class OpenvinoBackend(Backend):
             self.metadata = {}
         self._dtypes = {i.get_any_name(): np.dtype(i.element_type.to_dtype()) for i in model.inputs}
         self.inputs = tuple(self._dtypes)
+        self.input_shapes = {
+            i.get_any_name(): tuple(
+                None if side.is_dynamic else side.get_length() for side in i.partial_shape
+            )
+            for i in model.inputs
+        }
+        self.input_types = {name: onnxruntime_type(kind) for name, kind in self._dtypes.items()}
         self.outputs = tuple(output.get_any_name() for output in model.outputs)
         self.provider = f"OpenVINO CPU {options.precision}"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions
+from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions, onnxruntime_type
 from cfpose_sdk.backends.device_memory import DeviceMemory, open_memory
 from cfpose_sdk.backends.flavour import EXTRAS, NAMES, open_flavour, open_log
 from cfpose_sdk.backends.worker import Tensor, Worker
@@ -56,7 +56,7 @@ class TensorrtBackend(Backend):
         self.inputs = tuple(tensor.name for tensor in self._tensors[0])
         self.outputs = tuple(tensor.name for tensor in self._tensors[1])
         if (set(self.inputs), set(self.outputs)) != (
-            set(self.passport.inputs),
+            set(self.passport.profile),
             set(self.passport.outputs),
         ):
             raise ArtifactError(
@@ -68,8 +68,16 @@ class TensorrtBackend(Backend):
             f"{NAMES[self.passport.flavour]} {trt.__version__} {self.passport.precision} "
             f"on {memory.gpu().name}"
         )
-        first = self.passport.profile.get(self.inputs[0])
-        self.max_batch = first[2][0] if self.inputs == ("crops",) and first else None
+        profile = self.passport.profile
+        self.max_batch = min(
+            (profile[name][2][0] for name in self.inputs if name in ("crops", "boxes")),
+            default=None,
+        )
+        self.input_shapes = {
+            name: tuple(a if a == c else None for a, _, c in zip(*profile[name], strict=True))
+            for name in self.inputs
+        }
+        self.input_types = {t.name: onnxruntime_type(t.dtype) for t in self._tensors[0]}
         self._idle: list[Worker] = []
         self._made = self._busy = 0
         self._condition = threading.Condition()

@@ -82,8 +82,9 @@ def engine(arguments: argparse.Namespace) -> None:
             raise InputError("--keep says what stays float32; give --precision fp16 or bf16")
         words += ["--keep", *arguments.keep]
     names = {field.name for field in dataclasses.fields(BuildOptions)}
-    given = {key: value for key, value in vars(arguments).items() if key in names}
-    options = BuildOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if k in names}
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    options = BuildOptions(**{**given, **lists})
     source = Source(name, sha256(path.read_bytes()), tuple(words))
     passport, new = write_engine(arguments.output, model, source, options, force=arguments.force)
     facts = ("flavour", "flavour_version", "precision", "engine_bytes", "profile", "achieved")
@@ -155,6 +156,8 @@ def _compare(path: Path, spec: ModelSpec, arguments: argparse.Namespace) -> None
                 f"that it was made from (--reference), or its --checkpoint"
             )
         reference = BUNDLED_MODEL
+    if spec.input != "crops":
+        raise InputError(f"{path} takes whole frames; check the crops-in graph that it is made of")
     require("onnxruntime", extra="cpu", why="the float32 reference")
     if (source := read_spec(load_model(reference))).precision != "fp32":
         raise InputError(f"the reference must be float32, {reference} is {source.precision}")

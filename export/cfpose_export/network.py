@@ -112,13 +112,13 @@ def ends_of(trt: Any, network: Any, which: Literal["input", "output"]) -> dict[s
 
 def _type(trt: Any, dtype: Any) -> str:
     names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
-    return names.get(dtype.name, dtype.name.lower())
+    return names.get(dtype.name, str(dtype.name).lower())
 
 
 def scope_of(node: onnx.NodeProto) -> str:
     """The module that a node comes from, two names deep; "graph" when it is none's."""
     for entry in node.metadata_props:
         if entry.key == SCOPES_KEY:
-            modules = [name for name in ast.literal_eval(entry.value)[:-1] if name]
+            modules = [str(name) for name in ast.literal_eval(entry.value)[:-1] if name]
             return ".".join(modules[-1].split(".")[:2]) if modules else "graph"
     return "graph"

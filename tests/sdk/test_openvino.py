@@ -38,6 +38,8 @@ def test_bundled_model_gives_the_same_keypoints(root: Path) -> None:
         open_backend(BUNDLED_MODEL, device="openvino", threads=1) as backend,
     ):
         assert backend.provider == "OpenVINO CPU f32"
+        assert backend.input_shapes == {"crops": (None, 192, 144, 3)}
+        assert backend.input_types == {"crops": "tensor(uint8)"}
         assert backend.metadata[SPEC_KEY] == reference.metadata[SPEC_KEY]
         spec = ModelSpec.from_json(backend.metadata[SPEC_KEY])
         compared = 0

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.backends import Backend, RuntimeOptions, open_backend
-from cfpose_sdk.backends.device_memory import PyCuda
+from cfpose_sdk.backends.pycuda import PyCuda
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.passport import Passport, passport_path, sha256
@@ -99,6 +99,8 @@ def test_it_runs_and_gives_everything_back(gpu: Any, engine: Path, fake: ModuleT
     backend = open_backend(engine)
     assert backend.inputs == ("crops",)
     assert backend.max_batch == 4
+    assert backend.input_shapes == {"crops": (None, 64, 48, 3)}
+    assert backend.input_types == {"crops": "tensor(uint8)"}
     assert backend.provider == f"TensorRT-RTX {trt.__version__} fp32 on NVIDIA Fake 1"
     assert gpu.alive == {}  # memory is taken at the first run
     for seed, count in enumerate((1, 4, 2, 3)):
