@@ -1,4 +1,4 @@
-"""GPU memory through pycuda, for programs that hold its contexts. Not run with pycuda itself yet."""
+"""GPU memory through pycuda, for programs that hold its contexts. Not run with pycuda itself."""
 
 from __future__ import annotations
 
