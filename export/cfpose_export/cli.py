@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from cfpose_export import deployment
 from cfpose_export.agreement import MAX_PX, MIN_CONFIDENCE
 from cfpose_export.bundle import bundle
-from cfpose_export.graph import POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.inspection import describe
-from cfpose_export.proof_crops import read_people
-from cfpose_sdk.errors import ExportError, InputError, require
-from cfpose_sdk.spec import Decode, ModelSpec
-
-if TYPE_CHECKING:
-    from cfpose_export.parity import Bounds
+from cfpose_sdk.errors import ExportError, require
+from cfpose_sdk.spec import Decode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,28 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _onnx(arguments: argparse.Namespace) -> None:
     require("torch", "onnxscript", extra="export", why="cfpose-export onnx")
-    from cfpose_export import finder
-    from cfpose_export.fuse import FusedPose
-    from cfpose_export.onnx import build_pose
-    from cfpose_export.parity import write_proven
-    from cfpose_training.checkpoint import load_pose
+    from cfpose_export import checkpoints
 
-    if finder.is_finder(arguments.checkpoint):
-        if arguments.decode is not None:
-            raise InputError("--decode is for pose models, and the checkpoint holds a finder")
-        found = finder.load_fused_finder(arguments.checkpoint)
-        graph = finder.build_finder(found)
-        drift = finder.write_proven_finder(arguments.output, found, graph, arguments.photos)
-        print(drift.to_json())
-        return
-    network, spec = load_pose(arguments.checkpoint)
-    crops = read_people(arguments.photos, spec)
-    fused = FusedPose(network, _with_decode(spec, arguments.decode))
-    print(
-        write_proven(
-            arguments.output, fused, build_pose(fused), crops, _bounds(arguments)
-        ).to_json()
-    )
+    checkpoints.export(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -111,31 +86,9 @@ def _check(arguments: argparse.Namespace) -> None:
         deployment.check_deployed(arguments)
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
-    from cfpose_export import finder
-    from cfpose_export.fuse import FusedPose
-    from cfpose_export.parity import judge, measure
-    from cfpose_training.checkpoint import load_pose
+    from cfpose_export import checkpoints
 
-    model = load_model(arguments.model)
-    if finder.is_finder(arguments.checkpoint):
-        fused_finder = finder.load_fused_finder(arguments.checkpoint)
-        check_graph(model, "images", finder.OUTPUTS)
-        found = finder.measure_finder(fused_finder, model, arguments.photos)
-        print(found.to_json())
-        finder.judge_finder(found)
-        return
-    check_graph(model, "crops", POSE_OUTPUTS)
-    network, expected = load_pose(arguments.checkpoint)
-    spec = read_spec(model)
-    if dataclasses.replace(spec, gate={}) != _with_decode(expected, spec.decode):
-        raise ExportError(
-            f"{arguments.model} and {arguments.checkpoint} carry different specs: "
-            f"{spec.to_json()} and {expected.to_json()}"
-        )
-    bounds = _bounds(arguments)
-    drift = measure(FusedPose(network, spec), model, read_people(arguments.photos, spec), bounds)
-    print(drift.to_json())
-    judge(drift, bounds)
+    checkpoints.check(arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -145,16 +98,3 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _bundle(arguments: argparse.Namespace) -> None:
     for path in bundle(arguments.pose, arguments.finder, arguments.folder):
         print(path)
-
-
-def _with_decode(spec: ModelSpec, decode: Decode | None) -> ModelSpec:
-    """The spec with another decoder; its calibration goes, because it fits one raw score only."""
-    if decode is None or decode == spec.decode:
-        return spec
-    return dataclasses.replace(spec, decode=decode, calibration=(1.0, 0.0))
-
-
-def _bounds(arguments: argparse.Namespace) -> Bounds:
-    from cfpose_export.parity import Bounds
-
-    return Bounds(max_px=arguments.max_drift, min_confidence=arguments.min_confidence)

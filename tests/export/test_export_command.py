@@ -85,7 +85,9 @@ def test_an_impossible_bound_fails_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cfpose_export.onnx.build_pose", lambda _: model)  # tracing takes long
+    monkeypatch.setattr(
+        "cfpose_export.checkpoints.build_pose", lambda _: model
+    )  # tracing takes long
     target = tmp_path / "out" / "pose.onnx"
     checkpoint = str(folder / "pose.safetensors")
     code = main(["onnx", "--checkpoint", checkpoint, "-o", str(target), "--max-drift", "-1"])
