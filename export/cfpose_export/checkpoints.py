@@ -1,4 +1,4 @@
-"""The commands that start from a checkpoint: `onnx`, and `check --checkpoint`. They need PyTorch."""
+"""The commands that start from a checkpoint, and need PyTorch: `onnx`, `check --checkpoint`."""
 
 from __future__ import annotations
 

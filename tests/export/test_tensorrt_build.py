@@ -33,6 +33,14 @@ def _has(module: str, *names: str) -> bool:
     return all(hasattr(found, name) for name in names)
 
 
+def _quantise(request: pytest.FixtureRequest) -> onnx.ModelProto:
+    module = importlib.import_module("cfpose_export.quantise")
+    model = request.getfixturevalue("model")
+    crops = np.random.default_rng(0).integers(0, 256, (4, 96, 64, 3), np.uint8)
+    quantised: onnx.ModelProto = module.quantise(model, module.calibrate(model, crops))
+    return quantised
+
+
 def variants() -> dict[str, Graph]:
     """Every kind of graph that this version can write, by name."""
     found: dict[str, Graph] = {
@@ -44,11 +52,12 @@ def variants() -> dict[str, Graph]:
     if _has("precision", "lower"):
         lower = importlib.import_module("cfpose_export.precision").lower
         for kind in ("fp16", "bf16"):
-            found[kind] = lambda request, k=kind: lower(request.getfixturevalue("model"), k, ())
-    if _has("quantise", "quantise"):
-        found["int8"] = lambda request: request.getfixturevalue("int8_model")
-    if _has("onnx", "build_frame"):
-        found["frame"] = lambda request: request.getfixturevalue("frame_model")
+            found[kind] = lambda request, k=kind: lower(request.getfixturevalue("model"), k)
+    if _has("quantise", "quantise", "calibrate"):
+        found["int8"] = _quantise
+    if _has("frame", "frame_graph"):
+        wrap = importlib.import_module("cfpose_export.frame").frame_graph
+        found["frame"] = lambda request: wrap(request.getfixturevalue("model"))
     return found
 
 
