@@ -124,6 +124,10 @@ def test_types_are_those_of_the_graph(variant: tuple[onnx.ModelProto, Built]) ->
     assert got == asked
     if any(tensor.data_type in low for tensor in graph.graph.initializer):
         assert got - {"float32"}
+    quantised = sum(node.op_type == "QuantizeLinear" for node in graph.graph.node)
+    rows = [kinds.get("int8", {}) for kinds in built.achieved.values()]
+    assert sum(row.get("QUANTIZE", 0) for row in rows) == quantised
+    assert quantised or not any(rows)
     backbone = built.achieved.get("pose.backbone")
     if backbone is not None:
         convolutions = sum(counts.get("CONVOLUTION", 0) for counts in backbone.values())
