@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cfpose_export.cli import _parser, main
 from cfpose_export.engine import Source, write_engine
 from cfpose_export.tensorrt import BuildOptions, Built
-from cfpose_sdk.errors import ArtifactError, InputError
+from cfpose_sdk.backends.device_memory import Gpu
+from cfpose_sdk.errors import ArtifactError, BackendError, InputError
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.passport import passport_path, read_engine, rebuild_command, sha256
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
@@ -109,8 +114,6 @@ def test_the_command_rebuilds_it(tmp_path: Path) -> None:
         "cfpose-export engine --model 'a b.onnx' --precision fp16 --flavour rtx --people 1 2 4 "
         f"--targets 8.9 12.0 --tf32 --level 3 -o {path}"
     )
-    from cfpose_export.cli import _parser
-
     words = [*passport.command[1:], "-o", str(path)]
     parsed = _parser().parse_args(words)
     assert (parsed.people, parsed.targets, parsed.tf32) == ([1, 2, 4], ["8.9", "12.0"], True)
@@ -275,9 +278,72 @@ def _refuses(engine: Path) -> None:
     """Without a driver the SDK says so; with one it opens the engine or names what differs."""
     from cuda.bindings import runtime
 
-    from cfpose_sdk.errors import BackendError
-    from cfpose_sdk.estimator import PoseEstimator
-
     if int(runtime.cudaGetDeviceCount()[0]) != 0:
         with pytest.raises(BackendError, match="this machine has no NVIDIA driver"):
             PoseEstimator(engine)
+
+
+def test_tensorrt_engines_are_of_the_gpu_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = SimpleNamespace(__version__="11.4.1")
+    monkeypatch.setattr("cfpose_export.engine.open_flavour", lambda flavour, why: trt)
+    here = [Gpu("NVIDIA L4", "8.9", 13)]
+    memory = SimpleNamespace(gpu=lambda: here[0])
+    monkeypatch.setattr("cfpose_export.engine.open_memory", lambda cuda, **_: memory)
+    options, builder = BuildOptions(flavour="tensorrt"), Counting()
+    path = tmp_path / "tiny.engine"
+    passport, _ = write_engine(path, _graph(), SOURCE, options, builder=builder)
+    assert (passport.flavour, passport.flavour_version) == ("tensorrt", "11.4.1")
+    assert (passport.gpu, passport.sm, passport.cuda_major) == ("NVIDIA L4", "8.9", 13)
+    for other in (Gpu("NVIDIA L40", "8.9", 13), Gpu("NVIDIA L4", "9.0", 13)):
+        here[0] = other
+        assert write_engine(path, _graph(), SOURCE, options, builder=builder)[1]
+
+
+def test_a_graph_is_checked_against_its_reference(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location(
+        "cfpose_tests_tiny", root / "tests" / "sdk" / "tiny_models.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    path = tiny.save_pose_model(tmp_path / "brightest.onnx")
+    moved = tiny.save_pose_model(tmp_path / "moved.onnx", scale=1.01)
+    with pytest.raises(InputError, match="the bundled model is another"):
+        main(["check", str(path)])
+    assert main(["check", str(path), "--reference", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["max_px"] == 0
+    assert main(["check", str(moved), "--reference", str(path)]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["max_px"] > 0.05
+    assert "keypoints differ by" in said.err
+    assert main(["check", str(path), "--reference", str(path), "--min-confidence", "2"]) == 1
+    assert "no joint of 42 crops" in capsys.readouterr().err
+    low = dataclasses.replace(tiny.SPEC, precision="fp16")
+    half = tiny.save_pose_model(tmp_path / "half.onnx", spec=low)
+    with pytest.raises(InputError, match="the reference must be float32"):
+        main(["check", str(path), "--reference", str(half)])
+    # nothing is written that is not proven
+    target = tmp_path / "out" / "x.xml"
+    assert main(["openvino", str(path), "-o", str(target), "--max-drift", "-1"]) == 1
+    assert not target.parent.exists()
+    assert main(["openvino", str(path), "-o", str(target)]) == 0
+    assert {p.name for p in target.parent.glob("x*")} == {"x.xml", "x.bin", "x.xml.json"}
+    with PoseEstimator(target) as estimator:
+        assert estimator.spec == tiny.SPEC
+
+
+def test_wrong_use_of_engine(tmp_path: Path) -> None:
+    line = ["engine", "default", "-o", str(tmp_path / "x.engine")]
+    for words, said in (
+        (["--model", "default"], "two models are given"),
+        (["--keep", "refiner"], "give --precision fp16 or bf16"),
+        (["--people", "8", "4", "2"], "people must be smallest"),
+    ):
+        with pytest.raises(InputError, match=said):
+            main([*line, *words])
+    assert list(tmp_path.iterdir()) == []

@@ -290,6 +290,18 @@ def test_options(model: onnx.ModelProto, tmp_path: Path) -> None:
         build(fixed, "rtx", BuildOptions())
 
 
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+def test_the_timing_cache_of_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its calls, which TensorRT-RTX still has and ignores; and targets, which TensorRT has not."""
+    monkeypatch.setattr("cfpose_export.tensorrt.open_flavour", lambda flavour, why: trt)
+    cache = tmp_path / "kernels.cache"
+    for _ in range(2):  # the second reads what the first wrote
+        build(_quantised(np.int8(0)), "tensorrt", BuildOptions(timing_cache=cache))
+        assert cache.is_file()
+    with pytest.raises(InputError, match="targets are for TensorRT-RTX"):
+        build(_quantised(np.int8(0)), "tensorrt", BuildOptions(targets=("8.9",)))
+
+
 def test_the_flavour_is_chosen_openly(monkeypatch: pytest.MonkeyPatch) -> None:
     def install(*modules: str) -> None:
         monkeypatch.setattr(
