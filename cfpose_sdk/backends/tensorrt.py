@@ -63,6 +63,10 @@ class TensorrtBackend(Backend):
                 f"{path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
                 f"run: {rebuild_command(path, self.passport)}"
             )
+        self._empty = {  # shapes of the outputs for nobody
+            name: [max(size, 0) for size in self._engine.get_tensor_shape(name)]
+            for name in self.outputs
+        }
         self.metadata = dict(self.passport.metadata)
         self.provider = (
             f"{NAMES[self.passport.flavour]} {trt.__version__} {self.passport.precision} "
@@ -136,11 +140,7 @@ class TensorrtBackend(Backend):
 
     def _nobody(self) -> dict[str, NDArray[Any]]:
         """The answer to an empty batch, which engines do not take."""
-        shapes = {t.name: tuple(self._engine.get_tensor_shape(t.name)) for t in self._tensors[1]}
-        return {
-            tensor.name: np.zeros([max(size, 0) for size in shapes[tensor.name]], tensor.dtype)
-            for tensor in self._tensors[1]
-        }
+        return {t.name: np.zeros(self._empty[t.name], t.dtype) for t in self._tensors[1]}
 
     @contextmanager
     def _borrowed(self) -> Iterator[Worker]:
