@@ -111,7 +111,8 @@ def _push_out(boxes: Boxes, draw: np.random.Generator) -> Boxes:
     span = boxes[:, 2:] - boxes[:, :2]
     side = draw.choice([-1.0, 1.0], span.shape)
     shift = span * side * draw.uniform(0.2, CUT, span.shape)
-    return boxes + np.tile(shift, 2)
+    moved: Boxes = boxes + np.tile(shift, 2)
+    return moved
 
 
 def _spoil(crops: Crops, kind: Kind) -> Crops:
