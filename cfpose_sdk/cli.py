@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 
 import cfpose_sdk
+from cfpose_sdk.backends import Device
 from cfpose_sdk.doctor import describe, examine
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -50,9 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--model", metavar="M", help="exported model; None is the bundled one")
     predict.add_argument("--detector", metavar="D", help="person finder; None is the bundled one")
-    predict.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run"
-    )
+    predict.add_argument("--device", choices=get_args(Device), default="auto", help="where to run")
     predict.add_argument("--save", metavar="DIR", type=Path, help="write pictures with the poses")
     predict.add_argument("--coco", metavar="F.json", help="write COCO keypoint results")
     predict.add_argument("--json", metavar="F.json", help="write all that is known of each image")

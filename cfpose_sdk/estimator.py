@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends import Backend, Device, open_backend
+from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.detector import Detections, Detector, PersonFinder, as_detections
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
@@ -45,8 +45,9 @@ class PoseEstimator:
     `model`: an exported artifact; None is the bundled one. `detector`: None for the bundled finder,
     a finder artifact, or any callable image → boxes (N, 4), or (N, 5) with scores. At most
     `batch_size` people go through the network at once; a model that takes whole frames cuts the
-    crops itself, and runs once a frame and chunk of its people. Raises ArtifactError (SpecError)
-    for a file that is no cfpose artifact, BackendError for a device that is not there.
+    crops itself, and runs once a frame and chunk of its people. `options` are of the pose model's
+    runtime: engines and OpenVINO have some. Raises ArtifactError (SpecError) for a file that is no
+    cfpose artifact, BackendError for a device that is not there.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PoseEstimator:
         device: Device = "auto",
         batch_size: int = 32,
         threads: int | None = None,
+        options: RuntimeOptions | None = None,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
@@ -69,7 +71,8 @@ class PoseEstimator:
         elif detector is not None:
             self._finder = self._own_finder = PersonFinder(detector, device=device, threads=threads)
         path = BUNDLED_MODEL if model is None else Path(model)
-        self._backend = open_backend(path, device=device, threads=threads)
+        self._backend = open_backend(path, device=device, threads=threads, options=options)
+        self._batch_size = min(batch_size, self._backend.max_batch or batch_size)
         self.spec = _model_spec(self._backend)
 
     @property
@@ -83,7 +86,7 @@ class PoseEstimator:
             detector = f"{finder.spec.name} ({finder.path.name}, {finder.provider})"
         else:
             detector = getattr(finder, "__qualname__", type(finder).__qualname__)
-        device = "cuda" if provider.startswith("CUDA") else "cpu"
+        device = "cuda" if provider.startswith(("CUDA", "TensorRT")) else "cpu"
         model = str(self._backend.path)
         return EstimatorInfo(model, self.spec.name, provider, device, str(detector))
 

@@ -5,32 +5,43 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cfpose_sdk.backends.base import Backend, Device
+from cfpose_sdk.backends.base import Backend, Device, RuntimeOptions
 from cfpose_sdk.backends.onnx import OnnxBackend
-from cfpose_sdk.errors import ArtifactError, BackendError
+from cfpose_sdk.backends.openvino import OpenvinoBackend
+from cfpose_sdk.backends.tensorrt import TensorrtBackend
+from cfpose_sdk.errors import ArtifactError, InputError
 
-__all__ = ["Backend", "Device", "open_backend"]
+__all__ = ["Backend", "Device", "RuntimeOptions", "open_backend"]
 
-_NOT_YET = {".engine": "TensorRT", ".plan": "TensorRT", ".xml": "OpenVINO"}
+_ENGINES = (".engine", ".plan")
+_SUFFIXES = (".onnx", *_ENGINES, ".xml")
 
 
 def open_backend(
-    path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    options: RuntimeOptions | None = None,
 ) -> Backend:
-    """Open a model file. `threads`: CPU threads of one call; None lets the runtime choose.
+    """Open a model file: .onnx, .engine or .plan with its passport, .xml of OpenVINO.
 
-    Raises ArtifactError when the file is missing, corrupt or of an unknown kind, BackendError when
-    this version or this machine cannot run it, MissingDependencyError without the runtime.
+    `device` "openvino" runs an .onnx file with OpenVINO as well. `threads`: CPU threads of one
+    call, of which engines have none; None lets the runtime choose. Raises ArtifactError when the
+    file is missing, corrupt or of an unknown kind, BackendError when this machine cannot run it,
+    MissingDependencyError without the runtime, InputError for an option that it does not have.
     """
-    file = Path(path)
+    file, options = Path(path), RuntimeOptions() if options is None else options
     suffix = file.suffix.lower()
-    if suffix in _NOT_YET:
-        raise BackendError(
-            f"{file.name}: {_NOT_YET[suffix]} ({suffix}) is not supported by this version; "
-            f"use the .onnx file"
-        )
-    if suffix != ".onnx":
-        raise ArtifactError(f"{file} has suffix {suffix!r}; expected a model file .onnx")
+    if suffix not in _SUFFIXES:
+        raise ArtifactError(f"{file} has suffix {suffix!r}; expected one of {', '.join(_SUFFIXES)}")
     if not file.is_file():
         raise ArtifactError(f"{file} does not exist; expected a model file")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be 1 or more, got {threads}")
+    if suffix in _ENGINES:
+        return TensorrtBackend(file, device=device, options=options)
+    if suffix == ".xml" or device == "openvino":
+        return OpenvinoBackend(file, device=device, threads=threads, options=options)
+    options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "onnxruntime")
     return OnnxBackend(file, device=device, threads=threads)

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.errors import BackendError
+from cfpose_sdk.backends.device_memory import Cuda
+from cfpose_sdk.errors import BackendError, InputError
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
+Precision = Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Choices that some runtimes have. Raises InputError when a value is out of range.
+
+    One that is not at its default is refused by a runtime without it.
+    """
+
+    precision: Precision = "f32"  # OpenVINO: of the arithmetic; bf16 where the CPU has it
+    cuda: Cuda = "cuda-bindings"  # engines: the package that reaches the GPU's memory
+    cuda_graph: bool = False  # engines: from the second run of equal shapes on, launch a CUDA graph
+    workers: int = 1  # engines: threads that run at the same time, each with memory of its own
+
+    def __post_init__(self) -> None:
+        for name, choices in (("precision", get_args(Precision)), ("cuda", get_args(Cuda))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.workers < 1:
+            raise InputError(f"workers must be 1 or more, got {self.workers}")
+
+    def check_unused(self, names: Collection[str], runtime: str) -> None:
+        """Raise InputError when one of `names`, which `runtime` does not have, was chosen."""
+        plain = RuntimeOptions()
+        if chosen := [name for name in names if getattr(self, name) != getattr(plain, name)]:
+            raise InputError(f"{runtime} has no option {chosen}; leave it at its default")
 
 
 class Backend(ABC):
@@ -27,6 +57,10 @@ class Backend(ABC):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
+    # of each input, where the runtime tells; None stands for a side that is left open
+    input_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})
+    input_types: Mapping[str, str] = MappingProxyType({})  # in onnxruntime's words
+    max_batch: int | None = None  # people that one run takes; None: any number
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Run the model once; `feeds` holds an array for each of `inputs`.
@@ -57,3 +91,9 @@ class Backend(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def onnxruntime_type(dtype: np.dtype[Any]) -> str:
+    """A type in onnxruntime's words: float32 is "tensor(float)"."""
+    words = {"float32": "float", "float64": "double", "bool": "bool"}
+    return f"tensor({words.get(dtype.name, dtype.name)})"

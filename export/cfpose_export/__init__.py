@@ -1,5 +1,8 @@
-"""Export: one fused ONNX graph from a checkpoint, and the proof that it is the same model."""
+"""Export: one fused ONNX graph from a checkpoint, engines from it, and the proof of each step.
+
+Graphs and engines need onnx alone; what starts from a checkpoint needs PyTorch too.
+"""
 
 from cfpose_sdk.errors import require
 
-require("onnx", "onnxscript", "torch", extra="export", why="cfpose_export")
+require("onnx", extra="export", why="cfpose_export")

@@ -22,15 +22,13 @@ from cfpose_export.culprits import summary
 from cfpose_export.gate import builder, digest, examine
 from cfpose_export.gate_report import LIMITS, Limits, Precision
 from cfpose_export.graph import load_model, read_spec
-from cfpose_export.proof_crops import read_hard
+from cfpose_export.proof_crops import CALIBRATION_COUNT, CALIBRATION_SEED, read_hard
 from cfpose_export.quantise import calibrate
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
 
 SCHEMA = 1
-CALIBRATION_COUNT = 96  # crops for int8
-CALIBRATION_SEED = 1  # other crops than those of the proof
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from cfpose_export.frame import core_graph, frame_graph
 from cfpose_export.graph import LOGITS, read_spec, write_spec
-from cfpose_export.parity import DEMO_PHOTOS, PEOPLE_FILE, Bounds
+from cfpose_export.parity import Bounds
+from cfpose_export.proof_crops import DEMO_PHOTOS, PEOPLE_FILE
 from cfpose_export.sampler import CORE_INPUT
 from cfpose_export.sampling import sample_crops
 from cfpose_sdk.backends import Backend, open_backend

@@ -11,18 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from cfpose_export.drift import (
-    CALIBRATION_COUNT,
-    CALIBRATION_SEED,
-    ApSource,
-    DriftOptions,
-    measure_drift,
-    update,
-)
 from cfpose_export.gate import write_gated
 from cfpose_export.gate_report import LIMITS, Limits, Precision
 from cfpose_export.graph import load_model, read_spec
-from cfpose_export.proof_crops import HARD_COUNT, read_hard
+from cfpose_export.proof_crops import (
+    CALIBRATION_COUNT,
+    CALIBRATION_SEED,
+    HARD_COUNT,
+    read_hard,
+)
 from cfpose_export.quantise import calibrate
 from cfpose_sdk.estimator import BUNDLED_MODEL
 
@@ -101,6 +98,8 @@ def run_lower(arguments: argparse.Namespace) -> None:
 
 def run_drift(arguments: argparse.Namespace) -> None:
     """Measure, print and, with --json, write the table's data."""
+    from cfpose_export.drift import ApSource, DriftOptions, measure_drift, update  # needs bench
+
     options = DriftOptions(
         photos=arguments.photos,
         crops=arguments.crops,

@@ -14,6 +14,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from cfpose_export.agreement import MAX_PX, MIN_CONFIDENCE
 from cfpose_export.fuse import FusedOutput, FusedPose
 from cfpose_export.gate_report import report_path
 from cfpose_export.graph import LOGITS, POSE_OUTPUTS, with_outputs, write_spec
@@ -31,10 +32,10 @@ POOL = sum(BATCHES)  # crops that a proof looks at
 class Bounds:
     """What a proof must keep to."""
 
-    max_px: float = 0.05  # keypoint drift of any compared joint
+    max_px: float = MAX_PX  # keypoint drift of any compared joint
     max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
     max_confidence: float = 1e-3  # confidence difference of any compared joint
-    min_confidence: float = 0.3  # joints below are not compared
+    min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from cfpose_sdk.spec import ModelSpec
 PEOPLE_FILE = "people.json"  # in a folder of photos: file name → list of xyxy boxes
 DEMO_PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"  # of a source checkout
 PLAIN_COUNT = 42  # crops of a float32 proof
+CALIBRATION_COUNT = 96  # crops for the ranges of int8
+CALIBRATION_SEED = 1  # other crops than those of the proof
 HARD_COUNT = 240  # crops of a lower precision's proof
 DARK = 0.12  # of the brightness
 TINY = 6  # a tiny person has this many times fewer pixels along each side

@@ -63,12 +63,6 @@ def test_corrupt_and_missing_files(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("suffix", [".engine", ".plan", ".xml", ".ENGINE"])
-def test_runtimes_of_later_versions(suffix: str) -> None:
-    with pytest.raises(BackendError, match="not supported by this version"):
-        open_backend(f"model{suffix}")
-
-
 @pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors"])
 def test_unknown_suffix(name: str) -> None:
     with pytest.raises(ArtifactError, match="suffix"):

@@ -1,0 +1,157 @@
+"""OpenVINO on the CPU: its own .xml files, and ONNX files when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions, onnxruntime_type
+from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
+
+METADATA = "framework"  # where OpenVINO keeps the metadata of an ONNX file, also in its own files
+
+
+class OpenvinoBackend(Backend):
+    """A compiled model with as many requests as threads run it at once.
+
+    The arithmetic is float32 unless `options.precision` asks for bf16: OpenVINO itself would
+    choose bf16 in silence where the CPU has it. Raises as `open_backend`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        options: RuntimeOptions | None = None,
+    ) -> None:
+        options = RuntimeOptions() if options is None else options
+        options.check_unused(("cuda", "cuda_graph", "workers"), "OpenVINO")
+        if device == "cuda":
+            raise BackendError(
+                f"device 'cuda' was asked for, and OpenVINO runs {path.name} on the CPU; "
+                f"use an .onnx file or an engine"
+            )
+        if device not in ("auto", "cpu", "openvino"):
+            raise InputError(f"device must be auto, cpu or openvino, got {device!r}")
+        require("openvino", extra="openvino", why=f"running {path.name} with OpenVINO")
+        self.path = path
+        self._lock, self._idle = threading.Lock(), list[Any]()
+        model, self._compiled = _compile(path, threads, options)
+        if model.has_rt_info([METADATA]):
+            record = model.get_rt_info([METADATA]).value
+            self.metadata = {
+                name: str(model.get_rt_info([METADATA, name]).value) for name in record
+            }
+        else:
+            self.metadata = {}
+        self._dtypes = {i.get_any_name(): np.dtype(i.element_type.to_dtype()) for i in model.inputs}
+        self.inputs = tuple(self._dtypes)
+        self.input_shapes = {
+            i.get_any_name(): tuple(
+                None if side.is_dynamic else side.get_length() for side in i.partial_shape
+            )
+            for i in model.inputs
+        }
+        self.input_types = {name: onnxruntime_type(kind) for name, kind in self._dtypes.items()}
+        self.outputs = tuple(output.get_any_name() for output in model.outputs)
+        self.provider = f"OpenVINO CPU {options.precision}"
+
+    def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in arrays.items():  # OpenVINO would convert in silence
+            if array.dtype != self._dtypes[name]:
+                raise BackendError(
+                    f"{self.path.name} failed to run: {name} must be {self._dtypes[name]}, got "
+                    f"{array.dtype}"
+                )
+        request = self._take()
+        try:
+            values = request.infer(arrays)
+            return {name: np.array(values[name]) for name in self.outputs}
+        except Exception as error:  # OpenVINO raises plain RuntimeError, TypeError and more
+            raise BackendError(f"{self.path.name} failed to run: {error}") from error
+        finally:
+            with self._lock:
+                self._idle.append(request)
+
+    def _take(self) -> Any:
+        with self._lock:
+            if self._compiled is None:
+                raise BackendError(f"{self.path.name} is closed; open it again")
+            return self._idle.pop() if self._idle else self._compiled.create_infer_request()
+
+    def close(self) -> None:
+        with self._lock:
+            self._compiled = None
+            self._idle.clear()
+
+
+def ir_weights(path: Path) -> Path:
+    """The file with the weights of an .xml file."""
+    return path.with_suffix(".bin")
+
+
+def ir_record(path: Path) -> Path:
+    """The JSON file beside an .xml file: where it comes from, and the hashes of both its parts."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _compile(path: Path, threads: int | None, options: RuntimeOptions) -> tuple[Any, Any]:
+    import openvino
+
+    core = openvino.Core()
+    if options.precision == "bf16":
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise BackendError(
+                f"precision 'bf16' was asked for, but this CPU has only {sorted(able)}; use 'f32'"
+            )
+    settings = {"INFERENCE_PRECISION_HINT": options.precision, "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    if path.suffix.lower() == ".xml":
+        _check_parts(path)
+    try:
+        model = core.read_model(str(path))
+        return model, core.compile_model(model, "CPU", settings)
+    except Exception as error:  # OpenVINO raises plain RuntimeError with its source lines
+        raise ArtifactError(
+            f"{path} is not a model that OpenVINO can open; export it again ({_last(error)})"
+        ) from error
+
+
+def _check_parts(path: Path) -> None:
+    """Raise ArtifactError unless the .xml file, its weights and its record are of one export."""
+    weights, record = ir_weights(path), ir_record(path)
+    again = f"run: cfpose-export openvino MODEL.onnx -o {path}"
+    data = path.read_bytes()
+    if not data.lstrip().startswith(b"<?xml") or b"<net" not in data:
+        raise ArtifactError(f"{path} is not an OpenVINO model; {again}")
+    if not weights.is_file():
+        raise ArtifactError(f"{path} has no weights {weights.name} beside it; {again}")
+    if not record.is_file():
+        return  # of another exporter; its metadata tells whether it is a cfpose artifact
+    try:
+        expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+        wrong = [p.name for p in (path, weights) if _hash(p) != expected[p.suffix.lower()[1:]]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{record} cannot be read ({error}); {again}") from error
+    if wrong:
+        raise ArtifactError(f"{wrong} changed since {record.name} was written; {again}")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _last(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

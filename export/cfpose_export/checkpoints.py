@@ -1,0 +1,119 @@
+"""The commands that start from a checkpoint, and need PyTorch: `onnx`, `check --checkpoint`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from cfpose_export.finder import OUTPUTS as FINDER_OUTPUTS
+from cfpose_export.finder import (
+    build_finder,
+    is_finder,
+    judge_finder,
+    load_fused_finder,
+    measure_finder,
+    write_proven_finder,
+)
+from cfpose_export.frame_parity import judge_frame, measure_frame, write_proven_frame
+from cfpose_export.fuse import FusedPose
+from cfpose_export.graph import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
+from cfpose_export.onnx import build_pose
+from cfpose_export.parity import Bounds, judge, measure, write_proven
+from cfpose_export.proof_crops import read_people
+from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.spec import Decode, ModelSpec
+from cfpose_training.checkpoint import load_pose
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """`cfpose-export onnx`: prints the proof."""
+    if is_finder(arguments.checkpoint):
+        if arguments.decode is not None or arguments.flip_test or arguments.input != "crops":
+            raise InputError(
+                "--decode, --flip-test and --input are for pose models, and the checkpoint holds a "
+                "finder"
+            )
+        finder = load_fused_finder(arguments.checkpoint)
+        photos = arguments.photos
+        print(write_proven_finder(arguments.output, finder, build_finder(finder), photos).to_json())
+        return
+    network, spec = load_pose(arguments.checkpoint)
+    if arguments.antialias != 1 and arguments.input != "frame":
+        raise InputError("--antialias goes with --input frame; crops come as they are")
+    crops = read_people(arguments.photos, spec)
+    spec = dataclasses.replace(
+        _with_decode(spec, arguments.decode),
+        flip_test=arguments.flip_test,
+        joint_lookup=arguments.joint_lookup,
+    )
+    fused, bounds = FusedPose(network, spec), _bounds(arguments)
+    if arguments.input == "crops":
+        print(write_proven(arguments.output, fused, build_pose(fused), crops, bounds).to_json())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.model = Path(folder) / "crops.onnx"
+        print(write_proven(arguments.model, fused, build_pose(fused), crops, bounds).to_json())
+        frame(arguments)
+
+
+def frame(arguments: argparse.Namespace) -> None:
+    """`cfpose-export frame`: prints the proof."""
+    model, bounds = load_model(arguments.model), _bounds(arguments)
+    drift = write_proven_frame(
+        arguments.output, model, arguments.antialias, arguments.photos, bounds
+    )
+    print(drift.to_json())
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """`cfpose-export check x.onnx --checkpoint C`: prints the proof."""
+    model = load_model(arguments.model)
+    if is_finder(arguments.checkpoint):
+        finder = load_fused_finder(arguments.checkpoint)
+        check_graph(model, "images", FINDER_OUTPUTS)
+        found = measure_finder(finder, model, arguments.photos)
+        print(found.to_json())
+        judge_finder(found)
+        return
+    spec = read_spec(model)
+    check_graph(model, "crops" if spec.input == "crops" else FRAME_INPUTS, POSE_OUTPUTS)
+    network, expected = load_pose(arguments.checkpoint)
+    if dataclasses.replace(spec, gate={}) != _as_exported(expected, spec):
+        raise ExportError(
+            f"{arguments.model} and {arguments.checkpoint} carry different specs: "
+            f"{spec.to_json()} and {expected.to_json()}"
+        )
+    bounds, core = _bounds(arguments), model
+    fused = FusedPose(network, dataclasses.replace(spec, input="crops", antialias=1))
+    if spec.input == "frame":
+        core = build_pose(fused)
+        frame_drift = measure_frame(core, model, arguments.photos, bounds)
+        print(frame_drift.to_json())
+        judge_frame(frame_drift, bounds)
+    drift = measure(fused, core, read_people(arguments.photos, spec), bounds)
+    print(drift.to_json())
+    judge(drift, bounds)
+
+
+def _with_decode(spec: ModelSpec, decode: Decode | None) -> ModelSpec:
+    """The spec with another decoder; its calibration goes, because it fits one raw score only."""
+    if decode is None or decode == spec.decode:
+        return spec
+    return dataclasses.replace(spec, decode=decode, calibration=(1.0, 0.0))
+
+
+def _as_exported(spec: ModelSpec, graph: ModelSpec) -> ModelSpec:
+    """A checkpoint's spec with the switches of the export that a graph names."""
+    return dataclasses.replace(
+        _with_decode(spec, graph.decode),
+        input=graph.input,
+        antialias=graph.antialias,
+        flip_test=graph.flip_test,
+        joint_lookup=graph.joint_lookup,
+    )
+
+
+def _bounds(arguments: argparse.Namespace) -> Bounds:
+    return Bounds(max_px=arguments.max_drift, min_confidence=arguments.min_confidence)
