@@ -9,9 +9,7 @@ import numpy as np
 from cfpose_bench.predictions import Photos
 from cfpose_sdk.errors import DatasetError
 
-SURE = (
-    0.3  # confidence of the reference from which a joint counts as seen, as `Poses.visible` has it
-)
+SURE = 0.3  # the reference's confidence from which a joint counts as seen, as `Poses.visible`
 
 
 def drift(photos: Photos, reference: Photos) -> dict[str, float | int]:

@@ -171,9 +171,6 @@ def worst_case(person: Judged, dataset: KeypointDataset, skeleton: Skeleton) -> 
             skeleton,
             threshold=0.0,
         )
-    for x, y, seen in person.truth:
-        if seen > 0:
-            cv2.circle(image, (round(x), round(y)), 4, (255, 255, 255), 2, cv2.LINE_AA)
     x1, y1, x2, y2 = person.box
     margin = 0.25 * max(x2 - x1, y2 - y1)
     height, width = image.shape[:2]
@@ -185,6 +182,10 @@ def worst_case(person: Judged, dataset: KeypointDataset, skeleton: Skeleton) -> 
     part: NDArray[Any] = image[top:bottom, left:right]
     scale = 320 / max(part.shape[:2])
     part = cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    for x, y, seen in person.truth:
+        if seen > 0:
+            centre = (round((x - left) * scale), round((y - top) * scale))
+            cv2.circle(part, centre, 4, (255, 255, 255), 2, cv2.LINE_AA)
     return bytes(cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 80])[1])
 
 

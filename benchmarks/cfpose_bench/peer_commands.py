@@ -91,11 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     boxes.add_argument("--data-root", help="as in cfpose-bench")
     boxes.add_argument("--images", help="as in cfpose-bench")
     boxes.add_argument("--limit", type=int, help="only the first photos by id")
+    boxes.add_argument("--threshold", type=float, default=0.05, help="least score (default: 0.05)")
     boxes.add_argument(
-        "--threshold", type=float, default=0.05, help="least score of a box (default: 0.05)"
-    )
-    boxes.add_argument(
-        "--nms", type=float, default=0.45, help="IoU above which one of two goes (default: 0.45)"
+        "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
     )
     boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
     simcc = commands.add_parser("simcc", help="the SimCC network of an artifact, for rtmlib")

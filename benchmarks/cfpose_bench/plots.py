@@ -38,7 +38,7 @@ def _latency(rows: Sequence[Measured]) -> str | None:
         if len(values):
             axes.step(values, np.arange(1, len(values) + 1) / len(values), label=_label(row))
     axes.set_xscale("log")
-    return _svg(figure, axes, "latency", legend="lower right")
+    return _svg(figure, axes, "latency")
 
 
 def _trade(rows: Sequence[Measured]) -> str | None:
@@ -50,7 +50,7 @@ def _trade(rows: Sequence[Measured]) -> str | None:
             bars = [[max(0, row.accuracy.AP - low)], [max(0, high - row.accuracy.AP)]]
             axes.errorbar([total.p50], [row.accuracy.AP], yerr=bars, fmt="o", label=_label(row))
     axes.set_xlim(left=0)
-    return _svg(figure, axes, "trade", legend="best")
+    return _svg(figure, axes, "trade")
 
 
 def _people(rows: Sequence[Measured]) -> str | None:
@@ -62,11 +62,11 @@ def _people(rows: Sequence[Measured]) -> str | None:
             points = [(p["people"], p["p50"]) for p in row.people_curve]
             axes.plot(*zip(*points, strict=True), marker="o", label=row.model)
     axes.set_ylim(bottom=0)
-    return _svg(figure, axes, "people", legend="upper left")
+    return _svg(figure, axes, "people")
 
 
 def _reliability(rows: Sequence[Measured]) -> str | None:
-    figure, axes = _figure("confidence said", "share of joints within their good distance")
+    figure, axes = _figure("confidence said", "share of good joints")
     drawn = False
     for row in rows:
         if row.calibration:
@@ -76,7 +76,7 @@ def _reliability(rows: Sequence[Measured]) -> str | None:
             axes.plot(said, [b["good"] for b in bins], marker=".", label=label)
     if drawn:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    return _svg(figure, axes, "reliability", legend="best") if drawn else None
+    return _svg(figure, axes, "reliability") if drawn else None
 
 
 def _precision(row: Measured) -> str | None:
@@ -88,7 +88,7 @@ def _precision(row: Measured) -> str | None:
         axes.plot(RECALLS, curve, color=(0.1, 0.25 + 0.06 * n, 0.45 + 0.05 * n), linewidth=1.2,
                   label=f"{oks:.2f}" if n % 3 == 0 else None)  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    return _svg(figure, axes, f"pr-{_slug(_label(row))}", legend="lower left", title="OKS")
+    return _svg(figure, axes, f"pr-{_slug(_label(row))}", title="OKS")
 
 
 def _figure(x: str, y: str) -> tuple[Any, Any]:
@@ -101,13 +101,17 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, axes: Any, name: str, *, legend: str, title: str | None = None) -> str | None:
+def _svg(figure: Any, axes: Any, name: str, *, title: str | None = None) -> str | None:
     """The figure as an <svg> whose ids begin with `name`; None when nothing is drawn."""
     if not axes.lines and not axes.containers:
         return None
     import matplotlib
 
-    axes.legend(loc=legend, fontsize=7, title=title)
+    if title is None:  # below the axes: with many models it would hide their curves
+        columns = 2 if len(axes.get_legend_handles_labels()[1]) > 1 else 1
+        figure.legend(loc="outside lower center", fontsize=6.5, ncols=columns)
+    else:
+        axes.legend(loc="upper right", fontsize=7, title=title)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         none = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -9,8 +9,8 @@ runs an adapter in an environment of its own. The adapter file defines
 
 with a BGR image and (N, 4) xyxy boxes, N ≥ 1, in pixels. A model that finds the people itself has
 `one_stage = True`, gets boxes None, and returns (xy, scores, boxes (N, 4), box_scores (N,)).
-Further attributes are optional: `facts`, a dict (precision, provider, versions), and `spans_ms`, the
-milliseconds of the last call by stage (crop, infer, post); without it the whole call is `infer`.
+Further attributes are optional: `facts`, a dict (precision, provider, versions), and `spans_ms`,
+the milliseconds of the last call by stage (crop, infer, post); else the whole call is `infer`.
 """
 
 from __future__ import annotations
