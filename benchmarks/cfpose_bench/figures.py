@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def measured(
     accuracy = accuracy_of(dataset, done.results, facts.skeleton, protocol)
     away: Mapping[str, Any] | None = None
     if reference is not None and not subject.is_reference and not facts.one_stage:
-        exact = accuracy_of(dataset, join(reference).results, facts.skeleton, protocol)
+        point = replace(protocol, bootstrap=0)
+        exact = accuracy_of(dataset, join(reference).results, facts.skeleton, point)
         change = delta_ap(accuracy.AP, exact.AP)
         away = drift(entrant.photos, reference.photos)
         away = away if change is None else {**away, "delta_ap": change}

@@ -38,7 +38,7 @@ def graph_cost(source: str | Path | Any, *, batch: int = 1) -> GraphCost:
     import onnx
     from onnx import shape_inference
 
-    model = onnx.load(str(source)) if isinstance(source, str | Path) else source
+    model = _load(source) if isinstance(source, str | Path) else source
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in [*fixed.graph.input]:
@@ -55,6 +55,16 @@ def graph_cost(source: str | Path | Any, *, batch: int = 1) -> GraphCost:
         if count := COUNTED.get(node.op_type):
             kinds[node.op_type] = kinds.get(node.op_type, 0) + _checked(node, shapes, count)
     return GraphCost(_params(model.graph), sum(kinds.values()), kinds)
+
+
+def _load(path: str | Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(path))
+    except DecodeError as error:
+        raise ArtifactError(f"{path} cannot be read as ONNX ({error})") from error
 
 
 def _checked(node: Any, shapes: Shapes, count: Callable[[Any, Shapes], int]) -> int:

@@ -205,7 +205,7 @@ def test_the_command_measures_it(
     crowdpose_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class StandIn(Diagonal):
-        spec = SimpleNamespace(skeleton=CROWDPOSE_14, precision="fp32")
+        spec = SimpleNamespace(skeleton=CROWDPOSE_14, precision="fp32", size_wh=(192, 256))
         info = SimpleNamespace(provider="StandIn", model=__file__)
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -215,6 +215,7 @@ def test_the_command_measures_it(
     monkeypatch.setattr(candidates, "PoseEstimator", StandIn)
     target = crowdpose_root / "report.json"
     arguments = ["--dataset", "crowdpose", "--data-root", str(crowdpose_root)]
+    arguments += ["--in-process", "--repeats", "0"]
     assert main([*arguments, "--joint-threshold", "0.01", "--json", str(target)]) == 0
     report = json.loads(target.read_text())
     (row,) = report["models"]
