@@ -30,6 +30,7 @@ class Entrant:
     store: Store | None = None  # finished photos, taken up and added to
     photos: dict[int, Poses | None] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)  # image id -> the round it ran in
+    taken_up: set[int] = field(default_factory=set)  # photos that an earlier run finished
 
 
 def run_rounds(
@@ -70,6 +71,7 @@ def _take_up(entrant: Entrant, block: Sequence[int]) -> None:
             if image_id in entrant.store.done:
                 turn, poses = entrant.store.done[image_id]
                 entrant.photos[image_id], entrant.turns[image_id] = poses, turn
+                entrant.taken_up.add(image_id)
 
 
 def _run(entrant: Entrant, dataset: KeypointDataset, image_id: int, turn: int) -> None:

@@ -116,6 +116,7 @@ def _one_source(
         if source == "detector" and subject.worker.facts.needs_boxes:
             add_detection(entrant, found)
     note_boxes(source, boxes, taking, entrants, dataset, record)
+    record["taken_up"] = record.get("taken_up", 0) + sum(len(e.taken_up) for e in entrants)
     return [
         measured(
             subject,

@@ -313,6 +313,8 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     )
     _, resumed = run(dataset_folder, *keep)
     assert set(seen) == {"000000000003.png"}
+    assert resumed["protocol"]["taken_up"] == 2
+    assert "2 predictions are of an earlier run" in capsys.readouterr().out
     for record in (whole, resumed):
         for row in record["models"]:
             del row["memory_mb"]

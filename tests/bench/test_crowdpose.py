@@ -226,6 +226,6 @@ def test_the_command_measures_it(
         0.01,
     )
     assert "AP_hard" in capsys.readouterr().out
-    StandIn.spec = SimpleNamespace(skeleton=COCO_17, precision="fp32")
+    StandIn.spec = SimpleNamespace(skeleton=COCO_17, precision="fp32", size_wh=(192, 256))
     with pytest.raises(DatasetError, match="14 keypoints"):
         main(arguments)

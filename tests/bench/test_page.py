@@ -96,7 +96,9 @@ def measured(dataset: KeypointDataset, name: str, noise: float) -> Measured:
     )  # fmt: skip
 
 
-def test_the_figures_are_the_reports(shown: tuple[dict[str, Any], str]) -> None:
+def test_the_figures_are_the_reports_and_the_page_stands_alone(
+    shown: tuple[dict[str, Any], str],
+) -> None:
     record, text = shown
     reader = Reader()
     reader.feed(text)
@@ -110,12 +112,11 @@ def test_the_figures_are_the_reports(shown: tuple[dict[str, Any], str]) -> None:
         assert value == entry, key
     assert {"0.accuracy.AP", "1.latency_ms.total.p99", "0.drift.max_px"} <= reader.values.keys()
     assert not any("gpu" in key for key in reader.values)  # not measured
+    stands_alone(reader, text)
 
 
-def test_the_page_stands_alone(shown: tuple[dict[str, Any], str]) -> None:
-    _, text = shown
-    reader = Reader()
-    reader.feed(text)
+def stands_alone(reader: Reader, text: str) -> None:
+    """Nothing is fetched or run, ids are unique, what was given is escaped."""
     assert [a for a in reader.addresses if not a.startswith(("data:", "#"))] == []
     assert "script" not in reader.tags
     assert "url(http" not in text
