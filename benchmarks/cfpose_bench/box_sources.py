@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def add_detection(entrant: Entrant, found: Photos) -> None:
         if poses is not None and other is not None:
             spent, speed = other.speed_ms.get("detect", 0.0), dict(poses.speed_ms)
             speed |= {"detect": spent, "total": speed.get("total", 0.0) + spent}
-            object.__setattr__(poses, "speed_ms", speed)
+            entrant.photos[image_id] = replace(poses, speed_ms=speed)
 
 
 def note_boxes(

@@ -12,12 +12,12 @@ from cfpose_sdk.errors import DatasetError
 SURE = 0.3  # the reference's confidence from which a joint counts as seen, as `Poses.visible`
 
 
-def drift(photos: Photos, reference: Photos) -> dict[str, float | int]:
+def drift(photos: Photos, reference: Photos) -> dict[str, float | int] | None:
     """Distances in pixels of the photo over all joints of all people: max, p99, mean.
 
     `sure_` figures are over joints that the reference is sure of: an unsure joint may jump from one
-    flat peak to another by rounding alone. Poses are paired by their boxes. Raises DatasetError
-    when a photo has different boxes, or none has a pose.
+    flat peak to another by rounding alone. Poses are paired by their boxes. None
+    where no photo has a pose. Raises DatasetError when a photo has different boxes.
     """
     distances, sure = [], []
     for image_id, theirs in reference.items():
@@ -33,7 +33,7 @@ def drift(photos: Photos, reference: Photos) -> dict[str, float | int]:
         distances.append(apart.ravel())
         sure.append((theirs.confidence >= SURE).ravel())
     if not distances or not sum(map(len, distances)):
-        raise DatasetError("drift needs a photo with a pose, found none")
+        return None
     apart, seen = np.concatenate(distances), np.concatenate(sure)
     record: dict[str, float | int] = {
         "max_px": float(apart.max()),

@@ -71,7 +71,8 @@ def measured(
         exact = accuracy_of(dataset, join(reference).results, facts.skeleton, point)
         change = delta_ap(accuracy.AP, exact.AP)
         away = drift(entrant.photos, reference.photos)
-        away = away if change is None else {**away, "delta_ap": change}
+        if away is not None and change is not None:
+            away = {**away, "delta_ap": change}
     people = judge(entrant.photos, dataset, facts.skeleton)
     cost = cost_of(path)
     return Measured(

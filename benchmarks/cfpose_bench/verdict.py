@@ -40,8 +40,9 @@ def reasons(record: Mapping[str, Any], rows: Sequence[Measured], bounds: Bounds)
         if bounds.min_ap is not None and (ap is None or ap < bounds.min_ap):
             said = "is undefined, wanted" if ap is None else f"{ap:.3f} is below"
             found.append(f"{where}: AP {said} {bounds.min_ap}")
-        if bounds.max_drift is not None and away is not None and away > bounds.max_drift:
-            found.append(f"{where}: a joint drifts {away:.3g} px, more than {bounds.max_drift}")
+        if bounds.max_drift is not None and (away is None or away > bounds.max_drift):
+            said = "was not measured" if away is None else f"of a joint is {away:.3g} px, above"
+            found.append(f"{where}: drift {said} {bounds.max_drift}")
         p99 = entry["latency_ms"].get("total", {}).get("p99")
         if bounds.max_p99_ms is not None and (p99 is None or p99 > bounds.max_p99_ms):
             said = "was not measured" if p99 is None else f"{p99:.1f} ms is above"
