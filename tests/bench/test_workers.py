@@ -173,7 +173,7 @@ def test_ctrl_c_ends_the_run_and_its_workers(name: str, dataset_folder: Path) ->
     while not children.read_text().strip() and time.monotonic() < deadline:
         time.sleep(0.05)
     (child,) = children.read_text().split()
-    run.send_signal(signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, said = run.communicate(timeout=30)
     assert run.returncode == 130
     assert "interrupted" in said
