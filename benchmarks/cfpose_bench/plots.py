@@ -24,7 +24,7 @@ def plots(rows: Sequence[Measured]) -> dict[str, str]:
         "Time of a photo": _latency(rows),
         "AP against time": _trade(rows),
         "Time by people a photo": _people(rows),
-        "Reliability of the confidence": _reliability(rows),
+        "Reliability of the confidence (expected calibration error)": _reliability(rows),
     }
     found |= {f"Precision and recall: {r.model}, boxes {r.boxes}": _precision(r) for r in rows}
     return {title: svg for title, svg in found.items() if svg is not None}
@@ -72,7 +72,7 @@ def _reliability(rows: Sequence[Measured]) -> str | None:
         if row.calibration:
             bins, drawn = row.calibration["bins"], True
             said = [b["confidence"] for b in bins]
-            label = f"{_label(row)}, ECE {row.calibration['ece']:.3f}"
+            label = f"{_label(row)} ({row.calibration['ece']:.2f})"
             axes.plot(said, [b["good"] for b in bins], marker=".", label=label)
     if drawn:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
@@ -109,7 +109,7 @@ def _svg(figure: Any, axes: Any, name: str, *, title: str | None = None) -> str 
 
     if title is None:  # below the axes: with many models it would hide their curves
         columns = 2 if len(axes.get_legend_handles_labels()[1]) > 1 else 1
-        figure.legend(loc="outside lower center", fontsize=6.5, ncols=columns)
+        figure.legend(loc="outside lower center", fontsize=6, ncols=columns)
     else:
         axes.legend(loc="upper right", fontsize=7, title=title)
     text = io.StringIO()

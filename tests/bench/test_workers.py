@@ -156,7 +156,9 @@ def test_models_side_by_side_in_their_processes(
 
 
 def test_ctrl_c_ends_the_run_and_its_workers(name: str, dataset_folder: Path) -> None:
-    slow = ADAPTER.replace("corners =", "import time; time.sleep(30); corners =")
+    marker = dataset_folder / "working"
+    wait = f"open({str(marker)!r}, 'w'); import time; time.sleep(30); corners ="
+    slow = ADAPTER.replace("corners =", wait)
     parse_name(name).adapter.write_text(slow)  # type: ignore[union-attr]
     command = [sys.executable, "-m", "cfpose_bench.cli", "--dataset", str(dataset_folder)]
     run = subprocess.Popen(
@@ -170,7 +172,7 @@ def test_ctrl_c_ends_the_run_and_its_workers(name: str, dataset_folder: Path) ->
         run.kill()
         pytest.skip("children of a process are read from /proc")
     deadline = time.monotonic() + 30
-    while not children.read_text().strip() and time.monotonic() < deadline:
+    while not marker.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     (child,) = children.read_text().split()
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
