@@ -9,6 +9,9 @@ TORCH = torch==2.13.0
 PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
 REPORT = benchmarks/results/coco-val-340-cpu.json
+# make bench LIMIT='--limit 20' REPORT=out/bench.json for a trial
+LIMIT =
+FLAGS =
 
 .PHONY: help demo test check lint format bench tables clean
 
@@ -43,15 +46,19 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/cfpose-bench --dataset coco-val --data-root $(DATA) --boxes gt --boxes detector \
-		--model default --model movenet:$(DATA)/labellers/movenet_lightning.onnx \
-		--json $(REPORT)
+	$(BIN)/cfpose-bench boxes $(DATA)/labellers/yolox_nano.onnx --dataset coco-val \
+		--data-root $(DATA) --threshold 0.05 --nms 0.45 $(LIMIT) -o out/yolox_nano.json
+	$(BIN)/cfpose-bench --dataset coco-val --data-root $(DATA) $(LIMIT) $(FLAGS) \
+		--boxes gt --boxes detector --boxes out/yolox_nano.json --model default \
+		--model movenet:$(DATA)/labellers/movenet_lightning.onnx \
+		--model movenet:$(DATA)/labellers/movenet_thunder.onnx \
+		--json $(REPORT) --csv $(REPORT:.json=.csv) --html out/bench.html
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 
 clean:
-	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) build dist out .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

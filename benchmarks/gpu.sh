@@ -6,8 +6,8 @@
 #   benchmarks/gpu.sh --results DIR          where results go (default: benchmarks/results)
 #   PYTHON=...                               the interpreter (default: python3)
 #
-# Each step runs in a process of its own, so that one runtime cannot disturb or end another. A step
-# that cannot run says why. Writes NAME-GPU.json. Exit: 0 with a summary, 2 without a GPU.
+# The step `bench` is cfpose-bench over the examples' photos. Each step runs in a process of its own,
+# so that one runtime cannot disturb or end another. A step that cannot run says why. Writes NAME-GPU.json. Exit: 0 with a summary, 2 without a GPU.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -66,7 +66,7 @@ if ((${#models[@]} == 0)); then
 fi
 for entry in "${models[@]}"; do
   name=${entry%%=*} file=${entry#*=}
-  for runtime in onnxruntime-cuda tensorrt tensorrt-rtx; do
+  for runtime in onnxruntime-cuda tensorrt tensorrt-rtx bench; do
     if [[ -f $file ]]; then
       step "$name.$runtime" "$runtime" --model "$file"
     else

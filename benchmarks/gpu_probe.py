@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from gpu_runtimes import Record, SkippedError, onnxruntime_cuda, tensorrt
+from gpu_runtimes import Record, SkippedError, bench, onnxruntime_cuda, tensorrt
 from gpu_w32 import make_w32, torch_modes
 
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "onnx", "numpy")
@@ -86,7 +86,7 @@ def _figures(record: Record) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step; 0 when its record was written, whatever it says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    steps = ("facts", "make-w32", "onnxruntime-cuda", "torch", "tensorrt", "tensorrt-rtx")
+    steps = ("facts", "make-w32", "onnxruntime-cuda", "torch", "tensorrt", "tensorrt-rtx", "bench")
     parser.add_argument("step", choices=(*steps, "collect"))
     parser.add_argument("--model", type=Path, help="the artifact, or where make-w32 writes it")
     parser.add_argument(
@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": torch_modes,
         "tensorrt": lambda: tensorrt(model, "tensorrt"),
         "tensorrt-rtx": lambda: tensorrt(model, "tensorrt_rtx"),
+        "bench": lambda: bench(model),
     }
     try:
         record = {"status": "done", **calls[options.step]()}

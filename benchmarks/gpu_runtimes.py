@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -59,6 +62,28 @@ def onnxruntime_cuda(model: Path) -> Record:
             "against_cpu": drift(lambda c: backend.run({"crops": c}), cpu_run(cpu), crops),
             "ms": times(lambda batch: lambda: backend.run({"crops": crops[:batch]})),
         }
+
+
+def bench(model: Path) -> Record:
+    """cfpose-bench on the GPU over the examples' photos: stages, people curve, memory."""
+    load("pycocotools")
+    load("tqdm")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "cfpose_bench.cli", "--dataset", "demo", "--rounds", "1"]
+        command += ["--device", "cuda", "--repeats", "200", "--model", str(model)]
+        done = subprocess.run(
+            [*command, "--json", str(target)], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 2:  # it says what is not there, such as CUDA
+            raise SkippedError(done.stderr.strip())
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-2000:])
+        report = json.loads(target.read_text())
+    (row,) = report["models"]
+    if not row["provider"].startswith("CUDA"):
+        raise RuntimeError(f"cfpose-bench was to run on CUDA, it ran on {row['provider']}")
+    return {"report": report, "ms": {str(r["batch"]): r for r in row["throughput"]}}
 
 
 def tensorrt(model: Path, module: str) -> Record:

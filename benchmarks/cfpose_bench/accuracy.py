@@ -62,11 +62,13 @@ class Accuracy:
     AP_medium: float | None = None
     AP_hard: float | None = None
     per_image: Mapping[int, PhotoCount] = field(default_factory=dict, repr=False)
+    # (10 OKS thresholds, 101 recalls), people of all sizes; None where nobody is counted
+    precision: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers for a report, by their names; undefined ones and `per_image` are left out."""
+        """Numbers for a report, by name; without undefined ones, `per_image` and `precision`."""
         record = dataclasses.asdict(self)
-        record.pop("per_image")
+        del record["per_image"], record["precision"]
         record["AP_ci95"] = None if self.AP_ci95 is None else list(self.AP_ci95)
         return {
             key: value
@@ -91,7 +93,7 @@ def evaluate(
     DatasetError when the annotations, the results and the skeleton do not fit each other.
     """
     truth = read_annotations(annotations)
-    _check_skeleton(truth, skeleton)
+    check_skeleton(truth, skeleton)
     known = {image["id"] for image in truth["images"]}
     selected = known if image_ids is None else set(image_ids)
     if unknown := selected - known:
@@ -109,10 +111,12 @@ def evaluate(
         poses=sum(count.poses for count in tally.values()),
         AP_ci95=bootstrap_ap(_photos(evaluation), bootstrap, seed) if bootstrap > 0 else None,
         per_image=tally,
+        precision=_precision(evaluation),
     )
 
 
-def _check_skeleton(truth: Mapping[str, Any], skeleton: Skeleton) -> None:
+def check_skeleton(truth: Mapping[str, Any], skeleton: Skeleton) -> None:
+    """Raise DatasetError unless the annotations have the skeleton's keypoints, in its order."""
     names = tuple(truth["categories"][0].get("keypoints") or ())
     people = truth["annotations"]
     count = len(names) or (len(people[0]["keypoints"]) // 3 if people else len(skeleton))
@@ -208,6 +212,13 @@ def _stats(evaluation: COCOeval) -> dict[str, float]:
         )
     ]
     return dict(zip(STAT_NAMES, values, strict=True))
+
+
+def _precision(evaluation: COCOeval) -> NDArray[np.float64] | None:
+    if not evaluation.eval:
+        return None
+    curves: NDArray[np.float64] = evaluation.eval["precision"][:, :, 0, 0, 0]
+    return curves if (curves > -1).any() else None
 
 
 def _photos(evaluation: COCOeval) -> list[Any]:

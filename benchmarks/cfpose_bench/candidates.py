@@ -6,13 +6,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cfpose_bench.flip import FlipTested
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_bench.predictions import PoseModel
 from cfpose_sdk.backends import Device
-from cfpose_sdk.detector import Detector
+from cfpose_sdk.detector import Detector, PersonFinder
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.skeleton import COCO_17, Skeleton
+
+# peers that run in an environment of their own, by the adapter file that serves them
+ADAPTERS = {"rtmlib": "rtmlib_pose.py", "ultralytics": "ultralytics_pose.py"}
+PEERS = ("movenet", *ADAPTERS, "adapter")
+
+
+@dataclass(frozen=True)
+class Name:
+    """`--model` taken apart: `peer` is None for a cfpose artifact."""
+
+    text: str
+    peer: str | None
+    path: Path
+    adapter: Path | None = None  # the file that serves a peer in its own environment
+
+    @property
+    def label(self) -> str:
+        """What reports call it: no path of the machine that they were made on."""
+        if self.text == "default":
+            return "default"
+        if self.peer is None:
+            return self.path.name
+        return self.path.stem if self.peer == "movenet" else f"{self.peer}:{self.path.stem}"
 
 
 @dataclass(frozen=True)
@@ -25,46 +49,79 @@ class Candidate:
     close: Callable[[], None]
     precision: str | None = None
     provider: str | None = None
-    bytes: int | None = None
+    size_wh: tuple[int, int] | None = None  # of the crop, in pixels
     is_peer: bool = False
 
 
-def open_candidate(name: str, *, finder: Detector | None, device: Device) -> Candidate:
-    """Open `default`, an artifact file, or `movenet:FILE.onnx`.
+def parse_name(text: str) -> Name:
+    """`default`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `ultralytics:F.pt`, `adapter:A.py:FILE`.
 
-    `finder` finds the people where no boxes are given; it stays the caller's. Raises InputError for
-    an unknown peer, ArtifactError and BackendError as the runtime does.
+    Raises InputError for an unknown peer.
     """
-    peer, separator, path = name.partition(":")
-    if separator and peer == "movenet":
-        return _movenet(Path(path), finder, device)
-    if separator and len(peer) > 1:  # a single letter is a Windows drive
-        raise InputError(f"--model {name}: no peer is called {peer!r}; expected movenet:FILE.onnx")
-    return _cfpose(name, finder, device)
+    peer, separator, rest = text.partition(":")
+    if not separator or len(peer) == 1:  # a single letter is a Windows drive
+        return Name(text, None, BUNDLED_MODEL if text == "default" else Path(text))
+    if peer not in PEERS:
+        raise InputError(
+            f"--model {text}: no peer is called {peer!r}; expected one of {', '.join(PEERS)}"
+        )
+    if peer == "adapter":
+        adapter, separator, path = rest.partition(":")
+        if not separator:
+            raise InputError(f"--model {text}: expected adapter:ADAPTER.py:FILE")
+        return Name(text, peer, Path(path), Path(adapter))
+    folder = Path(__file__).parent / "peers"
+    return Name(text, peer, Path(rest), folder / ADAPTERS[peer] if peer in ADAPTERS else None)
 
 
-def _cfpose(name: str, finder: Detector | None, device: Device) -> Candidate:
-    estimator = PoseEstimator(None if name == "default" else name, detector=finder, device=device)
-    info = estimator.info
+def open_candidate(
+    name: Name,
+    *,
+    find: bool = False,
+    detector: str | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    flip_test: bool = False,
+) -> Candidate:
+    """Open a cfpose artifact or MoveNet in this process.
+
+    `find` opens the person finder too (`detector`, or the bundled one), for photos without boxes.
+    Raises ArtifactError and BackendError as the runtime does.
+    """
+    finder = PersonFinder(detector, device=device, threads=threads) if find else None
+    opened = (_cfpose if name.peer is None else _movenet)(name, finder, device, threads)
+
+    def close() -> None:
+        opened.close()
+        if finder is not None:
+            finder.close()
+
+    model = FlipTested(opened.model) if flip_test else opened.model
+    return Candidate(**{**vars(opened), "model": model, "close": close})
+
+
+def _cfpose(name: Name, finder: Detector | None, device: Device, threads: int | None) -> Candidate:
+    path = None if name.text == "default" else name.path
+    estimator = PoseEstimator(path, detector=finder, device=device, threads=threads)
     return Candidate(
-        name=name if name == "default" else Path(name).name,
+        name=name.label,
         model=estimator,
         skeleton=estimator.spec.skeleton,
         close=estimator.close,
         precision=estimator.spec.precision,
-        provider=info.provider,
-        bytes=Path(info.model).stat().st_size,
+        provider=estimator.info.provider,
+        size_wh=estimator.spec.size_wh,
     )
 
 
-def _movenet(path: Path, finder: Detector | None, device: Device) -> Candidate:
-    model = MoveNet(path, finder, device=device)
+def _movenet(name: Name, finder: Detector | None, device: Device, threads: int | None) -> Candidate:
+    model = MoveNet(name.path, finder, device=device, threads=threads)
     return Candidate(
-        name=path.stem,
+        name=name.label,
         model=model,
         skeleton=COCO_17,
         close=model.close,
         provider=model.backend.provider,
-        bytes=path.stat().st_size,
+        size_wh=(model.side, model.side),
         is_peer=True,
     )

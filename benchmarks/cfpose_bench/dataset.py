@@ -31,6 +31,7 @@ CROWDPOSE_FILES = (
     "crowdpose/annotations/crowdpose_test.json",
     "crowdpose/annotations/mmpose_crowdpose_test.json",
 )
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KNOWN = {"coco-val": COCO_VAL_FILES, "crowdpose": CROWDPOSE_FILES}  # name -> usual places
 
 
@@ -42,6 +43,8 @@ class KeypointDataset:
     annotations: Mapping[str, Any]  # COCO format, as `read_annotations` returns it
     photos: Mapping[int, Path]  # image id -> file, of the photos that are there; ids ascending
     missing: tuple[str, ...] = ()  # file names that are annotated but absent
+    unannotated: int = 0  # photos in the folder that the annotations do not list
+    has_keypoints: bool = True  # False: boxes only, which gives times and drift but no accuracy
 
     @property
     def image_ids(self) -> tuple[int, ...]:
@@ -58,11 +61,13 @@ class KeypointDataset:
         """(N, 4) boxes of each photo: everybody with a labelled keypoint who is not a crowd.
 
         These are the people that the evaluation counts. Crowd regions and people without keypoints
-        get no box; the evaluation ignores them and whatever matches them.
+        get no box; the evaluation ignores them and whatever matches them. Where nobody has
+        keypoints (`has_keypoints`), it is everybody but crowds.
         """
         boxes: dict[int, list[list[float]]] = {image_id: [] for image_id in self.photos}
         for person in self.annotations["annotations"]:
-            if person["image_id"] in boxes and is_counted(person):
+            taken = is_counted(person) or not (self.has_keypoints or person["iscrowd"])
+            if person["image_id"] in boxes and taken:
                 x, y, w, h = person["bbox"]
                 if not (w > 0 and h > 0):
                     raise DatasetError(
@@ -103,7 +108,12 @@ def open_dataset(
         )
     found = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
     missing = tuple(name for i, name in sorted(names.items()) if i not in found)
-    return KeypointDataset(known or path.stem, annotations, found, missing)
+    listed = {Path(name).name for name in names.values()}
+    others = sum(
+        path.suffix.lower() in PHOTO_SUFFIXES and path.name not in listed
+        for path in folder.iterdir()
+    )
+    return KeypointDataset(known or path.stem, annotations, found, missing, others)
 
 
 def read_boxes(path: str | Path) -> dict[int, NDArray[np.float64]]:

@@ -54,3 +54,15 @@ def oks_nms(
         if not kept or oks[index, kept].max() <= threshold:
             kept.append(int(index))
     return np.array(kept, dtype=np.intp)
+
+
+def padded_area(sides_wh: ArrayLike, crop_wh: tuple[int, int], scale: float = 1.25) -> Float64:
+    """(N,) areas of boxes (N, 2) after they are brought to the crop's aspect and enlarged.
+
+    The area that HRNet's and SimCC's evaluation give their OKS-NMS.
+    """
+    sides = np.asarray(sides_wh, dtype=np.float64).reshape(-1, 2)
+    aspect = crop_wh[0] / crop_wh[1]
+    width = np.maximum(sides[:, 0], sides[:, 1] * aspect)
+    area: Float64 = width * (width / aspect) * scale**2
+    return area

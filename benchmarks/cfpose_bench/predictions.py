@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_bench.dataset import KeypointDataset
-from cfpose_bench.oks import OKS_NMS, oks_nms
+from cfpose_bench.oks import OKS_NMS, oks_nms, padded_area
 from cfpose_bench.scores import pose_scores
 from cfpose_sdk.errors import DatasetError, ImageError
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
 
 Boxes = Mapping[int, NDArray[np.float64]]
+Photos = Mapping[int, Poses | None]  # image id -> its poses; None where the photo is damaged
 
 
 class PoseModel(Protocol):
@@ -49,60 +50,85 @@ def predict_dataset(
     warmup: int = 3,
     label: str = "",
 ) -> Predictions:
-    """Run the model on every photo, one at a time.
+    """Run the model on every photo, one at a time, and join what it found.
 
     `boxes` holds (N, 4) or, with a score, (N, 5) person boxes by photo, and none for photos that it
-    lacks; without it the model finds the people. A pose's score is its box's times the mean of its
-    joints' above `joint_threshold` (None: of all joints). `oks_threshold` None keeps repeated
-    poses. The first photo runs `warmup` times unmeasured. A damaged photo is reported and counts
-    as one without poses.
+    lacks; without it the model finds the people. The first photo runs `warmup` times unmeasured.
+    The other options are those of `join_photos`.
+    """
+    for image_id in [next(iter(dataset.photos))] * warmup:
+        predict_photo(model, dataset, image_id, boxes)
+    # disable=None: a progress bar on a terminal, nothing when piped
+    bar = tqdm(dataset.photos, desc=label, unit="photo", disable=None)
+    photos = {image_id: predict_photo(model, dataset, image_id, boxes) for image_id in bar}
+    return join_photos(
+        photos, dataset, skeleton, joint_threshold=joint_threshold, oks_threshold=oks_threshold
+    )
+
+
+def join_photos(
+    photos: Photos,
+    dataset: KeypointDataset,
+    skeleton: Skeleton,
+    *,
+    joint_threshold: float | None = None,
+    oks_threshold: float | None = OKS_NMS,
+    padded_to: tuple[int, int] | None = None,
+) -> Predictions:
+    """COCO results of the poses of many photos.
+
+    A pose's score is its box's times the mean of its joints' above `joint_threshold` (None: of all
+    joints). `oks_threshold` None keeps repeated poses; `padded_to`, a crop's (width, height), takes
+    the area of the padded box for OKS-NMS instead of the box's own. A damaged photo is reported and
+    counts as one without poses.
     """
     results: list[dict[str, Any]] = []
-    speed: list[Mapping[str, float]] = []
-    unreadable: list[str] = []
-    for image_id in [next(iter(dataset.photos))] * warmup:
-        _predict(model, dataset, image_id, boxes)
-    # disable=None: a progress bar on a terminal, nothing when piped
-    for image_id, path in tqdm(dataset.photos.items(), desc=label, unit="photo", disable=None):
-        poses = _predict(model, dataset, image_id, boxes)
+    unreadable = [dataset.photos[i].name for i, poses in photos.items() if poses is None]
+    for image_id, poses in photos.items():
         if poses is None:
-            unreadable.append(path.name)
             continue
         found = poses.to_coco(image_id)
         if joint_threshold is not None:
             scores = pose_scores(poses.box_scores, poses.confidence, joint_threshold)
             found = [{**r, "score": float(s)} for r, s in zip(found, scores, strict=True)]
         if oks_threshold is not None:
-            found = suppress_repeats(found, skeleton, oks_threshold)
+            found = suppress_repeats(found, skeleton, oks_threshold, padded_to)
         results += found
-        speed.append(dict(poses.speed_ms))
     for name in unreadable:
         print(f"cfpose-bench: {name} cannot be read; it counts without poses", file=sys.stderr)
-    return Predictions(tuple(results), tuple(speed), tuple(unreadable))
+    speed = tuple(dict(poses.speed_ms) for poses in photos.values() if poses is not None)
+    return Predictions(tuple(results), speed, tuple(unreadable))
 
 
 def suppress_repeats(
-    results: list[dict[str, Any]], skeleton: Skeleton, threshold: float
+    results: list[dict[str, Any]],
+    skeleton: Skeleton,
+    threshold: float,
+    padded_to: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """OKS-NMS of one photo's COCO results, with the area of each result's person box."""
+    """OKS-NMS of one photo's COCO results, with the area of each result's (padded) person box."""
     if len(results) < 2:
         return results
     points = np.array([r["keypoints"] for r in results]).reshape(len(results), -1, 3)[..., :2]
-    areas = [r["bbox"][2] * r["bbox"][3] for r in results]
+    sides = np.array([r["bbox"][2:] for r in results], dtype=np.float64)
+    areas = sides.prod(axis=1) if padded_to is None else padded_area(sides, padded_to)
     scores = [r["score"] for r in results]
     return [results[i] for i in oks_nms(points, scores, areas, skeleton.oks_sigmas, threshold)]
 
 
-def _predict(
+def predict_photo(
     model: PoseModel, dataset: KeypointDataset, image_id: int, boxes: Boxes | None
 ) -> Poses | None:
-    """Poses of one photo; None when the photo cannot be read."""
+    """Poses of one photo, without the photo; None when it cannot be read.
+
+    Raises DatasetError when there is not one pose for each given box.
+    """
     path = dataset.photos[image_id]
     try:
         if boxes is None:
-            return model.predict(path)
+            return replace(model.predict(path), image=None)
         given = boxes.get(image_id, np.zeros((0, 4)))
-        poses = model.predict(path, boxes=given)
+        poses = replace(model.predict(path, boxes=given), image=None)
     except ImageError:
         return None
     if len(poses) != len(given):

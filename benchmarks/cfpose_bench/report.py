@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import csv
+import io
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cfpose_bench.accuracy import Accuracy
 from cfpose_bench.latency import Timing
-from cfpose_sdk import __version__
+from cfpose_bench.machine import environment
 from cfpose_sdk.files import write_file
 
 SCHEMA = 1
-PACKAGES = (
-    "numpy",
-    "opencv-python-headless",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "pycocotools",
-    "torch",
-    "tensorrt",
-    "tensorrt-rtx",
-    "openvino",
-)
 STAGES = ("read", "detect", "crop", "infer", "post", "total")
+FACTS = ("model", "boxes", "precision", "provider", "params", "macs", "bytes", "sha256", "versions")
+FIGURES = (
+    "people_curve", "throughput", "memory_mb", "drift", "ratio", "calibration", "reference",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model under one kind of boxes."""
+    """One model under one kind of boxes; None is what was not measured."""
 
     model: str
-    boxes: str  # gt, detector, or a file of boxes
+    boxes: str  # gt, detector, own, or a file of boxes
     precision: str | None
     provider: str | None  # what truly ran it
     bytes: int | None  # size of the artifact
@@ -45,42 +36,27 @@ class Measured:
     latency_ms: Mapping[str, Timing]
     is_peer: bool = False
     unreadable: tuple[str, ...] = ()
+    params: int | None = None
+    macs: int | None = None  # of one person
+    sha256: str | None = None  # of the artifact
+    versions: Mapping[str, str] | None = None  # of a peer's own environment
+    people_curve: Sequence[Mapping[str, float]] | None = None
+    throughput: Sequence[Mapping[str, float]] | None = None
+    memory_mb: Mapping[str, float | None] | None = None
+    drift: Mapping[str, float | int] | None = None
+    ratio: Mapping[str, Any] | None = None  # of times, to the first model's or the reference's
+    calibration: Mapping[str, Any] | None = None
+    reference: bool | None = None  # True for the model that the others drift from
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)  # for the HTML page
 
     def to_dict(self) -> dict[str, Any]:
         """The model's entry in the report; what was not measured is left out."""
-        record: dict[str, Any] = {
-            "model": self.model,
-            "boxes": self.boxes,
-            "precision": self.precision,
-            "provider": self.provider,
-            "bytes": self.bytes,
-            "accuracy": self.accuracy.to_dict(),
-            "latency_ms": {stage: asdict(timing) for stage, timing in self.latency_ms.items()},
-            "unreadable": list(self.unreadable) or None,
-        }
+        record: dict[str, Any] = {name: getattr(self, name) or None for name in FACTS}
+        record["accuracy"] = self.accuracy.to_dict()
+        record["latency_ms"] = {stage: asdict(t) for stage, t in self.latency_ms.items()}
+        record |= {name: getattr(self, name) or None for name in FIGURES}
+        record["unreadable"] = list(self.unreadable) or None
         return {key: value for key, value in record.items() if value is not None}
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions and commit; what cannot be found out is left out."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    record = {
-        "cfpose": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": usable,
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "packages": packages,
-    }
-    return {key: value for key, value in record.items() if value is not None}
 
 
 def report(protocol: Mapping[str, Any], models: Sequence[Measured]) -> dict[str, Any]:
@@ -98,6 +74,36 @@ def write_json(record: Mapping[str, Any], path: str | Path) -> None:
     write_file(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_csv(record: Mapping[str, Any], path: str | Path) -> None:
+    """A report's models as a table: a line each, a column for every single figure."""
+    rows = [_flat(model) for model in record["models"]]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue())
+
+
+def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings with their keys joined by dots; lists of records by their first value."""
+    flat: dict[str, Any] = {}
+    if isinstance(record, Mapping):
+        for key, value in record.items():
+            if key != "bins":
+                flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(record, list) and record and isinstance(record[0], Mapping):
+        for entry in record:
+            (_, first), *others = entry.items()
+            for key, value in others:
+                flat |= _flat(value, f"{prefix}.{first}.{key}")
+    elif isinstance(record, list):
+        flat = {f"{prefix}.{n}": value for n, value in enumerate(record)}
+    else:
+        flat[prefix] = record
+    return flat
+
+
 def table(models: Sequence[Measured]) -> str:
     """The figures for a terminal: accuracy, then the median milliseconds of each stage."""
     is_crowdpose = any(row.accuracy.AP_easy is not None for row in models)
@@ -108,45 +114,44 @@ def table(models: Sequence[Measured]) -> str:
     for row in models:
         a = row.accuracy
         interval = "-" if a.AP_ci95 is None else f"{a.AP_ci95[0]:.3f} to {a.AP_ci95[1]:.3f}"
-        figures = [f"{getattr(a, name):.3f}" for name in names]
+        figures = ["-" if (v := getattr(a, n)) is None else f"{v:.3f}" for n in names]
         times = [
             f"{row.latency_ms[stage].p50:.1f}" if stage in row.latency_ms else "-"
             for stage in STAGES
         ]
         rows.append([row.model, row.boxes, f"{a.AP:.3f}", interval, *figures, *times])
+    return _columns(rows, left=(0, 1, 3))
+
+
+def side_table(models: Sequence[Measured]) -> str:
+    """What else was measured: size, cost, memory, tail, speed ratio, drift, calibration."""
+    head = ["model", "boxes", "p99 ms", "ratio", "M params", "GMACs", "MB", "RSS MB", "ECE"]
+    rows = [[*head, "drift px", "delta AP"]]
+    for row in models:
+        total = row.latency_ms.get("total")
+        away = row.drift or {}
+        cells = (
+            (total.p99 if total else None, ".1f"),
+            ((row.ratio or {}).get("total"), ".2f"),
+            (row.params and row.params / 1e6, ".2f"),
+            (row.macs and row.macs / 1e9, ".3f"),
+            (row.bytes and row.bytes / 1e6, ".1f"),
+            ((row.memory_mb or {}).get("peak_rss"), ".0f"),
+            ((row.calibration or {}).get("ece"), ".3f"),
+            (away.get("max_px"), ".3g"),
+            (away.get("delta_ap"), "+.4f"),
+        )
+        rows.append([row.model, row.boxes, *("-" if v is None else f"{v:{f}}" for v, f in cells)])
+    return _columns(rows, left=(0, 1))
+
+
+def _columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for cells in rows:
         padded = [
-            cell.ljust(width) if i in (0, 1, 3) else cell.rjust(width)
+            cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
-
-
-def _cpu_name() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or None
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that runs, with `+` when it has changes; None elsewhere."""
-    here = Path(__file__).resolve().parent
-    try:
-        inside = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
-        commit = _git(here, "rev-parse", "--short=12", "HEAD") if inside else ""
-        return f"{commit}+" if commit and _git(here, "status", "--porcelain") else commit or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()

@@ -22,20 +22,58 @@ HEAD = ("model", "boxes", "AP", "95 % interval", "AP50", "AP75", "AR", "ms a pho
 def results_block(report: Mapping[str, Any]) -> str:
     """Markdown of one report: a sentence on what was measured where, and a row for each model."""
     protocol, environment = report["protocol"], report["environment"]
-    threads = environment.get("omp_num_threads") or environment["cpu_count"]
+    threads = (
+        protocol.get("threads") or environment.get("omp_num_threads") or environment["cpu_count"]
+    )
     onnxruntime = environment["packages"]["onnxruntime"]
     lines = [
         f"COCO keypoint AP on {protocol['images']} photos of `{protocol['dataset']}` "
         f"({protocol['instances']} people), one run, onnxruntime {onnxruntime} FP32 on "
         f"{environment['cpu']} with {threads} threads. Boxes: `gt` is the annotated ones, "
-        f"`detector` those of our own finder. Time is the median of a whole photo with all its "
-        f"people, reading and finding included.",
+        f"`detector` those of our own finder{_files(protocol)}. Time is the median of a whole "
+        f"photo with all its people, reading and finding included{_untimed(protocol)}."
+        f"{_found(protocol)}",
         "",
         "| " + " | ".join(HEAD) + " |",
         "|---|---|" + "---:|" * (len(HEAD) - 2),
     ]
     lines += ["| " + " | ".join(_row(model)) + " |" for model in report["models"]]
+    if any("macs" in model for model in report["models"]):
+        lines += ["", _costs(report["models"])]
     return "\n".join(lines)
+
+
+def _file_names(protocol: Mapping[str, Any]) -> list[str]:
+    return [name for name in protocol["boxes"].split("+") if name not in ("gt", "detector")]
+
+
+def _files(protocol: Mapping[str, Any]) -> str:
+    return "".join(f", `{name}` those of that file" for name in _file_names(protocol))
+
+
+def _untimed(protocol: Mapping[str, Any]) -> str:
+    return " (finding is not, where boxes come from a file)" if _file_names(protocol) else ""
+
+
+def _found(protocol: Mapping[str, Any]) -> str:
+    """How good the boxes are that somebody had to find."""
+    return "".join(
+        f" Boxes of `{name}`: AP50 {facts['AP50']:.3f}, recall {facts['recall50']:.3f} at IoU .5."
+        for name, facts in protocol.get("box_accuracy", {}).items()
+        if "AP50" in facts
+    )
+
+
+def _costs(models: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on each model's size and work, once."""
+    known = {m["model"]: m for m in models if "macs" in m and "params" in m}
+    return (
+        "; ".join(
+            f"{name}: {m['params'] / 1e6:.1f} M parameters, {m['macs'] / 1e9:.2f} GMACs a person"
+            for name, m in known.items()
+        )
+        + "."
+    )
 
 
 def fill(document: str, block: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_bench import candidates, cli
+from cfpose_bench import candidates, session
 from cfpose_bench.cli import main
 from cfpose_bench.dataset import open_dataset
 from cfpose_sdk import commands
 from cfpose_sdk.detector import as_detections
 from cfpose_sdk.errors import DatasetError, InputError
+from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
@@ -31,9 +32,11 @@ class KnowsTheAnswer:
     repeats = 1  # how often the detector finds each person
     skeleton = COCO_17
 
-    def __init__(self, model: Any, *, detector: Any = None, device: str = "auto") -> None:
+    def __init__(
+        self, model: Any, *, detector: Any = None, device: str = "auto", threads: int | None = None
+    ) -> None:
         self.folder = Path(__file__).parent if model is None else Path(model).parent
-        self.spec = SimpleNamespace(skeleton=self.skeleton, precision="fp32")
+        self.spec = SimpleNamespace(skeleton=self.skeleton, precision="fp32", size_wh=(192, 256))
         self.info = SimpleNamespace(provider="StandIn", model=__file__)
         self.closed = False
 
@@ -72,14 +75,18 @@ class KnowsTheAnswer:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[KnowsTheAnswer]:
     chosen = type("StandIn", (KnowsTheAnswer,), {})
     monkeypatch.setattr(candidates, "PoseEstimator", chosen)
-    finder = SimpleNamespace(spec=SimpleNamespace(name="finder-x"))
-    monkeypatch.setattr(cli, "PersonFinder", lambda path, device: nullcontext(finder))
+    finder = SimpleNamespace(
+        spec=SimpleNamespace(name="finder-x"), threshold=0.25, close=lambda: None
+    )
+    for module in (candidates, session):
+        monkeypatch.setattr(module, "PersonFinder", lambda path, **options: finder)
     return chosen
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     target = folder.parent / "report.json"
-    code = main(["--dataset", str(folder), "--json", str(target), *arguments])
+    here = ["--in-process", "--repeats", "0", "--rounds", "2"]
+    code = main(["--dataset", str(folder), "--json", str(target), *here, *arguments])
     return code, json.loads(target.read_text())
 
 
@@ -95,11 +102,15 @@ def test_report_has_the_stable_keys(
     assert (protocol["boxes"], protocol["detector"]) == ("gt+detector", "finder-x")
     assert protocol["oks_nms"] == {"gt": None, "detector": 0.9}
     assert protocol["flip_test"] is False
+    assert protocol["detector_threshold"] == 0.25
+    assert protocol["box_accuracy"]["detector"]["AP50"] == pytest.approx(1.0)
+    assert {"threads", "rounds", "warmup", "sync", "device", "isolation"} <= protocol.keys()
     assert [row["boxes"] for row in found["models"]] == ["gt", "detector"]
     for row in found["models"]:
         assert row["model"] == "default"
         assert (row["precision"], row["provider"]) == ("fp32", "StandIn")
-        assert row["bytes"] == Path(__file__).stat().st_size
+        assert row["bytes"] == BUNDLED_MODEL.stat().st_size
+        assert row["sha256"] == hashlib.sha256(BUNDLED_MODEL.read_bytes()).hexdigest()
         assert row["accuracy"]["AP"] == pytest.approx(1.0)
         assert row["accuracy"]["AP_ci95"] == pytest.approx([1.0, 1.0])
         assert {"AP", "AP50", "AP75", "APM", "APL", "AR"} <= row["accuracy"].keys()
@@ -107,17 +118,23 @@ def test_report_has_the_stable_keys(
             "infer": {"p50": 1.0, "p90": 1.0, "p99": 1.0, "mean": 1.0, "n": 3},
             "total": {"p50": 2.0, "p90": 2.0, "p99": 2.0, "mean": 2.0, "n": 3},
         }
-        assert not {"params", "macs", "drift", "unreadable"} & row.keys()  # not measured
+        assert row["params"] > 0
+        assert row["macs"] > 0
+        assert row["memory_mb"]["peak_rss"] > 0
+        assert row["calibration"]["bins"][0] == {"confidence": 0.5, "good": 1.0, "joints": 51}
+        missing = {"drift", "ratio", "people_curve", "throughput", "unreadable", "reference"}
+        assert not missing & row.keys()  # not measured
     printed = capsys.readouterr().out
     assert "3 photos, 3 people" in printed
     assert printed.count("1.000 to 1.000") == 2
 
 
 def test_added_noise_and_delay_show_in_the_figures(dataset_folder: Path, stand_in: Any) -> None:
-    stand_in.noise_px, stand_in.delay_ms = 5.0, 7.0
+    stand_in.noise_px, stand_in.delay_ms = 5.0, 50.0
     _, found = run(dataset_folder)
     (row,) = found["models"]
-    assert row["latency_ms"]["infer"]["p50"] == pytest.approx(8.0)
+    assert row["latency_ms"]["infer"]["p50"] == pytest.approx(51.0)
+    assert row["latency_ms"]["total"]["p99"] == pytest.approx(52.0)
     sigmas = np.array(COCO_17.oks_sigmas)
     thresholds = np.linspace(0.5, 0.95, 10)
     areas = np.array([100**2, 80**2, 150**2])
@@ -171,6 +188,7 @@ def test_damaged_and_missing_photos_are_counted(
 
 
 def test_limit_and_several_models(dataset_folder: Path, stand_in: Any, tmp_path: Path) -> None:
+    (tmp_path / "b.onnx").touch()
     code, found = run(
         dataset_folder, "--limit", "1", "--model", "default", "--model", str(tmp_path / "b.onnx")
     )
@@ -200,11 +218,13 @@ def test_a_model_of_another_skeleton_is_refused(dataset_folder: Path, stand_in: 
     ("arguments", "message"),
     [
         (["--dataset", "crowdpose", "--data-root", "none"], "crowdpose is not in none"),
-        (["--dataset", "demo"], "--dataset demo is not there yet"),
-        (["--dataset", "x", "--html", "o.html"], "--html is not there yet"),
-        (["--dataset", "x", "--max-drift", "1"], "--max-drift is not there yet"),
-        (["--dataset", "x", "--max-p99-ms", "1"], "--max-p99-ms is not there yet"),
-        (["--dataset", "x", "--baseline", "o.json"], "--baseline is not there yet"),
+        (["--dataset", "demo", "--min-ap", "0.1"], "--min-ap needs keypoints"),
+        (["--dataset", "demo", "--max-drift", "1"], "--max-drift needs --reference"),
+        (["--dataset", "demo", "--baseline", "none.json"], "--baseline none.json does not exist"),
+        (["--dataset", "demo", "--threads", "-1"], "threads must be at least 1"),
+        (["--dataset", "demo", "--rounds", "0"], "rounds must be at least 1"),
+        (["--dataset", "demo", "--preset", "paper"], "needs the published boxes"),
+        (["--dataset", "x", "--max-p99-ms", "nan"], "--max-p99-ms must be a number"),
         (["--dataset", "x", "--min-ap", "nan"], "--min-ap must be a number"),
         (["--dataset", "none.json"], "cannot be read"),
     ],
@@ -223,6 +243,130 @@ def test_wrong_use_is_a_plain_sentence_and_exit_code_2(
     assert printed.out == ""
 
 
+def test_noise_moves_drift_by_what_was_added(
+    dataset_folder: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "noisy.onnx").touch()
+    plain = stand_in.predict
+
+    def noisy(self: Any, image: Path, boxes: Any = None) -> Poses:
+        self.noise_px = 3.0 if self.is_noisy else 0.0
+        self.delay_ms = 50.0 if self.is_noisy else 0.0
+        return plain(self, image, boxes)
+
+    start = stand_in.__init__
+
+    def remember(self: Any, model: Any, **options: Any) -> None:
+        start(self, model, **options)
+        self.is_noisy = model is not None
+
+    monkeypatch.setattr(stand_in, "predict", noisy)
+    monkeypatch.setattr(stand_in, "__init__", remember)
+    arguments = ["--model", str(tmp_path / "photos" / "noisy.onnx"), "--reference", "default"]
+    code, found = run(dataset_folder, *arguments, "--max-drift", "3.01")
+    assert code == 0
+    row, reference = found["models"]
+    assert (reference["model"], reference["reference"]) == ("default", True)
+    assert "drift" not in reference
+    for name in ("max_px", "p99_px", "mean_px", "sure_max_px"):
+        assert row["drift"][name] == pytest.approx(3.0, abs=1e-5)
+    assert row["drift"]["delta_ap"] == row["accuracy"]["AP"] - reference["accuracy"]["AP"] < 0
+    assert row["ratio"]["infer"] == pytest.approx(51.0)  # 51 ms against 1 ms
+    assert row["ratio"]["total"] == pytest.approx(26.0)
+    assert row["ratio"]["total_by_round"] == pytest.approx([26.0, 26.0])
+    assert run(dataset_folder, *arguments, "--max-drift", "2.9")[0] == 1
+
+
+def test_an_interrupted_run_goes_on_to_the_same_figures(
+    dataset_folder: Path,
+    stand_in: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, whole = run(dataset_folder)
+    keep = ["--resume", "--work", str(tmp_path / "work")]
+    plain, asked = stand_in.predict, []
+
+    def interrupted(self: Any, image: Path, boxes: Any = None) -> Poses:
+        asked.append(image.name)
+        if image.name.startswith("000000000003"):
+            raise KeyboardInterrupt
+        return plain(self, image, boxes)
+
+    monkeypatch.setattr(stand_in, "predict", interrupted)
+    monkeypatch.setattr(
+        sys, "argv", ["cfpose-bench", "--dataset", str(dataset_folder), "--in-process", *keep,
+                      "--repeats", "0", "--rounds", "2"],
+    )  # fmt: skip
+    assert commands.bench() == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    (kept,) = (tmp_path / "work").iterdir()
+    kept.write_text(kept.read_text() + '{"photo": 3, "tu')  # the power failed while writing
+    asked.clear()
+    monkeypatch.setattr(stand_in, "predict", plain)
+    seen: list[str] = []
+    monkeypatch.setattr(
+        stand_in,
+        "predict",
+        lambda self, image, boxes=None: (seen.append(image.name), plain(self, image, boxes))[1],
+    )
+    _, resumed = run(dataset_folder, *keep)
+    assert set(seen) == {"000000000003.png"}
+    assert resumed["protocol"]["taken_up"] == 2
+    assert "2 predictions are of an earlier run" in capsys.readouterr().out
+    for record in (whole, resumed):
+        for row in record["models"]:
+            del row["memory_mb"]
+    assert resumed["models"] == whole["models"]
+    seen.clear()
+    run(dataset_folder, *keep)
+    assert seen == []  # all was there
+    stand_in.noise_px = 1.0  # other boxes are another run
+    run(dataset_folder, *keep, "--boxes", "detector")
+    assert seen
+
+
+def test_unannotated_photos_are_counted(
+    dataset_folder: Path, stand_in: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = dataset_folder / "images"
+    (folder / "extra.png").write_bytes((folder / "000000000001.png").read_bytes())
+    _, found = run(dataset_folder)
+    assert found["protocol"]["unannotated_images"] == 1
+    assert "1 photos have no annotation" in capsys.readouterr().out
+
+
+def test_boxes_of_unknown_photos_are_counted(
+    dataset_folder: Path, stand_in: Any, tmp_path: Path
+) -> None:
+    boxes = tmp_path / "boxes.json"
+    rows = [{"image_id": 2, "bbox": [40, 40, 150, 150], "score": 0.9},
+            {"image_id": 99, "bbox": [1, 1, 9, 9], "score": 0.9}]  # fmt: skip
+    boxes.write_text(json.dumps(rows))
+    _, found = run(dataset_folder, "--boxes", str(boxes))
+    facts = found["protocol"]["box_accuracy"]["boxes.json"]
+    assert (facts["photos_without_boxes"], facts["photos_not_in_dataset"]) == (2, 1)
+    assert facts["recall50"] == pytest.approx(1 / 3)
+
+
+def test_people_curve_throughput_and_csv(
+    dataset_folder: Path, stand_in: Any, tmp_path: Path
+) -> None:
+    table = tmp_path / "t.csv"
+    _, found = run(dataset_folder, "--repeats", "2", "--csv", str(table))
+    (row,) = found["models"]
+    assert [p["people"] for p in row["people_curve"]] == [1, 5, 20]
+    assert [p["batch"] for p in row["throughput"]] == [1, 8, 32]
+    assert row["people_curve"][0]["p50"] == pytest.approx(2.0)
+    assert row["throughput"][1]["people_per_s"] == pytest.approx(8000.0)  # 8 people in 1 ms
+    head, line = (text.split(",") for text in table.read_text().splitlines())
+    cells = dict(zip(head, line, strict=True))
+    assert float(cells["accuracy.AP"]) == row["accuracy"]["AP"]
+    assert float(cells["latency_ms.infer.p99"]) == row["latency_ms"]["infer"]["p99"]
+    assert float(cells["people_curve.20.p50"]) == row["people_curve"][2]["p50"]
+
+
 def test_unknown_peers_and_absent_files_are_refused(dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no peer is called 'openpose'"):
         main(["--dataset", str(dataset_folder), "--model", "openpose:x.onnx"])
@@ -239,6 +383,7 @@ def test_help_names_every_promised_flag(capsys: pytest.CaptureFixture[str]) -> N
     assert stop.value.code == 0
     text = capsys.readouterr().out
     flags = ["dataset", "data-root", "images", "model", "boxes", "detector", "limit", "json"]
-    flags += ["html", "min-ap", "max-drift", "max-p99-ms", "baseline"]
+    flags += ["html", "csv", "min-ap", "max-drift", "max-p99-ms", "baseline", "reference"]
+    flags += ["preset", "flip-test", "threads", "rounds", "repeats", "resume", "peer-python"]
     for flag in flags:
         assert f"--{flag} " in text

@@ -207,7 +207,7 @@ def test_the_command_measures_it(
     crowdpose_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class StandIn(Diagonal):
-        spec = SimpleNamespace(skeleton=CROWDPOSE_14, precision="fp32")
+        spec = SimpleNamespace(skeleton=CROWDPOSE_14, precision="fp32", size_wh=(192, 256))
         info = SimpleNamespace(provider="StandIn", model=__file__)
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -217,6 +217,7 @@ def test_the_command_measures_it(
     monkeypatch.setattr(candidates, "PoseEstimator", StandIn)
     target = crowdpose_root / "report.json"
     arguments = ["--dataset", "crowdpose", "--data-root", str(crowdpose_root)]
+    arguments += ["--in-process", "--repeats", "0"]
     assert main([*arguments, "--joint-threshold", "0.01", "--json", str(target)]) == 0
     report = json.loads(target.read_text())
     (row,) = report["models"]
@@ -227,6 +228,6 @@ def test_the_command_measures_it(
         0.01,
     )
     assert "AP_hard" in capsys.readouterr().out
-    StandIn.spec = SimpleNamespace(skeleton=COCO_17, precision="fp32")
+    StandIn.spec = SimpleNamespace(skeleton=COCO_17, precision="fp32", size_wh=(192, 256))
     with pytest.raises(DatasetError, match="14 keypoints"):
         main(arguments)

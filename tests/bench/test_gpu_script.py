@@ -102,7 +102,7 @@ def test_steps_that_cannot_run_say_why_and_the_rest_goes_on(
     ]
     found = json.loads((results / "tiny-some-gpu-9000.json").read_text())
     assert found["environment"]["gpu"]["name"] == "Some GPU 9000"
-    assert found["steps"].keys() == {"onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
+    assert found["steps"].keys() == {"onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "bench"}
     for record in found["steps"].values():  # on a machine with these packages they may be done
         assert record["status"] == "done" or record["why"]
     absent = json.loads((results / "absent-some-gpu-9000.json").read_text())["steps"]

@@ -22,7 +22,7 @@ def test_documents_show_the_committed_report(root: Path, document: str) -> None:
 def test_a_table_is_filled_between_its_marks(tmp_path: Path) -> None:
     report = {
         "environment": {"cpu": "a CPU", "cpu_count": 2, "packages": {"onnxruntime": "1.0"}},
-        "protocol": {"dataset": "coco-val", "images": 3, "instances": 7},
+        "protocol": {"dataset": "coco-val", "images": 3, "instances": 7, "boxes": "gt"},
         "models": [
             {
                 "model": "m", "boxes": "gt", "bytes": 2_500_000,
@@ -43,6 +43,30 @@ def test_a_table_is_filled_between_its_marks(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
+
+
+def test_the_new_reports_facts_are_told() -> None:
+    report = {
+        "environment": {"cpu": "a CPU", "cpu_count": 8, "packages": {"onnxruntime": "1.0"}},
+        "protocol": {
+            "dataset": "coco-val", "images": 3, "instances": 7, "threads": 2,
+            "boxes": "gt+detector+yolox.json",
+            "box_accuracy": {"yolox.json": {"AP50": 0.71, "recall50": 0.75}, "detector": {}},
+        },
+        "models": [
+            {
+                "model": "m", "boxes": boxes, "bytes": 1, "params": 2_900_000, "macs": 385_000_000,
+                "accuracy": {"AP": 0.1, "AP50": 0.2, "AP75": 0.3, "AR": 0.4, "AP_ci95": [0, 1]},
+                "latency_ms": {"total": {"p50": 12.6}},
+            }
+            for boxes in ("gt", "yolox.json")
+        ],
+    }  # fmt: skip
+    block = results_block(report)
+    assert "with 2 threads" in block
+    assert "`yolox.json` those of that file" in block
+    assert "Boxes of `yolox.json`: AP50 0.710, recall 0.750 at IoU .5." in block
+    assert block.count("2.9 M parameters, 0.39 GMACs a person") == 1
 
 
 def test_a_document_without_marks_is_refused() -> None:

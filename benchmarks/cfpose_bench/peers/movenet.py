@@ -35,6 +35,7 @@ class MoveNet:
         detector: Detector | None = None,
         *,
         device: Device = "auto",
+        threads: int | None = None,
     ) -> None:
         name = Path(path).stem.lower()
         variant = next((VARIANTS[v] for v in VARIANTS if v in name), None)
@@ -44,7 +45,7 @@ class MoveNet:
             )
         self.side, self.box_scale = variant
         self.detector = detector
-        self.backend = open_backend(path, device=device)
+        self.backend = open_backend(path, device=device, threads=threads)
 
     def close(self) -> None:
         """Free the model."""

@@ -1,0 +1,70 @@
+"""How good person boxes are: AP and recall at IoU .5 by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+MAX_BOXES = 100  # a photo, by score
+
+
+def box_accuracy(
+    truth: Mapping[str, Any],
+    boxes: Mapping[int, NDArray[np.floating]],
+    image_ids: Sequence[int],
+) -> dict[str, float | int] | None:
+    """AP50, recall50 of (N, 4) xyxy boxes, or (N, 5) with scores, by photo.
+
+    Truth is everybody who is annotated, with keypoints or without; crowd regions are ignored. None
+    where nobody is.
+    """
+    people = [{**p, "id": n, "area": p["bbox"][2] * p["bbox"][3]}
+              for n, p in enumerate(truth["annotations"], start=1)]  # fmt: skip
+    wanted = set(image_ids)
+    counted = [p for p in people if p["image_id"] in wanted and not p["iscrowd"]]
+    if not counted:
+        return None
+    category = truth["categories"][0]["id"]
+    found = [
+        {
+            "id": 0,
+            "image_id": image_id,
+            "category_id": category,
+            "bbox": [row[0], row[1], row[2] - row[0], row[3] - row[1]],
+            "area": (row[2] - row[0]) * (row[3] - row[1]),
+            "iscrowd": 0,
+            "score": row[4] if len(row) > 4 else 1.0,
+        }
+        for image_id, rows in boxes.items()
+        if image_id in wanted
+        for row in np.asarray(rows, dtype=np.float64).tolist()
+    ]
+    for n, box in enumerate(found, start=1):
+        box["id"] = n
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth, detections = COCO(), COCO()
+        ground_truth.dataset = {**truth, "annotations": people}
+        detections.dataset = {**truth, "annotations": found}
+        ground_truth.createIndex()
+        detections.createIndex()
+        evaluation = COCOeval(ground_truth, detections, "bbox")
+        evaluation.params.imgIds = sorted(wanted)
+        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.params.maxDets = [MAX_BOXES]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return {
+        "AP50": max(0.0, float(evaluation.eval["precision"].mean())),
+        "recall50": max(0.0, float(evaluation.eval["recall"].mean())),
+        "people": len(counted),
+        "boxes": len(found),
+    }

@@ -1,0 +1,104 @@
+"""The machine and the versions that figures were taken on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cfpose_sdk import __version__
+
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "pycocotools",
+    "torch",
+    "tensorrt",
+    "tensorrt-rtx",
+    "openvino",
+)
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit; what cannot be found out is left out."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    record = {
+        "cfpose": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": len(usable_cpus()) or os.cpu_count(),
+        "physical_cores": len(physical_cores()) or None,
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "load_1m": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "packages": packages,
+    }
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """CPUs that this process may run on; empty where the system does not say."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+
+
+def physical_cores(source: Path = CPU_INFO) -> tuple[int, ...]:
+    """One usable CPU of each physical core; all usable ones where the cores are not named."""
+    usable, first = usable_cpus(), dict[tuple[str, str], int]()
+    try:
+        blocks = source.read_text(encoding="utf-8").strip().split("\n\n")
+    except OSError:
+        return usable
+    for block in blocks:
+        pairs = (line.partition(":") for line in block.splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in pairs}
+        cpu = facts.get("processor", "")
+        if cpu.isdigit() and int(cpu) in usable:
+            core = (facts.get("physical id", "0"), facts.get("core id", cpu))
+            first.setdefault(core, int(cpu))
+    return tuple(first.values()) or usable
+
+
+def cpus_for(threads: int) -> tuple[int, ...]:
+    """CPUs for a worker of `threads` threads: a core each while there are cores, then the rest."""
+    cores = physical_cores()
+    ordered = [*cores, *(cpu for cpu in usable_cpus() if cpu not in cores)]
+    return tuple(ordered[:threads])
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with `+` when it has changes; None elsewhere."""
+    here = Path(__file__).resolve().parent
+    try:
+        inside = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        commit = _git(here, "rev-parse", "--short=12", "HEAD") if inside else ""
+        return f"{commit}+" if commit and _git(here, "status", "--porcelain") else commit or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,106 @@
+"""`cfpose-bench boxes|simcc|peers`: what a comparison needs beside the models themselves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cfpose_bench.dataset import KeypointDataset
+from cfpose_bench.peers.simcc_graph import write_simcc_graph
+from cfpose_bench.peers.yolox import YoloX
+from cfpose_bench.places import find_dataset
+from cfpose_sdk.errors import BackendError, ImageError
+from cfpose_sdk.files import write_file
+from cfpose_sdk.image import read_image
+from cfpose_sdk.records import numbers
+
+COMMANDS = ("boxes", "simcc", "peers")
+# rtmlib asks for OpenCV with its windows, twice; the headless one, alone, serves it too
+PEERS = {
+    "rtmlib": ("onnxruntime", "numpy", "opencv-python-headless", "tqdm", "rtmlib"),
+    "ultralytics": ("ultralytics",),
+}
+WITHOUT_DEPENDENCIES = ("rtmlib",)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of COMMANDS."""
+    options = _parser().parse_args(argv)
+    if options.command == "boxes":
+        dataset = find_dataset(options.dataset, options.images, options.data_root)
+        if options.limit is not None:
+            dataset = dataset.limited(options.limit)
+        yolox = YoloX(options.detector, threshold=options.threshold, nms_iou=options.nms)
+        with closing(yolox):
+            write_boxes(yolox, dataset, options.output)
+    elif options.command == "simcc":
+        write_simcc_graph(options.model, options.output)
+    else:
+        print(install(options.peer, options.folder))
+    return 0
+
+
+def write_boxes(detector: YoloX, dataset: KeypointDataset, target: Path) -> None:
+    """COCO detection results of a data set; a photo that cannot be read is named on stderr."""
+    found = []
+    for image_id, path in tqdm(dataset.photos.items(), unit="photo", disable=None):
+        try:
+            people = detector(read_image(path))
+        except ImageError as error:
+            print(f"cfpose-bench: no boxes: {error}", file=sys.stderr)
+            continue
+        for box, score in zip(people.boxes, people.scores, strict=True):
+            x1, y1, x2, y2 = box
+            sides = numbers(box[:2]) + numbers(box[2:] - box[:2])
+            if x2 > x1 and y2 > y1:
+                entry = {"image_id": image_id, "category_id": 1, "bbox": sides}
+                found.append({**entry, "score": numbers(score[None])[0]})
+    write_file(target, json.dumps(found) + "\n")
+
+
+def install(peer: str, folder: Path) -> Path:
+    """Make a peer's own environment; returns its interpreter, for --peer-python.
+
+    Raises BackendError when pip fails.
+    """
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    for package in PEERS[peer]:
+        alone = ["--no-deps"] if package in WITHOUT_DEPENDENCIES else []
+        command = [str(python), "-m", "pip", "install", "--quiet", *alone, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackendError(f"{package} cannot be installed: {done.stderr.strip()[-400:]}")
+    return python
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cfpose-bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    boxes = commands.add_parser("boxes", help="person boxes of a YOLOX, for --boxes")
+    boxes.add_argument("detector", type=Path, help="YOLOX as ONNX with raw output")
+    boxes.add_argument("--dataset", required=True, help="as in cfpose-bench")
+    boxes.add_argument("--data-root", help="as in cfpose-bench")
+    boxes.add_argument("--images", help="as in cfpose-bench")
+    boxes.add_argument("--limit", type=int, help="only the first photos by id")
+    boxes.add_argument("--threshold", type=float, default=0.05, help="least score (default: 0.05)")
+    boxes.add_argument(
+        "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
+    )
+    boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
+    simcc = commands.add_parser("simcc", help="the SimCC network of an artifact, for rtmlib")
+    simcc.add_argument("model", type=Path, help="an exported artifact")
+    simcc.add_argument("-o", "--output", type=Path, required=True, help="the graph to write")
+    peers = commands.add_parser("peers", help="an environment of its own for a peer")
+    peers.add_argument("what", choices=("install",))
+    peers.add_argument("peer", choices=tuple(PEERS))
+    peers.add_argument("folder", type=Path, help="where the environment goes")
+    return parser

@@ -1,0 +1,64 @@
+"""rtmlib's RTMPose behind `serve.py`: any SimCC graph, input (1, 3, H, W), outputs x and y vectors.
+
+A file NAME.json beside NAME.onnx may give `mean` and `std` (of BGR 0..255, null for a graph that
+normalises itself); without it, rtmlib's own. Runs where rtmlib is installed; cfpose need not be.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from rtmlib import RTMPose
+
+SCORE_UNIT = 16.0  # raw SimCC peaks may exceed 1; one factor for all keeps their order
+
+
+class Model:
+    """One RTMPose network; rtmlib runs it box by box."""
+
+    def __init__(self, path: str, device: str, threads: int) -> None:
+        sidecar = Path(path).with_suffix(".json")
+        options = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+        height, width = (
+            int(n) for n in onnxruntime.InferenceSession(path).get_inputs()[0].shape[2:]
+        )
+        chosen = "cuda" if device == "cuda" else "cpu"
+        self.pose = RTMPose(path, model_input_size=(width, height), device=chosen, **options)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads  # rtmlib has no switch for it
+        providers = self.pose.session.get_providers()
+        self.pose.session = onnxruntime.InferenceSession(path, settings, providers=providers)
+        self.facts = {
+            "provider": self.pose.session.get_providers()[0],
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("rtmlib", "onnxruntime")
+            },
+        }
+
+    def predict(self, image: Any, boxes: Any) -> tuple[Any, Any]:
+        """As RTMPose.__call__, with its three steps timed."""
+        spans, found = {"crop": 0.0, "infer": 0.0, "post": 0.0}, []
+        for box in boxes:
+            clock = [time.perf_counter()]
+            crop, centre, scale = self.pose.preprocess(image, box)
+            clock.append(time.perf_counter())
+            outputs = self.pose.inference(crop)
+            clock.append(time.perf_counter())
+            found.append(self.pose.postprocess(outputs, centre, scale))
+            clock.append(time.perf_counter())
+            for stage, span in zip(spans, np.diff(clock) * 1e3, strict=True):
+                spans[stage] += float(span)
+        self.spans_ms = spans
+        xy, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return xy, np.clip(scores / SCORE_UNIT, 0, 1)
+
+
+def open_model(path: str, *, device: str, threads: int) -> Model:
+    """Open a SimCC graph with rtmlib."""
+    return Model(path, device, threads)

@@ -1,0 +1,65 @@
+"""The SimCC network inside a cfpose artifact as a graph of its own, as RTMPose's runners take it.
+
+Input `input` float32 [1, 3, H, W], BGR 0..255; outputs `simcc_x`, `simcc_y` [1, K, bins]. What
+comes before (crop, uint8) and after (decoding, refinement) is left to the runner, so such a graph
+measures the coarse pose only. The graph normalises itself: NAME.json beside it says so to rtmlib.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cfpose_sdk.errors import ArtifactError, require
+from cfpose_sdk.files import write_file
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+
+
+def write_simcc_graph(source: Path, target: Path) -> None:
+    """Cut the network out of an exported artifact. Raises ArtifactError without a SimCC pair."""
+    require("onnx", extra="bench", why="cutting a graph")
+    import onnx
+    from onnx import TensorProto, helper, utils
+
+    model = onnx.load(str(source))
+    texts = [entry.value for entry in model.metadata_props if entry.key == SPEC_KEY]
+    if not texts:
+        raise ArtifactError(f"{source} is not a cfpose artifact (no {SPEC_KEY!r} in its metadata)")
+    spec = ModelSpec.from_json(texts[0])
+    start = _planes(model.graph, source)
+    x, y = _vectors(model.graph, spec, source)
+    part = utils.Extractor(model).extract_model([start], [x, y])
+    (width, height), joints = spec.size_wh, len(spec.skeleton)
+    nodes = [helper.make_node("Identity", ["input"], [start]), *part.graph.node]
+    nodes += [helper.make_node("Identity", [a], [b]) for a, b in ((x, "simcc_x"), (y, "simcc_y"))]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, joints, bins])
+        for name, bins in zip(("simcc_x", "simcc_y"), spec.bins_xy, strict=True)
+    ]
+    entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, height, width])
+    graph = helper.make_graph(nodes, "simcc", [entry], outputs, part.graph.initializer)
+    cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    write_file(target, cut.SerializeToString())
+    write_file(target.with_suffix(".json"), json.dumps({"mean": None, "std": None}) + "\n")
+
+
+def _planes(graph: Any, source: Path) -> str:
+    """The tensor of BGR planes: crops, cast and transposed."""
+    name = graph.input[0].name
+    for kind in ("Cast", "Transpose"):
+        found = [n for n in graph.node if n.op_type == kind and n.input[0] == name]
+        if len(found) != 1:
+            raise ArtifactError(f"{source} does not begin with Cast and Transpose of its crops")
+        name = found[0].output[0]
+    return str(name)
+
+
+def _vectors(graph: Any, spec: ModelSpec, source: Path) -> tuple[str, str]:
+    """The softmaxed x and y vectors: the two Softmax nodes in front of the decoder."""
+    found = [n.output[0] for n in graph.node if n.op_type == "Softmax"]
+    if len(found) != 2 or spec.bins_xy[0] == 0:
+        raise ArtifactError(
+            f"{source} has {len(found)} softmaxes, expected SimCC's two; export it again"
+        )
+    return found[0], found[1]

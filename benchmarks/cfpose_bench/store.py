@@ -1,0 +1,99 @@
+"""Finished predictions on disk, so that an interrupted run can go on.
+
+One file a model and kind of boxes, named by a hash of all that decides what the model answers: the
+bytes of the model, the finder and the boxes, the device, threads, flip test and photos' folder. A
+line a photo; a last line that was cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.results import Poses
+from cfpose_sdk.skeleton import Skeleton
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON-ready values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
+    """The predictions of one model under one kind of boxes. Raises InputError when not writable."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], skeleton: Skeleton) -> None:
+        self.path = folder / f"{digest_of(key)[:24]}.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.done = self._read(skeleton) if self.path.is_file() else {}
+            self._file: TextIO = self.path.open("a", encoding="utf-8")
+            if self._file.tell() == 0:
+                self._line({"key": dict(key)})
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+
+    def add(self, image_id: int, turn: int, poses: Poses | None) -> None:
+        """Keep one photo's poses; None says that the photo cannot be read."""
+        self.done[image_id] = (turn, poses)
+        self._line({"photo": image_id, "turn": turn, "poses": _plain(poses)})
+
+    def close(self) -> None:
+        """Close the file; it stays for the next run."""
+        self._file.close()
+
+    def _line(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def _read(self, skeleton: Skeleton) -> dict[int, tuple[int, Poses | None]]:
+        text = self.path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.path.write_text(whole, encoding="utf-8")  # the next line starts on its own
+        records = [json.loads(line) for line in whole.splitlines()]
+        return {
+            record["photo"]: (record["turn"], _poses(record["poses"], skeleton))
+            for record in records
+            if "photo" in record
+        }
+
+
+def _plain(poses: Poses | None) -> dict[str, Any] | None:
+    if poses is None:
+        return None
+    return {
+        "xy": poses.xy.tolist(),
+        "confidence": poses.confidence.tolist(),
+        "boxes": poses.boxes.tolist(),
+        "box_scores": poses.box_scores.tolist(),
+        "size_wh": list(poses.image_size_wh),
+        "speed_ms": dict(poses.speed_ms),
+    }
+
+
+def _poses(record: Mapping[str, Any] | None, skeleton: Skeleton) -> Poses | None:
+    if record is None:
+        return None
+    people, joints = len(record["boxes"]), len(skeleton)
+    return Poses(
+        xy=np.array(record["xy"], dtype=np.float32).reshape(people, joints, 2),
+        confidence=np.array(record["confidence"], dtype=np.float32).reshape(people, joints),
+        boxes=np.array(record["boxes"], dtype=np.float32).reshape(people, 4),
+        box_scores=np.array(record["box_scores"], dtype=np.float32),
+        skeleton=skeleton,
+        image_size_wh=(record["size_wh"][0], record["size_wh"][1]),
+        speed_ms=record["speed_ms"],
+    )
