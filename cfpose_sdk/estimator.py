@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +17,14 @@ from cfpose_sdk.backends import Backend, Device, open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.detector import Detections, Detector, PersonFinder, as_detections
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
-from cfpose_sdk.frames import Frame, PathLike, Source, load_frame, open_frames
+from cfpose_sdk.frames import Footage, Frame, PathLike, Source, load_frame
 from cfpose_sdk.image import Image
 from cfpose_sdk.results import Poses
+from cfpose_sdk.smoothing import SmoothOptions
+from cfpose_sdk.sources import open_source
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.streams import Broken, Found, PoseStream, Response, StreamOptions
+from cfpose_sdk.tracks import TrackOptions
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "cfpose-s.onnx"
 
@@ -60,6 +64,7 @@ class PoseEstimator:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         self._device, self._threads, self._batch_size = device, threads, batch_size
         self._lock = threading.Lock()
+        self._closed = False
         self._finder: Detector | None = None
         self._own_finder: PersonFinder | None = None
         if callable(detector):
@@ -109,19 +114,43 @@ class PoseEstimator:
             )
         return self._estimate([load_frame(image) for image in images], given)
 
-    def stream(self, source: Source) -> Iterator[Poses]:
+    def stream(
+        self,
+        source: Source,
+        *,
+        prefetch: int | None = None,
+        detect_every: int = 1,
+        track: bool | TrackOptions = False,
+        smooth: bool | SmoothOptions = False,
+        broken: Broken = "warn",
+    ) -> PoseStream:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
-        or an iterable of arrays and paths. Raises InputError now when the source cannot be
-        opened, ImageError later at a photo that cannot be read.
+        or an iterable of arrays and paths.
+
+        `prefetch`: frames that wait before finding and before posing, each in a thread; 0 does all
+        in the caller's. None is 4, and 0 for a caller's own generator, which then stays in the
+        caller's thread. `detect_every`: look for people in every n-th frame only; in between the
+        boxes follow the poses, and a pose that fades is dropped. `track` gives `ids`; `smooth`
+        filters `xy` by id, keeps `xy_raw`, and tracks too. `broken`: a file, or a frame of a video,
+        that cannot be read is a RuntimeWarning and is skipped, or with "raise" ends the stream.
+        Raises InputError now when the source cannot be opened.
         """
-        frames = open_frames(source)
-        return (self._estimate([frame], [None])[0] for frame in frames)
+        options = StreamOptions(prefetch, detect_every, track, smooth, broken)
+        return self._stream(open_source(source), options)
+
+    def _stream(
+        self, footage: Footage, options: StreamOptions, on_broken: Response | None = None
+    ) -> PoseStream:
+        self._check_open()
+        return PoseStream(_Engine(self), footage, options, on_broken)
 
     def close(self) -> None:
-        """Free the models that this estimator opened."""
-        self._backend.close()
-        if self._own_finder is not None:
-            self._own_finder.close()
+        """Free the models that this estimator opened; a later call to it raises BackendError."""
+        with self._lock:
+            self._closed = True
+            self._backend.close()
+            if self._own_finder is not None:
+                self._own_finder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +159,7 @@ class PoseEstimator:
         self.close()
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+        self._check_open()
         people, detect_ms, maps, crops, crop_ms = [], [], [], [], []
         for frame, boxes in zip(frames, given, strict=True):
             found, milliseconds = self._people(frame.image, boxes)
@@ -155,6 +185,8 @@ class PoseEstimator:
         return results
 
     def _people(self, image: Image, boxes: object) -> tuple[Detections, float]:
+        if isinstance(boxes, Found):
+            return boxes.people, boxes.milliseconds
         if boxes is not None:
             return as_detections(boxes), 0.0
         finder = self._open_finder()
@@ -163,10 +195,21 @@ class PoseEstimator:
 
     def _open_finder(self) -> Detector:
         with self._lock:  # opened late: who brings boxes needs no finder
+            if self._closed:
+                raise self._is_closed()
             if self._finder is None:
                 self._own_finder = PersonFinder(device=self._device, threads=self._threads)
                 self._finder = self._own_finder
             return self._finder
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._is_closed()
+
+    def _is_closed(self) -> BackendError:
+        return BackendError(
+            f"this PoseEstimator ({self._backend.path.name}) is closed; open another"
+        )
 
     def _infer(self, crops: list[NDArray[np.uint8]]) -> tuple[Arrays, float]:
         """Network outputs of all crops in chunks, and the milliseconds a crop; no crops, no run."""
@@ -200,6 +243,7 @@ class PoseEstimator:
         start = time.perf_counter()
         height, width = frame.image.shape[:2]
         shared: dict[str, Any] = {"image": frame.image, "source": frame.name}
+        shared |= {"frame": frame.number, "time_s": frame.time_s}
         if len(people) == 0:
             speed = {**spent, "post": 0.0, "total": sum(spent.values())}
             return Poses.empty(self.spec.skeleton, (width, height), speed_ms=speed, **shared)
@@ -221,6 +265,19 @@ class PoseEstimator:
             covariance=covariance,
             **shared,
         )
+
+
+class _Engine:
+    """The stream's two steps, each in its own thread."""
+
+    def __init__(self, estimator: PoseEstimator) -> None:
+        self._estimator = estimator
+
+    def find(self, image: Image) -> Found:
+        return Found(*self._estimator._people(image, None))
+
+    def pose(self, frame: Frame, found: Found) -> Poses:
+        return self._estimator._estimate([frame], [found])[0]
 
 
 def _since(start: float) -> float:

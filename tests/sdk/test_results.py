@@ -205,8 +205,9 @@ def test_supervision_gets_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.keypoint_confidence is POSES.confidence
     assert given.detection_confidence is POSES.box_scores
     assert given.data["covariance"] is POSES.covariance
+    assert given.data["tracker_id"] is POSES.ids
     assert given.class_id.tolist() == [0, 0, 0]
-    assert make(covariance=None).to_supervision().data == {}
+    assert make(covariance=None, ids=None).to_supervision().data == {}
 
 
 def test_plot_draws_on_a_copy() -> None:
