@@ -16,8 +16,8 @@ from typing import Literal, Protocol, Self, get_args
 
 from cfpose_sdk.ahead import Ahead
 from cfpose_sdk.carrying import carried_boxes
-from cfpose_sdk.detector import Detections
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.finding import Found
 from cfpose_sdk.frames import Footage, Frame, Item, Unread
 from cfpose_sdk.image import Image
 from cfpose_sdk.results import Poses
@@ -29,18 +29,11 @@ Broken = Literal["warn", "raise"]
 _PREFETCH = 4
 
 
-@dataclass(frozen=True)
-class Found:
-    """The people of one frame, and the milliseconds that finding them took."""
-
-    people: Detections
-    milliseconds: float
-
-
 class Engine(Protocol):
     """What a stream needs of an estimator."""
 
-    def find(self, image: Image) -> Found: ...
+    @property
+    def find(self) -> Callable[[Image], Found]: ...
 
     def pose(self, frame: Frame, found: Found) -> Poses: ...
 

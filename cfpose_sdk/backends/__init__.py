@@ -15,9 +15,15 @@ _NOT_YET = {".engine": "TensorRT", ".plan": "TensorRT", ".xml": "OpenVINO"}
 
 
 def open_backend(
-    path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    allow_fallback: bool = False,
 ) -> Backend:
     """Open a model file. `threads`: CPU threads of one call; None lets the runtime choose.
+
+    `allow_fallback`: when CUDA is there but does not load, warn and take the CPU, not raise.
 
     Raises ArtifactError when the file is missing, corrupt or of an unknown kind, BackendError when
     this version or this machine cannot run it, MissingDependencyError without the runtime.
@@ -33,4 +39,4 @@ def open_backend(
         raise ArtifactError(f"{file} has suffix {suffix!r}; expected a model file .onnx")
     if not file.is_file():
         raise ArtifactError(f"{file} does not exist; expected a model file")
-    return OnnxBackend(file, device=device, threads=threads)
+    return OnnxBackend(file, device=device, threads=threads, allow_fallback=allow_fallback)

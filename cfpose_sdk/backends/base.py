@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ class Backend(ABC):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
+    # of each input, where the runtime tells; None stands for a side that is left open
+    input_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})
+    input_types: Mapping[str, str] = MappingProxyType({})  # in onnxruntime's words
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Run the model once; `feeds` holds an array for each of `inputs`.
