@@ -69,7 +69,7 @@ class PoseEstimator:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-        self._options = {
+        self._options: dict[str, Any] = {
             "detector": detector, "detector_options": detector_options, "device": device,
             "batch_size": batch_size, "threads": threads, "allow_fallback": allow_fallback,
         }  # fmt: skip

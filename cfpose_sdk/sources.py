@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def _listed(entries: Iterable[Image | PathLike], *, own: bool) -> Footage:
     return Footage(items, items.close, count=count, own=own)
 
 
-def _items(entries: Iterable[Image | PathLike]) -> Iterator[Item]:
+def _items(entries: Iterable[Image | PathLike]) -> Generator[Item, None, None]:
     for entry in entries:
         try:
             if isinstance(entry, str | os.PathLike) and is_video(entry):

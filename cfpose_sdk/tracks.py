@@ -83,10 +83,10 @@ class Tracker:
         similarity = np.stack([_similarities(track, poses) for track in self._tracks])
         pairs: list[tuple[int, int]] = []
         while True:
-            row, person = np.unravel_index(int(similarity.argmax()), similarity.shape)
+            row, person = divmod(int(similarity.argmax()), len(poses))
             if similarity[row, person] < self.options.min_similarity:
                 return pairs
-            pairs.append((int(row), int(person)))
+            pairs.append((row, person))
             similarity[row, :] = -1
             similarity[:, person] = -1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import cv2
@@ -63,7 +63,7 @@ class _Video:
         self.begun = time.monotonic()
         self.first = self._grab(0)
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Generator[Item, None, None]:
         try:
             number, missed = 0, 0
             frame = self.first

@@ -25,7 +25,7 @@ from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
 _PAD_VALUE = 114  # the grey that YOLO detectors are trained with
 _THRESHOLD, _NMS_IOU = 0.25, 0.5
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class GraphDetector:
@@ -47,17 +47,19 @@ class GraphDetector:
         """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
         stretched = self.reading.layout == "detr"
         outputs, scale_xy = self._run(image, self.reading.pixels, stretched)
-        boxes, scores = self._decode(outputs)
+        found, scores = self._decode(outputs)
         height, width = image.shape[:2]
-        boxes = boxes / np.tile(scale_xy, 2)
-        boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
+        # float32 before the check: what has an area in float64 may have none in the result
+        boxes = np.asarray(
+            (found / np.tile(scale_xy, 2)).clip(0, [width, height, width, height]), dtype=np.float32
+        )
         solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & np.isfinite(scores)
         boxes, scores = boxes[solid], scores[solid].clip(0, 1)
         order = np.argsort(-scores, kind="stable")
         if self.reading.layout not in ("end2end", "detr"):
             iou = _NMS_IOU if self._options.nms_iou is None else self._options.nms_iou
             order = nms(boxes, scores, iou)
-        return Detections(boxes[order], scores[order].astype(np.float32))
+        return Detections(boxes[order], np.asarray(scores[order], dtype=np.float32))
 
     def close(self) -> None:
         """Free the model."""
@@ -108,15 +110,16 @@ class GraphDetector:
 
 def _tensor(canvas: Image, pixels: Pixels) -> NDArray[np.float32]:
     """(H, W, 3) BGR bytes → (1, 3, H, W) as the network was trained."""
-    planes = canvas.astype(np.float32)
+    planes = np.asarray(canvas, dtype=np.float32)
     if pixels != "bgr255":
         planes = planes[:, :, ::-1] / np.float32(255)
     if pixels == "rgb-imagenet":
-        planes = (planes - np.float32(IMAGENET_MEAN_RGB)) / np.float32(IMAGENET_STD_RGB)
+        mean, std = (np.asarray(v, np.float32) for v in (IMAGENET_MEAN_RGB, IMAGENET_STD_RGB))
+        planes = (planes - mean) / std
     return np.ascontiguousarray(planes.transpose(2, 0, 1)[None])
 
 
-def _type(backend: Backend) -> type[np.floating[Any]]:
+def _type(backend: Backend) -> np.dtype[Any]:
     given = backend.input_types.get(backend.inputs[0], "tensor(float)")
     if given not in _TYPES:
         raise ArtifactError(

@@ -1,6 +1,6 @@
 """Raw YOLO outputs: YOLOX, YOLOv5 and YOLOv8's descendants.
 
-    yolox          [1, M, 5 + C]  cx, cy in cells and log w, h of each grid cell; objectness; classes
+    yolox          [1, M, 5 + C]  cx, cy in cells, log w, h of each grid cell; objectness; classes
     yolox-decoded  [1, M, 5 + C]  cx, cy, w, h in input pixels; objectness; classes
     yolov5         [1, 3 M, 5 + C]  the same, three anchors a cell
     yolov8         [1, 4 + C, M]  cx, cy, w, h in input pixels; classes (also YOLO11, YOLO26 raw)
