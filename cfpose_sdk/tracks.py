@@ -64,10 +64,10 @@ class Tracker:
         ids = np.zeros(len(poses), dtype=np.int64)
         for track in self._tracks:
             track.missing += 1
-        for row, person in self._pairs(poses):
+        for row, matched in self._pairs(poses):
             track = self._tracks[row]
-            ids[person] = track.id
-            _follow(track, poses, person)
+            ids[matched] = track.id
+            _follow(track, poses, matched)
         for person in np.flatnonzero(ids == 0):
             ids[person] = self._next_id
             self._next_id += 1
@@ -83,7 +83,8 @@ class Tracker:
         similarity = np.stack([_similarities(track, poses) for track in self._tracks])
         pairs: list[tuple[int, int]] = []
         while True:
-            row, person = divmod(int(similarity.argmax()), len(poses))
+            best = int(similarity.argmax())
+            row, person = best // len(poses), best % len(poses)
             if similarity[row, person] < self.options.min_similarity:
                 return pairs
             pairs.append((row, person))

@@ -25,7 +25,7 @@ from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
 _PAD_VALUE = 114  # the grey that YOLO detectors are trained with
 _THRESHOLD, _NMS_IOU = 0.25, 0.5
-_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 class GraphDetector:
@@ -125,7 +125,7 @@ def _type(backend: Backend) -> np.dtype[Any]:
         raise ArtifactError(
             f"{backend.path.name} takes {given}; expected float32 or float16 pixels of a detector"
         )
-    return _TYPES[given]
+    return np.dtype(_TYPES[given])
 
 
 def _size(backend: Backend, options: DetectorOptions) -> tuple[int, int]:

@@ -270,7 +270,7 @@ def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.Monk
 def test_doctor_when_all_is_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(sys, "argv", ["cfpose", "doctor", "--json"])
     assert commands.cfpose() == 0
     report = json.loads(capsys.readouterr().out)
@@ -288,8 +288,8 @@ def test_doctor_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", tmp_path / "gone.onnx")
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "openvino" else "1")
-    monkeypatch.setattr(doctor, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "openvino" else "1")
+    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
     assert commands.cfpose() == 1
     out = capsys.readouterr().out
