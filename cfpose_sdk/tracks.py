@@ -80,20 +80,21 @@ class Tracker:
         """(track, person) by falling similarity, each at most once."""
         if not self._tracks or len(poses) == 0:
             return []
-        similarity = np.stack([_similarities(track, poses) for track in self._tracks])
+        least = self.options.min_similarity
+        similarity = np.stack([_similarities(track, poses, least) for track in self._tracks])
         pairs: list[tuple[int, int]] = []
         while True:
             best = int(similarity.argmax())
             row, person = best // len(poses), best % len(poses)
-            if similarity[row, person] < self.options.min_similarity:
+            if similarity[row, person] < 0:
                 return pairs
             pairs.append((row, person))
             similarity[row, :] = -1
             similarity[:, person] = -1
 
 
-def _similarities(track: _Track, poses: Poses) -> Float64:
-    """(N,) similarity of one track to each pose, where it was or where it went."""
+def _similarities(track: _Track, poses: Poses, least: float) -> Float64:
+    """(N,) similarity of one track to each pose, where it was or where it went; −1 below `least`."""
     stride = track.velocity * min(track.missing, _LONGEST_STRIDE)
     there: list[Float64] = []
     for shift in (np.zeros(2), stride):
@@ -102,7 +103,7 @@ def _similarities(track: _Track, poses: Poses) -> Float64:
         there.append((_oks(track, poses, shift) + overlap) / 2)
     best: Float64 = np.maximum(*there)
     # of two people on one spot, the one whose way led there: velocity breaks the tie
-    return 0.25 * best + 0.75 * there[1]
+    return np.where(best < least, -1.0, 0.25 * best + 0.75 * there[1])
 
 
 def _oks(track: _Track, poses: Poses, shift: Float64) -> Float64:
