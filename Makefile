@@ -10,7 +10,7 @@ PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
 REPORT = benchmarks/results/coco-val-340-cpu.json
 
-.PHONY: help demo test check lint format bench tables clean
+.PHONY: help demo test check lint format bench soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    ruff only"
 	@echo "make format  rewrite the sources as ruff wants them"
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
+	@echo "make soak    long runs that look for leaks; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed report"
 	@echo "make clean   remove what these commands made"
 
@@ -46,6 +47,9 @@ bench: $(VENV)/.dev
 	$(BIN)/cfpose-bench --dataset coco-val --data-root $(DATA) --boxes gt --boxes detector \
 		--model default --model movenet:$(DATA)/labellers/movenet_lightning.onnx \
 		--json $(REPORT)
+
+soak: $(VENV)/.dev
+	$(BIN)/python tests/long/soak.py
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md

@@ -94,7 +94,7 @@ class Tracker:
 
 
 def _similarities(track: _Track, poses: Poses, least: float) -> Float64:
-    """(N,) similarity of one track to each pose, where it was or where it went; −1 below `least`."""
+    """(N,) similarity of a track to each pose, where it was or where it went; −1 below `least`."""
     stride = track.velocity * min(track.missing, _LONGEST_STRIDE)
     there: list[Float64] = []
     for shift in (np.zeros(2), stride):
