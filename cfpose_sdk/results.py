@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.conversions import dataframe, key_points
 from cfpose_sdk.draw import draw_poses
-from cfpose_sdk.errors import InputError, MissingDependencyError
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.image import Image, check_image
 from cfpose_sdk.pictures import thumbnail, write_picture
 from cfpose_sdk.records import (
-    ROW_FIELDS,
     coco_image_id,
     coco_results,
     person_records,
@@ -244,7 +243,7 @@ class Poses:
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame of `rows()`. Raises MissingDependencyError without pandas."""
-        return _import("pandas").DataFrame(self.rows(), columns=list(ROW_FIELDS))
+        return dataframe(self.rows())
 
     def to_supervision(self) -> Any:
         """supervision.KeyPoints. Raises MissingDependencyError without supervision.
@@ -253,21 +252,5 @@ class Poses:
         its ellipse annotator draws, and `xy_raw`.
         """
         named = (("tracker_id", self.ids), ("covariance", self.covariance), ("xy_raw", self.xy_raw))
-        return _import("supervision").KeyPoints(
-            xy=self.xy,
-            keypoint_confidence=self.confidence,
-            detection_confidence=self.box_scores,
-            visible=self.visible,
-            class_id=np.zeros(len(self), dtype=int),
-            data={name: value for name, value in named if value is not None},
-        )
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"this conversion needs {name}, which cannot be imported ({error}); "
-            f"run: pip install {name}"
-        ) from error
+        data = {name: value for name, value in named if value is not None}
+        return key_points(self.xy, self.confidence, self.visible, self.box_scores, data)

@@ -139,9 +139,16 @@ class OpenPoseFolderSink(_FolderSink):
     """One file a frame, NAME_keypoints.json, as OpenPose's `--write_json` makes them."""
 
     layout: OpenPoseFormat = "body25"
+    _video: Path | None = None  # the video's part of the names: its frames are not remembered
+
+    def begin(self, name: str, footage: Footage, video: bool) -> None:
+        self._video = self.place(Path(name).stem, "") if video else None
 
     def add(self, poses: Poses) -> None:
-        place = self.place(Path(str(poses.source)).stem, "_keypoints.json")
+        if self._video is None:
+            place = self.place(Path(str(poses.source)).stem, "_keypoints.json")
+        else:
+            place = self._video.with_name(f"{self._video.name}-{poses.frame:06d}_keypoints.json")
         write_file(place, json.dumps(openpose_frame(poses, self.layout)))
 
 

@@ -1,7 +1,5 @@
-"""Folders and videos on many processes, with Ray Data (the extra ray).
-
-Run: python examples/ray_bulk.py OUTPUT_FOLDER SOURCE...   (photos, folders of photos, videos)
-"""
+"""Photos, folders and videos on many processes, with Ray Data (the extra ray).
+Run: python examples/ray_bulk.py OUTPUT_FOLDER SOURCE..."""
 
 import sys
 from collections.abc import Iterator
