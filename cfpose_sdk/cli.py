@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 import cfpose_sdk
+from cfpose_sdk.backends import Device
 from cfpose_sdk.doctor import describe, examine
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -70,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_models(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--model", metavar="M", help="exported model; None is the bundled one")
     predict.add_argument("--detector", metavar="D", help="person finder; None is the bundled one")
-    predict.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run"
-    )
+    predict.add_argument("--device", choices=get_args(Device), default="auto", help="where to run")
     predict.add_argument(
         "--allow-fallback", action="store_true", help="run on the CPU when the GPU does not load"
     )

@@ -69,7 +69,7 @@ class PoseEstimator:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-        self._options: dict[str, Any] = {
+        self._arguments: dict[str, Any] = {
             "detector": detector, "detector_options": detector_options, "device": device,
             "batch_size": batch_size, "threads": threads, "allow_fallback": allow_fallback,
         }  # fmt: skip
@@ -160,7 +160,7 @@ class PoseEstimator:
         Raises InputError for a detector that cannot be pickled, BackendError when it is closed.
         """
         self._check_open()
-        detector = self._options["detector"]
+        detector = self._arguments["detector"]
         try:
             pickle.dumps(detector)
         except Exception as error:  # pickle raises whatever the object's own code raises
@@ -168,7 +168,7 @@ class PoseEstimator:
                 f"a PoseEstimator can go to another process only with a detector that can be "
                 f"pickled, got {detector!r} ({error}); give a file, or a function of a module"
             ) from error
-        return functools.partial(PoseEstimator, self._model, **self._options), ()
+        return functools.partial(PoseEstimator, self._model, **self._arguments), ()
 
     def __enter__(self) -> Self:
         return self
