@@ -51,16 +51,12 @@ class Ahead(Generic[T]):
         """Whether the thread still runs."""
         return self._thread.is_alive()
 
-    def stop(self) -> None:
-        """Ask the thread to end, without waiting for it."""
+    def close(self) -> None:
+        """Stop the thread, and wait until it has ended, or for `JOIN_S` seconds."""
         with self._change:
             self._closed = True
             self._ready.clear()
             self._change.notify_all()
-
-    def close(self) -> None:
-        """Stop, and wait until the thread has ended, or for `JOIN_S` seconds."""
-        self.stop()
         if self._thread is not threading.current_thread():
             self._thread.join(JOIN_S)
 

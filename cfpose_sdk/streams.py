@@ -138,9 +138,7 @@ def _poses(
             yield poses
             del poses, item, found
     finally:
-        for thread in threads:
-            thread.stop()
-        for thread in threads:
+        for thread in threads:  # the reader first: the finder then sees the end of its frames
             thread.close()
         if not any(thread.alive for thread in threads):
             footage.close()

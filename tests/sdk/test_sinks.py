@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,21 @@ def triples(poses: Poses, layout: Any) -> dict[str, list[float]]:
 
 
 def test_openpose_joints_are_in_openposes_order() -> None:
-    # OpenPose's tables: POSE_BODY_25_BODY_PARTS and POSE_COCO_BODY_PARTS
-    body, coco = JOINTS["body25"], JOINTS["coco18"]
-    assert (len(body), len(coco)) == (25, 18)
-    for number, name in ((0, "nose"), (1, "neck"), (4, "right_wrist"), (8, "mid_hip"),
-                         (11, "right_ankle"), (14, "left_ankle"), (15, "right_eye"),
-                         (18, "left_ear"), (19, "left_big_toe"), (24, "right_heel")):  # fmt: skip
-        assert body[number] == name
-    for number, name in ((1, "neck"), (8, "right_hip"), (11, "left_hip"), (13, "left_ankle"),
-                         (14, "right_eye"), (17, "left_ear")):  # fmt: skip
-        assert coco[number] == name
+    # OpenPose's own tables: POSE_BODY_25_BODY_PARTS and POSE_COCO_BODY_PARTS
+    words = {"L": "left_", "R": "right_"}
+    tables = {
+        "body25": "Nose Neck RShoulder RElbow RWrist LShoulder LElbow LWrist MidHip RHip RKnee "
+        "RAnkle LHip LKnee LAnkle REye LEye REar LEar LBigToe LSmallToe LHeel RBigToe RSmallToe "
+        "RHeel",
+        "coco18": "Nose Neck RShoulder RElbow RWrist LShoulder LElbow LWrist RHip RKnee RAnkle "
+        "LHip LKnee LAnkle REye LEye REar LEar",
+    }
+    for layout, table in tables.items():
+        expected = []
+        for part in table.split():
+            name = words.get(part[0], "") + part[part[0] in words and part[1].isupper() :]
+            expected.append(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+        assert list(JOINTS[layout]) == expected  # type: ignore[index]
 
 
 @pytest.mark.parametrize("layout", ["body25", "coco18"])

@@ -67,6 +67,15 @@ def test_people_who_cross_keep_their_ids(speed: int, apart_y: int) -> None:
             assert found == [n + 1 for n in order]
 
 
+def test_people_who_change_places_between_two_frames_keep_their_ids() -> None:
+    tracker = Tracker()
+    for step in range(20):
+        x = 250 + 30 * (step - 9.5)  # 15 px before the middle, then 15 px behind it
+        order = [0, 1] if step % 2 == 0 else [1, 0]
+        people = [(x, 200.0), (500 - x, 200.0)]
+        assert ids(tracker, *(people[n] for n in order)) == [n + 1 for n in order]
+
+
 def test_a_person_behind_another_for_a_while_comes_out_with_the_old_id() -> None:
     tracker = Tracker()
     for step in range(40):
