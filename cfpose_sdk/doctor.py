@@ -43,10 +43,13 @@ _PACKAGES = {
 
 
 def examine() -> dict[str, Any]:
-    """A report as plain values; `ok` tells whether the defaults work, `problems` why not."""
+    """A report as plain values; `ok` tells whether the defaults work, `problems` why not, and
+    `advice` what would make more of this machine.
+    """
     packages = {name: package_version(name) for name in _PACKAGES}
     listed = listed_providers()
     providers = running_providers(BUNDLED_MODEL, listed)
+    gpus = nvidia_gpus()
     devices: list[Device] = ["cpu"]
     if "CUDAExecutionProvider" in listed:
         devices.append("cuda")
@@ -63,7 +66,7 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "providers": listed,
         "providers_run": providers,
-        "gpus": nvidia_gpus(),
+        "gpus": gpus,
         "tensorrt": tensorrt_flavours(),
         "openvino_devices": openvino_devices(),
         "models": {
@@ -73,6 +76,7 @@ def examine() -> dict[str, Any]:
             "parity": parity,
         },
         "problems": _problems(runs, packages),
+        "advice": _advice(gpus, providers),
     }
 
 
@@ -99,6 +103,7 @@ def describe(report: dict[str, Any]) -> str:
         answers = report["models"]["parity"][device]
         lines += [f"    {name}: {message}" for name, message in answers.items()]
     lines += ["", *(f"problem: {problem}" for problem in report["problems"])]
+    lines += [f"advice: {advice}" for advice in report["advice"]]
     lines.append("The defaults work." if report["ok"] else "The defaults do not work.")
     return "\n".join(lines)
 
@@ -119,6 +124,16 @@ def _try_models(device: Device) -> tuple[str, dict[str, str]]:
     said = {name: answer.message for name, answer in answers.items()}
     wrong = [f"{name}: {said[name]}" for name, answer in answers.items() if answer.passed is False]
     return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), said
+
+
+def _advice(gpus: list[dict[str, str]], providers: dict[str, str]) -> list[str]:
+    if not gpus or providers.get("CUDAExecutionProvider") == "runs":
+        return []
+    state = providers.get("CUDAExecutionProvider", "is not in this onnxruntime")
+    return [
+        f"{gpus[0].get('name', 'a GPU')} is here, but CUDA {state}; run: pip uninstall onnxruntime; "
+        f"pip install 'cfpose-sdk[gpu]'"
+    ]
 
 
 def _problems(runs: dict[str, str], packages: dict[str, str | None]) -> list[str]:

@@ -103,3 +103,12 @@ def test_what_is_absent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.importlib, "import_module", broken)
     assert "libnvinfer" in machine.tensorrt_flavours()["tensorrt"]
     assert "does not load" in str(machine.openvino_devices())
+
+
+def test_a_gpu_that_lies_idle_is_told() -> None:
+    gpus = [{"name": "NVIDIA T4"}]
+    (advice,) = doctor._advice(gpus, {"CPUExecutionProvider": "runs"})
+    assert "NVIDIA T4 is here" in advice
+    assert "cfpose-sdk[gpu]" in advice
+    assert doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}) == []
+    assert doctor._advice([], {}) == []
