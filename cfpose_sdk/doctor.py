@@ -131,8 +131,8 @@ def _advice(gpus: list[dict[str, str]], providers: dict[str, str]) -> list[str]:
         return []
     state = providers.get("CUDAExecutionProvider", "is not in this onnxruntime")
     return [
-        f"{gpus[0].get('name', 'a GPU')} is here, but CUDA {state}; run: pip uninstall onnxruntime; "
-        f"pip install 'cfpose-sdk[gpu]'"
+        f"{gpus[0].get('name', 'a GPU')} is here, but CUDA {state}; "
+        f"run: pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
     ]
 
 
