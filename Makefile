@@ -13,7 +13,7 @@ REPORT = benchmarks/results/coco-val-340-cpu.json
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test check lint format bench tables clean
+.PHONY: help demo test check lint format bench soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint    ruff only"
 	@echo "make format  rewrite the sources as ruff wants them"
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
+	@echo "make soak    long runs that look for leaks; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed report"
 	@echo "make clean   remove what these commands made"
 
@@ -53,6 +54,9 @@ bench: $(VENV)/.dev
 		--model movenet:$(DATA)/labellers/movenet_lightning.onnx \
 		--model movenet:$(DATA)/labellers/movenet_thunder.onnx \
 		--json $(REPORT) --csv $(REPORT:.json=.csv) --html out/bench.html
+
+soak: $(VENV)/.dev
+	$(BIN)/python tests/long/soak.py
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md

@@ -1,5 +1,6 @@
 """Human pose estimation: `PoseEstimator().predict("photo.jpg")`."""
 
+from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.errors import (
     ArtifactError,
     BackendError,
@@ -16,7 +17,9 @@ from cfpose_sdk.errors import (
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
+from cfpose_sdk.smoothing import SmoothOptions
 from cfpose_sdk.spec import ModelSpec
+from cfpose_sdk.tracks import TrackOptions
 
 __version__ = "0.1.0"
 
@@ -28,6 +31,7 @@ __all__ = [
     "BoxError",
     "CfposeError",
     "DatasetError",
+    "DetectorOptions",
     "ExportError",
     "ImageError",
     "InputError",
@@ -36,7 +40,9 @@ __all__ = [
     "PoseEstimator",
     "Poses",
     "Skeleton",
+    "SmoothOptions",
     "SpecError",
+    "TrackOptions",
     "TrainingError",
     "__version__",
 ]

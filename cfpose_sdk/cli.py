@@ -1,34 +1,41 @@
 """`cfpose predict` and `cfpose doctor`.
 
-predict exits 0 when every source was read, 1 when some were not, 2 when none was.
+predict exits 0 when every source was read to its end, 1 when some were not (the rest is in the
+files), 2 when nothing could be read or the use was wrong, 130 when interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
-
-import cv2
+from typing import get_args
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device
 from cfpose_sdk.doctor import describe, examine
-from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.files import write_file
-from cfpose_sdk.frames import expand, is_url, is_video
-from cfpose_sdk.records import ROW_FIELDS
-from cfpose_sdk.results import Poses
+from cfpose_sdk.harvest import Harvest, Part, parts_of
+from cfpose_sdk.openpose import OpenPoseFormat
+from cfpose_sdk.sinks import (
+    CocoSink,
+    CsvSink,
+    JsonSink,
+    OpenPoseFolderSink,
+    OpenPoseSink,
+    PictureSink,
+    Sink,
+)
+from cfpose_sdk.streams import StreamOptions
 
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_STOP_KEYS = (27, ord("q"))  # escape, q
+_CODES = (
+    "exit codes: 0 every source was read to its end; 1 some were not, the results of the rest are "
+    "written; 2 nothing could be read, or wrong use; 130 interrupted (of a camera or URL the files "
+    "are finished, of the rest none is left)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,24 +51,63 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cfpose {cfpose_sdk.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    predict = commands.add_parser("predict", help="find poses", formatter_class=shown)
+    predict = commands.add_parser(
+        "predict", help="find poses", formatter_class=shown, epilog=_CODES
+    )
     predict.set_defaults(run=_predict)
     predict.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="photo, folder, glob, video, URL, camera index"
     )
-    predict.add_argument("--model", metavar="M", help="exported model; None is the bundled one")
-    predict.add_argument("--detector", metavar="D", help="person finder; None is the bundled one")
-    predict.add_argument("--device", choices=get_args(Device), default="auto", help="where to run")
-    predict.add_argument("--save", metavar="DIR", type=Path, help="write pictures with the poses")
-    predict.add_argument("--coco", metavar="F.json", help="write COCO keypoint results")
-    predict.add_argument("--json", metavar="F.json", help="write all that is known of each image")
-    predict.add_argument("--csv", metavar="F.csv", help="write one row a person and joint")
-    predict.add_argument("--show", action="store_true", help="open a window; q or escape stops")
+    _add_models(predict)
+    _add_outputs(predict)
+    _add_video_options(predict)
 
     doctor = commands.add_parser("doctor", help="say what works here", formatter_class=shown)
     doctor.set_defaults(run=_doctor)
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
+
+
+def _add_models(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("--model", metavar="M", help="exported model; None is the bundled one")
+    predict.add_argument("--detector", metavar="D", help="person finder; None is the bundled one")
+    predict.add_argument("--device", choices=get_args(Device), default="auto", help="where to run")
+    predict.add_argument(
+        "--allow-fallback", action="store_true", help="run on the CPU when the GPU does not load"
+    )
+
+
+def _add_outputs(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument(
+        "--save", metavar="DIR", type=Path, help="write photos and videos with the poses"
+    )
+    predict.add_argument("--coco", metavar="F.json", help="write COCO keypoint results")
+    predict.add_argument("--json", metavar="F.json", help="write all that is known of each image")
+    predict.add_argument("--csv", metavar="F.csv", help="write one row a person and joint")
+    predict.add_argument(
+        "--openpose",
+        metavar="DIR|F.json",
+        type=Path,
+        help="write OpenPose JSON, one file a frame into a folder, or one list into a .json file",
+    )
+    predict.add_argument(
+        "--openpose-format", choices=get_args(OpenPoseFormat), default="body25", help="its joints"
+    )
+    predict.add_argument("--show", action="store_true", help="open a window; q or escape stops")
+
+
+def _add_video_options(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument(
+        "--detect-every",
+        metavar="N",
+        type=int,
+        default=1,
+        help="look for people in each n-th frame",
+    )
+    predict.add_argument("--track", action="store_true", help="number the people of a video")
+    predict.add_argument(
+        "--smooth", action="store_true", help="One-Euro filter over each person; tracks too"
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -71,132 +117,45 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    sources = [part for source in options.sources for part in _parts(source)]
+    # FFmpeg would print each damaged block of a video to stderr; what matters is said by cfpose
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    sources = [part for source in options.sources for part in parts_of(source)]
     if options.save is not None:
         _refuse_overwriting(sources, options.save)
-    harvest = _Harvest(options.save, options.coco, options.json, options.csv)
-    failed = 0
+    running = StreamOptions(
+        detect_every=options.detect_every, track=options.track, smooth=options.smooth
+    )
     with PoseEstimator(
-        options.model, detector=options.detector, device=options.device
+        options.model,
+        detector=options.detector,
+        device=options.device,
+        allow_fallback=options.allow_fallback,
     ) as estimator:
-        for number, source in enumerate(sources, start=1):
-            _progress(number, len(sources))
-            try:
-                found = _open(estimator, source)
-            except InputError as error:
-                failed += 1
-                print(f"cfpose: {error}", file=sys.stderr)
-                continue
-            if not _take(found, harvest, show=options.show, still=_is_still(source)):
-                break
-    harvest.write()
-    if failed:
-        print(f"cfpose: {failed} of {len(sources)} sources could not be used", file=sys.stderr)
-    return 0 if not failed else 1 if harvest.count else 2
+        return Harvest(estimator, _sinks(options), running, options.show).run(sources)
 
 
-def _take(found: Iterator[Poses], harvest: _Harvest, *, show: bool, still: bool) -> bool:
-    """Harvest all frames of one source; False when the viewer wants to stop."""
-    for poses in found:
-        harvest.add(poses)
-        if show and not _show(poses, still):
-            return False
-    return True
+def _sinks(options: argparse.Namespace) -> list[Sink]:
+    sinks: list[Sink] = []
+    if options.coco:
+        sinks.append(CocoSink(options.coco))
+    if options.json:
+        sinks.append(JsonSink(options.json))
+    if options.csv:
+        sinks.append(CsvSink(options.csv))
+    if options.openpose is not None:
+        if options.openpose.suffix.lower() == ".json":
+            sinks.append(OpenPoseSink(options.openpose, options.openpose_format))
+        else:
+            sinks.append(OpenPoseFolderSink(options.openpose, layout=options.openpose_format))
+    if options.save is not None:
+        sinks.append(PictureSink(options.save))
+    return sinks
 
 
-def _parts(source: str) -> list[Path | str | int]:
-    """A command-line SOURCE → photos, videos, URLs and camera indices."""
-    if is_url(source):
-        return [source]
-    if source.isdigit() and not Path(source).exists():
-        return [int(source)]
-    return list(expand(source))
-
-
-def _is_still(source: Path | str | int) -> bool:
-    return isinstance(source, Path) and not is_video(source)
-
-
-def _open(estimator: PoseEstimator, source: Path | str | int) -> Iterator[Poses]:
-    """Poses of a photo now, of a video frame by frame. Raises InputError when it is unusable."""
-    if isinstance(source, Path) and _is_still(source):
-        return iter([estimator.predict(source)])
-    return estimator.stream(source)
-
-
-@dataclass
-class _Harvest:
-    """What the files will hold. Records, not Poses: those would keep every photo in memory."""
-
-    save: Path | None
-    coco: str | None
-    json: str | None
-    csv: str | None
-    count: int = 0
-    results: list[dict[str, Any]] = field(default_factory=list)
-    images: list[dict[str, Any]] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    taken: set[Path] = field(default_factory=set)
-
-    def add(self, poses: Poses) -> None:
-        count, milliseconds = len(poses), poses.speed_ms["total"]
-        people = "1 person" if count == 1 else f"{count} people"
-        print(f"{poses.source}: {people}, {milliseconds:.1f} ms")
-        self.count += 1
-        if self.coco:
-            self.results += poses.to_coco()
-        if self.json:
-            self.images.append(poses.to_dict())
-        if self.csv:
-            self.rows += poses.rows()
-        if self.save is not None:
-            poses.save(self._place(self.save, Path(str(poses.source))))
-
-    def write(self) -> None:
-        if self.coco:
-            write_file(self.coco, json.dumps(self.results))
-        if self.json:
-            write_file(self.json, json.dumps(self.images, indent=1, ensure_ascii=False))
-        if self.csv:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, ROW_FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_file(self.csv, text.getvalue())
-
-    def _place(self, folder: Path, name: Path) -> Path:
-        """A name in the folder that no earlier picture of this run has."""
-        suffix = name.suffix if name.suffix.lower() in _PICTURE_SUFFIXES else ".jpg"
-        place, count = folder / f"{name.stem}{suffix}", 1
-        while place in self.taken:
-            count += 1
-            place = folder / f"{name.stem}-{count}{suffix}"
-        self.taken.add(place)
-        return place
-
-
-def _refuse_overwriting(sources: Sequence[Path | str | int], folder: Path) -> None:
+def _refuse_overwriting(sources: Sequence[Part], folder: Path) -> None:
     for source in sources:
         if isinstance(source, Path) and source.resolve().parent == folder.resolve():
             raise InputError(
                 f"--save {folder} is the folder of {source.name}, which would be overwritten; "
                 f"choose another"
             )
-
-
-def _show(poses: Poses, still: bool) -> bool:
-    """Show one picture, a still until a key is hit; False when the viewer wants to stop."""
-    try:
-        cv2.imshow("cfpose", poses.plot())
-        return (cv2.waitKey(0 if still else 1) & 0xFF) not in _STOP_KEYS
-    except cv2.error as error:
-        raise BackendError(
-            "--show needs a display and an OpenCV with windows; use --save, or replace "
-            "opencv-python-headless by opencv-python"
-        ) from error
-
-
-def _progress(number: int, total: int) -> None:
-    """A line on a terminal whose output is piped away; otherwise the output itself tells."""
-    if total > 1 and sys.stderr.isatty() and not sys.stdout.isatty():
-        print(f"\r{number}/{total}", end="\n" if number == total else "", file=sys.stderr)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,27 @@ class Detections:
         return len(self.boxes)
 
 
+class Running(TypedDict):
+    """How `open_backend` runs a model."""
+
+    device: Device
+    threads: int | None
+    allow_fallback: bool
+
+
+@runtime_checkable
+class OpenDetector(Protocol):
+    """A detector that came from a file. Threads may share it."""
+
+    name: str
+    path: Path
+    provider: str
+
+    def __call__(self, image: Image) -> Detections: ...
+
+    def close(self) -> None: ...
+
+
 # Any callable that takes a BGR image and returns Detections, (N, 4) boxes, or (N, 5) with scores.
 Detector = Callable[[Image], Any]
 
@@ -70,29 +92,40 @@ def as_detections(value: object) -> Detections:
 class PersonFinder:
     """A finder artifact (ONNX): `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M).
 
-    Without a path: the bundled one. `threshold` overrides the artifact's own. Raises ArtifactError
-    when the file is no cfpose finder, else as `open_backend`.
+    Without a path: the bundled one. `threshold` and `nms_iou` override the artifact's own. Raises
+    ArtifactError when the file is no cfpose finder, else as `open_backend`.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         threshold: float | None = None,
+        nms_iou: float | None = None,
         *,
         device: Device = "auto",
         threads: int | None = None,
+        allow_fallback: bool = False,
     ) -> None:
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"threshold must lie in [0, 1], got {threshold}")
+        for name, value in (("threshold", threshold), ("nms_iou", nms_iou)):
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {value}")
         self.path = BUNDLED_FINDER if path is None else Path(path)
-        self._backend = open_backend(self.path, device=device, threads=threads)
+        self._again = functools.partial(
+            type(self), path, threshold, nms_iou,
+            device=device, threads=threads, allow_fallback=allow_fallback,
+        )  # fmt: skip
+        self._backend = open_backend(
+            self.path, device=device, threads=threads, allow_fallback=allow_fallback
+        )
         self.spec = _finder_spec(self._backend)
+        self.name = self.spec.name
+        self.provider = self._backend.provider  # what truly runs it, as the runtime names it
         self.threshold = self.spec.threshold if threshold is None else threshold
+        self.nms_iou = self.spec.nms_iou if nms_iou is None else nms_iou
 
-    @property
-    def provider(self) -> str:
-        """What truly runs it, as the runtime names it."""
-        return self._backend.provider
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options, opened anew where it is unpickled."""
+        return self._again, ()
 
     def __call__(self, image: Image) -> Detections:
         """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
@@ -103,7 +136,7 @@ class PersonFinder:
         boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
         keep = (scores >= self.threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         boxes, scores = boxes[keep], scores[keep]
-        kept = nms(boxes, scores, self.spec.nms_iou)
+        kept = nms(boxes, scores, self.nms_iou)
         return Detections(boxes[kept], scores[kept])
 
     def close(self) -> None:

@@ -31,14 +31,18 @@ def draw_poses(
     *,
     threshold: float,
     show_boxes: bool = False,
+    ids: NDArray[np.integer] | None = None,
+    covariance: NDArray[np.floating] | None = None,
 ) -> Image:
     """Draw (N, K, 2) keypoints with (N, K) confidence over a BGR image; returns a new image.
 
     Joints below `threshold` and their limbs are left out. Lines grow with the (N, 4) xyxy boxes;
-    left is orange, right is blue, the middle is green. Small people are drawn last, on top.
+    left is orange, right is blue, the middle is green; with (N,) `ids` each person has a colour of
+    its own, and its number. (N, K, 2, 2) `covariance` adds ellipses of two standard deviations.
+    Small people are drawn last, on top.
     """
     canvas = image.copy()
-    colours = _joint_colours(skeleton)
+    sides = _joint_colours(skeleton)
     heights = [float(max(box[2] - box[0], box[3] - box[1])) for box in boxes]
     for person in sorted(range(len(xy)), key=lambda n: -heights[n]):
         width = _line_width(heights[person], canvas)
@@ -48,7 +52,12 @@ def draw_poses(
                 canvas, corners[:2], corners[2:], _BOX, max(1, round(width / 3)), cv2.LINE_AA
             )
         shown = (confidence[person] >= threshold) & (np.abs(xy[person]) < _FAR).all(axis=-1)
+        colours = sides if ids is None else [_id_colour(int(ids[person]))] * len(skeleton)
         _draw_person(canvas, xy[person], shown, skeleton, colours, width)
+        if covariance is not None:
+            _draw_spread(canvas, xy[person], covariance[person], shown, colours)
+        if ids is not None:
+            _draw_number(canvas, int(ids[person]), boxes[person], colours[0], width)
     return canvas
 
 
@@ -72,6 +81,56 @@ def _draw_person(
     for joint in np.flatnonzero(shown):
         _dot(canvas, xy[joint], _EDGE, radius + rim * 0.8)
         _dot(canvas, xy[joint], colours[joint], radius)
+
+
+def _draw_spread(
+    canvas: Image,
+    xy: NDArray[np.floating],
+    covariance: NDArray[np.floating],
+    shown: NDArray[np.bool_],
+    colours: list[Colour],
+) -> None:
+    """Ellipses of two standard deviations along the axes of each joint's (2, 2) covariance."""
+    for joint in np.flatnonzero(shown):
+        if not np.isfinite(covariance[joint]).all():
+            continue
+        variance, axes = np.linalg.eigh(covariance[joint].astype(np.float64))
+        radii = 2 * np.sqrt(np.clip(variance, 0, _FAR))
+        # along the larger axis first; the angle is clockwise on the screen, as y points down
+        angle = math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
+        lengths = tuple(round(min(r, _FAR / 32) * (1 << _SHIFT)) for r in (radii[1], radii[0]))
+        cv2.ellipse(
+            canvas,
+            _fixed(xy[joint]),
+            lengths,
+            angle,
+            0,
+            360,
+            colours[joint],
+            1,
+            cv2.LINE_AA,
+            _SHIFT,
+        )
+
+
+def _draw_number(
+    canvas: Image, number: int, box: NDArray[np.floating], colour: Colour, width: float
+) -> None:
+    scale = max(0.4, width * 0.2)
+    x, y = (round(float(value)) for value in box[:2].clip(-_FAR, _FAR))
+    place = (x, max(y, round(22 * scale)))
+    for paint, thickness in ((_EDGE, 3), (colour, 1)):
+        thick = max(thickness, round(thickness * scale))
+        cv2.putText(
+            canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thick, cv2.LINE_AA
+        )
+
+
+def _id_colour(number: int) -> Colour:
+    """A bright colour; golden-angle steps keep the hues of near numbers apart."""
+    hue = round(number * 137.508) % 360 // 2  # OpenCV's hues go to 180
+    pixel = cv2.cvtColor(np.array([[[hue, 170, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
+    return int(pixel[0]), int(pixel[1]), int(pixel[2])
 
 
 def _line_width(person_px: float, canvas: Image) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import threading
+import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,13 +16,19 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
-from cfpose_sdk.detector import Detections, Detector, PersonFinder, as_detections
+from cfpose_sdk.detector import Detections, Detector, Running, as_detections
+from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
-from cfpose_sdk.frames import Frame, PathLike, Source, load_frame, open_frames
+from cfpose_sdk.finding import Finding, Found
+from cfpose_sdk.frames import Footage, Frame, PathLike, Source, load_frame
 from cfpose_sdk.image import Image
 from cfpose_sdk.inference import Arrays, run_frame
 from cfpose_sdk.results import Poses
+from cfpose_sdk.smoothing import SmoothOptions
+from cfpose_sdk.sources import open_source
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.streams import Broken, PoseStream, Response, StreamOptions
+from cfpose_sdk.tracks import TrackOptions
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "cfpose-s.onnx"
 
@@ -43,11 +50,13 @@ class PoseEstimator:
     """Poses of the people in images. Threads may share one estimator.
 
     `model`: an exported artifact; None is the bundled one. `detector`: None for the bundled finder,
-    a finder artifact, or any callable image → boxes (N, 4), or (N, 5) with scores. At most
-    `batch_size` people go through the network at once; a model that takes whole frames cuts the
-    crops itself, and runs once a frame and chunk of its people. `options` are of the pose model's
-    runtime: engines and OpenVINO have some. Raises ArtifactError (SpecError) for a file that is no
-    cfpose artifact, BackendError for a device that is not there.
+    a finder artifact, a foreign detector's file (see `open_detector`), or any callable image →
+    boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
+    a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
+    people. `options` are of the pose model's runtime: engines and OpenVINO have some.
+    `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead of
+    raising. It can be pickled, and opens its files anew in the other process. Raises ArtifactError
+    (SpecError) for a file that is no cfpose artifact, BackendError for a device that is not there.
     """
 
     def __init__(
@@ -55,40 +64,40 @@ class PoseEstimator:
         model: PathLike | None = None,
         *,
         detector: PathLike | Detector | None = None,
+        detector_options: DetectorOptions | None = None,
         device: Device = "auto",
         batch_size: int = 32,
         threads: int | None = None,
         options: RuntimeOptions | None = None,
+        allow_fallback: bool = False,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-        self._device, self._threads, self._batch_size = device, threads, batch_size
-        self._lock = threading.Lock()
-        self._finder: Detector | None = None
-        self._own_finder: PersonFinder | None = None
-        if callable(detector):
-            self._finder = detector
-        elif detector is not None:
-            self._finder = self._own_finder = PersonFinder(detector, device=device, threads=threads)
-        path = BUNDLED_MODEL if model is None else Path(model)
-        self._backend = open_backend(path, device=device, threads=threads, options=options)
-        self._batch_size = min(batch_size, self._backend.max_batch or batch_size)
-        self.spec = _model_spec(self._backend)
+        self._arguments: dict[str, Any] = {
+            "detector": detector, "detector_options": detector_options, "device": device,
+            "batch_size": batch_size, "threads": threads, "options": options,
+            "allow_fallback": allow_fallback,
+        }  # fmt: skip
+        running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
+        self._closed = False
+        self._finding = Finding(detector, detector_options, running)
+        try:
+            self._model = model
+            path = BUNDLED_MODEL if model is None else Path(model)
+            self._backend = open_backend(path, **running, options=options)
+            self._batch_size = min(batch_size, self._backend.max_batch or batch_size)
+            self.spec = _model_spec(self._backend)
+        except BaseException:
+            self._finding.close()
+            raise
 
     @property
     def info(self) -> EstimatorInfo:
         """What is open, for logs and reports."""
         provider = self._backend.provider
-        finder = self._finder
-        if finder is None:
-            detector = "bundled, not yet opened"
-        elif isinstance(finder, PersonFinder):
-            detector = f"{finder.spec.name} ({finder.path.name}, {finder.provider})"
-        else:
-            detector = getattr(finder, "__qualname__", type(finder).__qualname__)
         device = "cuda" if provider.startswith(("CUDA", "TensorRT")) else "cpu"
         model = str(self._backend.path)
-        return EstimatorInfo(model, self.spec.name, provider, device, str(detector))
+        return EstimatorInfo(model, self.spec.name, provider, device, self._finding.description)
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
@@ -114,19 +123,58 @@ class PoseEstimator:
             )
         return self._estimate([load_frame(image) for image in images], given)
 
-    def stream(self, source: Source) -> Iterator[Poses]:
+    def stream(
+        self,
+        source: Source,
+        *,
+        prefetch: int | None = None,
+        detect_every: int = 1,
+        track: bool | TrackOptions = False,
+        smooth: bool | SmoothOptions = False,
+        broken: Broken = "warn",
+    ) -> PoseStream:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
-        or an iterable of arrays and paths. Raises InputError now when the source cannot be
-        opened, ImageError later at a photo that cannot be read.
+        or an iterable of arrays and paths.
+
+        `prefetch`: frames that wait before finding and before posing, each in a thread; 0 does all
+        in the caller's. None is 4, and 0 for a caller's own generator, which then stays in the
+        caller's thread. `detect_every`: look for people in every n-th frame only; in between the
+        boxes follow the poses, and a pose that fades is dropped. `track` gives `ids`; `smooth`
+        filters `xy` by id, keeps `xy_raw`, and tracks too. `broken`: a file, or a frame of a video,
+        that cannot be read is a RuntimeWarning and is skipped, or with "raise" ends the stream.
+        Raises InputError now when the source cannot be opened.
         """
-        frames = open_frames(source)
-        return (self._estimate([frame], [None])[0] for frame in frames)
+        options = StreamOptions(prefetch, detect_every, track, smooth, broken)
+        return self.open_stream(open_source(source), options)
+
+    def open_stream(
+        self, footage: Footage, options: StreamOptions, on_broken: Response | None = None
+    ) -> PoseStream:
+        """`stream` for an opened source; `on_broken` hears of what cannot be read."""
+        self._check_open()
+        return PoseStream(_Engine(self), footage, options, on_broken)
 
     def close(self) -> None:
-        """Free the models that this estimator opened."""
+        """Free the models that this estimator opened; a later call to it raises BackendError."""
+        self._closed = True
         self._backend.close()
-        if self._own_finder is not None:
-            self._own_finder.close()
+        self._finding.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options, opened anew where it is unpickled: in a worker process, say.
+
+        Raises InputError for a detector that cannot be pickled, BackendError when it is closed.
+        """
+        self._check_open()
+        detector = self._arguments["detector"]
+        try:
+            pickle.dumps(detector)
+        except Exception as error:  # pickle raises whatever the object's own code raises
+            raise InputError(
+                f"a PoseEstimator can go to another process only with a detector that can be "
+                f"pickled, got {detector!r} ({error}); give a file, or a function of a module"
+            ) from error
+        return functools.partial(PoseEstimator, self._model, **self._arguments), ()
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +183,7 @@ class PoseEstimator:
         self.close()
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+        self._check_open()
         if self.spec.input == "frame":
             return [self._estimate_whole(*pair) for pair in zip(frames, given, strict=True)]
         people, detect_ms, maps, crops, crop_ms = [], [], [], [], []
@@ -172,18 +221,16 @@ class PoseEstimator:
         return self._poses(frame, people, None, outputs, spent)
 
     def _people(self, image: Image, boxes: object) -> tuple[Detections, float]:
-        if boxes is not None:
-            return as_detections(boxes), 0.0
-        finder = self._open_finder()
-        start = time.perf_counter()
-        return as_detections(finder(image)), _since(start)
+        if boxes is None:
+            boxes = self._finding(image)
+        if isinstance(boxes, Found):
+            return boxes.people, boxes.milliseconds
+        return as_detections(boxes), 0.0
 
-    def _open_finder(self) -> Detector:
-        with self._lock:  # opened late: who brings boxes needs no finder
-            if self._finder is None:
-                self._own_finder = PersonFinder(device=self._device, threads=self._threads)
-                self._finder = self._own_finder
-            return self._finder
+    def _check_open(self) -> None:
+        if self._closed:
+            name = self._backend.path.name
+            raise BackendError(f"this PoseEstimator ({name}) is closed; open another")
 
     def _infer(self, crops: list[NDArray[np.uint8]]) -> tuple[Arrays, float]:
         """Network outputs of all crops in chunks, and the milliseconds a crop; no crops, no run."""
@@ -223,6 +270,7 @@ class PoseEstimator:
         start = time.perf_counter()
         height, width = frame.image.shape[:2]
         shared: dict[str, Any] = {"image": frame.image, "source": frame.name}
+        shared |= {"frame": frame.number, "time_s": frame.time_s}
         if len(people) == 0:
             speed = {**spent, "post": 0.0, "total": sum(spent.values())}
             return Poses.empty(self.spec.skeleton, (width, height), speed_ms=speed, **shared)
@@ -245,6 +293,17 @@ class PoseEstimator:
             covariance=covariance,
             **shared,
         )
+
+
+class _Engine:
+    """The two steps of a stream, each in its own thread."""
+
+    def __init__(self, estimator: PoseEstimator) -> None:
+        self.find = estimator._finding
+        self._estimate = estimator._estimate
+
+    def pose(self, frame: Frame, found: Found) -> Poses:
+        return self._estimate([frame], [found])[0]
 
 
 def _since(start: float) -> float:

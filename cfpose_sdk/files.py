@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from pathlib import Path
+from typing import Self, TextIO
 
 from cfpose_sdk.errors import InputError
 
@@ -30,3 +31,63 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error}") from error
     return file
+
+
+class UnfinishedFile:
+    """A file that grows beside its place and takes it at the end: whole or not at all.
+
+    `with UnfinishedFile(path) as file: write to file.part`; `commit` renames it, `discard` (also
+    when the block raises) removes it. For what is too long to hold in memory. Raises InputError
+    when the place cannot be written to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        # the suffix stays last: video writers choose their container by it
+        self.part = self.path.with_name(f".{uuid.uuid4().hex}.part{self.path.suffix}")
+        self._stream: TextIO | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.part.touch()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+
+    def write(self, text: str) -> None:
+        """Append text."""
+        try:
+            if self._stream is None:
+                self._stream = self.part.open("w", encoding="utf-8", newline="")
+            self._stream.write(text)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+
+    def commit(self) -> Path:
+        """Give the file its name."""
+        try:
+            self._close()
+            os.replace(self.part, self.path)
+        except OSError as error:
+            self.discard()
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+        return self.path
+
+    def discard(self) -> None:
+        """Remove what was written; does nothing after `commit`."""
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            self.part.unlink()
+
+    def _close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()

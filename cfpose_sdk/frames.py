@@ -1,20 +1,17 @@
-"""Where images come from: arrays, photos, folders, globs, videos, cameras."""
+"""Where images come from: arrays, photos, folders, globs, lists, videos, cameras, URLs."""
 
 from __future__ import annotations
 
 import glob
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-import cv2
-import numpy as np
-
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.image import Image, check_image, quiet_opencv, read_image
+from cfpose_sdk.image import Image, check_image, read_image
 
 PathLike = str | os.PathLike[str]
 Source = PathLike | int | Iterable[Image | PathLike]
@@ -27,11 +24,42 @@ _VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mt
 
 @dataclass(frozen=True)
 class Frame:
-    """One checked image with its file name (None for an array) and the time its reading took."""
+    """One checked image: its file name (None for an array) and the time its reading took.
+
+    Of a video also its `number` from 0, and `time_s` since the first frame (the container's time
+    stamp; the clock's for a camera or URL).
+    """
 
     image: Image
     name: str | None
     read_ms: float
+    number: int | None = None
+    time_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What stands in the place of a photo or frame that could not be read."""
+
+    error: InputError
+
+
+Item = Frame | Unread
+
+
+@dataclass(frozen=True)
+class Footage:
+    """An opened source: its items in order, and what is known of it beforehand.
+
+    `items` is a generator: closing it, or `close`, frees files and devices.
+    """
+
+    items: Iterator[Item]
+    close: Callable[[], None]
+    fps: float | None = None  # of one video; None where it is unknown
+    count: int | None = None  # items, where it is known
+    live: bool = False  # a camera or URL: no end is announced
+    own: bool = True  # False: a caller's iterable, which should run in the caller's thread
 
 
 def load_frame(item: Image | PathLike) -> Frame:
@@ -42,30 +70,6 @@ def load_frame(item: Image | PathLike) -> Frame:
     else:
         image, name = check_image(item), None
     return Frame(image, name, (time.perf_counter() - start) * 1000)
-
-
-def open_frames(source: Source) -> Iterator[Frame]:
-    """Frames of a photo, folder of photos, glob, video, camera index, URL, or of each item.
-
-    The source is opened now, its frames are read one by one later. Raises InputError.
-    """
-    if isinstance(source, np.ndarray) and source.ndim != 4:
-        raise InputError(
-            f"a stream needs several images, got one array {source.shape}; use [image]"
-        )
-    if isinstance(source, int) or is_url(source):
-        return open_video(source)
-    if isinstance(source, str | os.PathLike):
-        files = expand(source)
-        if len(files) == 1 and is_video(files[0]):
-            return open_video(files[0])
-        return (frame for file in files for frame in _frames_of(file))
-    if not isinstance(source, Iterable):
-        raise InputError(
-            f"a stream needs a path, a camera index, a URL or an iterable of images, "
-            f"got {type(source).__name__}"
-        )
-    return (load_frame(item) for item in source)
 
 
 def expand(source: PathLike) -> list[Path]:
@@ -96,50 +100,6 @@ def is_video(path: PathLike) -> bool:
 def is_url(source: object) -> TypeGuard[str]:
     """Whether the source is a string like rtsp://…"""
     return isinstance(source, str) and "://" in source
-
-
-def open_video(source: PathLike | int) -> Iterator[Frame]:
-    """Frames of a video file, URL or camera index, named NAME-000000, NAME-000001, …
-
-    Raises InputError when it cannot be opened or has no frame.
-    """
-    label = f"camera {source}" if isinstance(source, int) else os.fspath(source)
-    if not isinstance(source, int) and not is_url(source) and not Path(source).is_file():
-        raise InputError(f"{label} does not exist; expected a video file")
-    with quiet_opencv():
-        capture = cv2.VideoCapture(source if isinstance(source, int) else label)
-        opened = capture.isOpened()
-    if not opened:
-        raise InputError(f"{label} cannot be opened as a video; check the file, address or index")
-    first = _grab(capture, label, 0)
-    if first is None:
-        raise InputError(f"{label} was opened, but no frame can be read from it")
-    return _rest(capture, label, first)
-
-
-def _rest(capture: cv2.VideoCapture, label: str, first: Frame) -> Iterator[Frame]:
-    try:
-        count = 0
-        frame: Frame | None = first
-        while frame is not None:
-            yield frame
-            count += 1
-            frame = _grab(capture, label, count)
-    finally:
-        capture.release()
-
-
-def _grab(capture: cv2.VideoCapture, label: str, count: int) -> Frame | None:
-    start = time.perf_counter()
-    done, picture = capture.read()
-    if not done:
-        return None
-    milliseconds = (time.perf_counter() - start) * 1000
-    return Frame(check_image(picture), f"{Path(label).stem}-{count:06d}", milliseconds)
-
-
-def _frames_of(file: Path) -> Iterator[Frame]:
-    return open_video(file) if is_video(file) else iter([load_frame(file)])
 
 
 def _is_photo(path: Path) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 ROW_FIELDS = (
-    "image", "person", "keypoint", "x", "y", "confidence", "visible",
+    "image", "frame", "person", "keypoint", "x", "y", "confidence", "visible",
     "x1", "y1", "x2", "y2", "box_score",
 )  # fmt: skip
 
@@ -43,6 +43,7 @@ def coco_results(
 
 def table_rows(
     image: str | None,
+    frame: int | None,
     names: tuple[str, ...],
     people: NDArray[np.integer],
     xy: Floats,
@@ -51,13 +52,17 @@ def table_rows(
     boxes: Floats,
     box_scores: Floats,
 ) -> list[dict[str, Any]]:
-    """One flat record a person and joint, with the keys `ROW_FIELDS`; `people` (N,) numbers."""
+    """One flat record a person and joint, with the keys `ROW_FIELDS`; `people` (N,) numbers.
+
+    `frame` is None outside videos.
+    """
     return [
         dict(
             zip(
                 ROW_FIELDS,
                 (
                     image,
+                    frame,
                     int(people[n]),
                     name,
                     *numbers(xy[n, k]),
@@ -72,6 +77,37 @@ def table_rows(
         for n in range(len(xy))
         for k, name in enumerate(names)
     ]
+
+
+def person_records(
+    xy: Floats,
+    confidence: Floats,
+    visible: NDArray[np.bool_],
+    boxes: Floats,
+    box_scores: Floats,
+    *,
+    ids: NDArray[np.integer] | None,
+    covariance: Floats | None,
+    xy_raw: Floats | None,
+) -> list[dict[str, Any]]:
+    """One nested record a person; see `Poses.to_dict`. What is None has no key."""
+    people = []
+    for n in range(len(xy)):
+        person: dict[str, Any] = {
+            "box": numbers(boxes[n]),
+            "box_score": numbers(box_scores[n : n + 1])[0],
+            "xy": [numbers(point) for point in xy[n]],
+            "confidence": numbers(confidence[n]),
+            "visible": [bool(seen) for seen in visible[n]],
+        }
+        if ids is not None:
+            person["id"] = int(ids[n])
+        if covariance is not None:
+            person["covariance"] = [[numbers(row) for row in joint] for joint in covariance[n]]
+        if xy_raw is not None:
+            person["xy_raw"] = [numbers(point) for point in xy_raw[n]]
+        people.append(person)
+    return people
 
 
 def numbers(values: NDArray[Any]) -> list[float]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.conversions import dataframe, key_points
 from cfpose_sdk.draw import draw_poses
-from cfpose_sdk.errors import InputError, MissingDependencyError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.image import Image, check_image
-from cfpose_sdk.records import ROW_FIELDS, coco_image_id, coco_results, numbers, table_rows
+from cfpose_sdk.pictures import thumbnail, write_picture
+from cfpose_sdk.records import (
+    coco_image_id,
+    coco_results,
+    person_records,
+    table_rows,
+)
 from cfpose_sdk.skeleton import Skeleton
 
 Float32 = NDArray[np.float32]
@@ -47,9 +51,12 @@ class Poses:
     covariance: Float32 | None = None  # (N, K, 2, 2), pixels²
     image: Image | None = field(default=None, repr=False)  # the frame, by reference
     source: str | None = None  # its file name
+    xy_raw: Float32 | None = None  # (N, K, 2) as measured, where `xy` was smoothed over time
+    frame: int | None = None  # number in its video, from 0
+    time_s: float | None = None  # since the first frame of the video
 
     def __post_init__(self) -> None:
-        for name in ("xy", "confidence", "boxes", "box_scores", "covariance"):
+        for name in ("xy", "confidence", "boxes", "box_scores", "covariance", "xy_raw"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, dtype=np.float32))
@@ -65,6 +72,7 @@ class Poses:
             ("box_scores", (people,)),
             ("ids", (people,)),
             ("covariance", (people, joints, 2, 2)),
+            ("xy_raw", (people, joints, 2)),
         ):
             value = getattr(self, name)
             if value is None:
@@ -111,6 +119,7 @@ class Poses:
             box_scores=self.box_scores[index],
             ids=None if self.ids is None else self.ids[index],
             covariance=None if self.covariance is None else self.covariance[index],
+            xy_raw=None if self.xy_raw is None else self.xy_raw[index],
         )
 
     def __iter__(self) -> Iterator[Poses]:
@@ -132,14 +141,29 @@ class Poses:
         normalised: Float32 = np.divide(self.xy, self.image_size_wh, dtype=np.float32)
         return normalised
 
+    @property
+    def speed(self) -> Mapping[str, float]:
+        """The same as `speed_ms`."""
+        return self.speed_ms
+
     def arrays(self) -> tuple[Float32, Float32]:
         """`keypoints, scores = poses.arrays()`: (N, K, 2) pixels and (N, K) confidence."""
         return self.xy, self.confidence
 
     def plot(
-        self, image: Image | None = None, *, threshold: float = VISIBLE_FROM, boxes: bool = False
+        self,
+        image: Image | None = None,
+        *,
+        threshold: float = VISIBLE_FROM,
+        boxes: bool = False,
+        ids: bool = True,
+        covariance: bool = False,
     ) -> Image:
-        """A new BGR image with the poses drawn on `image`, by default the frame they came from."""
+        """A new BGR image with the poses drawn on `image`, by default the frame they came from.
+
+        People with ids have a colour each and their number beside them, unless `ids` is False.
+        `covariance` adds the ellipse of two standard deviations around each joint that is drawn.
+        """
         ground = self.image if image is None else check_image(image)
         if ground is None:
             raise InputError("these Poses carry no image; pass one: poses.plot(image)")
@@ -151,31 +175,39 @@ class Poses:
             self.skeleton,
             threshold=threshold,
             show_boxes=boxes,
+            ids=self.ids if ids else None,
+            covariance=self.covariance if covariance else None,
         )
 
     def save(self, path: str | Path, image: Image | None = None) -> Path:
         """Write `plot(image)` to a file; the suffix gives the format. Whole or not at all."""
-        file = Path(path)
-        picture = self.plot(image)
-        try:
-            done, data = cv2.imencode(file.suffix.lower() or file.name, picture)
-        except cv2.error as error:
-            raise InputError(
-                f"{file}: OpenCV writes no {file.suffix!r} pictures; use .jpg or .png"
-            ) from error
-        if not done:
-            raise InputError(f"{file}: the picture cannot be encoded as {file.suffix!r}")
-        write_file(file, data.tobytes())
-        return file
+        return write_picture(path, self.plot(image))
+
+    def _repr_png_(self) -> bytes | None:
+        """A small picture for notebooks; None without an image."""
+        return None if self.image is None else thumbnail(self.plot())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: `image`, `size_wh`, `keypoints` (names), `speed_ms`, `people`."""
+        """Plain values: `image`, `size_wh`, `keypoints` (names), `speed_ms`, `people`; of a video
+        frame also `frame`, its number, and `time_s`.
+        """
+        place = {"frame": self.frame, "time_s": self.time_s}
         return {
             "image": self.source,
+            **{name: value for name, value in place.items() if value is not None},
             "size_wh": list(self.image_size_wh),
             "keypoints": list(self.skeleton.keypoints),
             "speed_ms": dict(self.speed_ms),
-            "people": [self._person(n) for n in range(len(self))],
+            "people": person_records(
+                self.xy,
+                self.confidence,
+                self.visible,
+                self.boxes,
+                self.box_scores,
+                ids=self.ids,
+                covariance=self.covariance,
+                xy_raw=self.xy_raw,
+            ),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -199,6 +231,7 @@ class Poses:
         people = np.arange(len(self)) if self.ids is None else self.ids
         return table_rows(
             self.source,
+            self.frame,
             self.skeleton.keypoints,
             people,
             self.xy,
@@ -210,40 +243,14 @@ class Poses:
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame of `rows()`. Raises MissingDependencyError without pandas."""
-        return _import("pandas").DataFrame(self.rows(), columns=list(ROW_FIELDS))
+        return dataframe(self.rows())
 
     def to_supervision(self) -> Any:
-        """supervision.KeyPoints. Raises MissingDependencyError without supervision."""
-        data = {} if self.covariance is None else {"covariance": self.covariance}
-        return _import("supervision").KeyPoints(
-            xy=self.xy,
-            keypoint_confidence=self.confidence,
-            detection_confidence=self.box_scores,
-            visible=self.visible,
-            class_id=np.zeros(len(self), dtype=int),
-            data=data,
-        )
+        """supervision.KeyPoints. Raises MissingDependencyError without supervision.
 
-    def _person(self, n: int) -> dict[str, Any]:
-        person: dict[str, Any] = {
-            "box": numbers(self.boxes[n]),
-            "box_score": numbers(self.box_scores[n : n + 1])[0],
-            "xy": [numbers(point) for point in self.xy[n]],
-            "confidence": numbers(self.confidence[n]),
-            "visible": [bool(seen) for seen in self.visible[n]],
-        }
-        if self.ids is not None:
-            person["id"] = int(self.ids[n])
-        if self.covariance is not None:
-            person["covariance"] = [[numbers(row) for row in joint] for joint in self.covariance[n]]
-        return person
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"this conversion needs {name}, which cannot be imported ({error}); "
-            f"run: pip install {name}"
-        ) from error
+        `data` holds what supervision has no field for: `tracker_id`, `covariance` (pixels²), which
+        its ellipse annotator draws, and `xy_raw`.
+        """
+        named = (("tracker_id", self.ids), ("covariance", self.covariance), ("xy_raw", self.xy_raw))
+        data = {name: value for name, value in named if value is not None}
+        return key_points(self.xy, self.confidence, self.visible, self.box_scores, data)

@@ -23,13 +23,16 @@ def open_backend(
     device: Device = "auto",
     threads: int | None = None,
     options: RuntimeOptions | None = None,
+    allow_fallback: bool = False,
 ) -> Backend:
     """Open a model file: .onnx, .engine or .plan with its passport, .xml of OpenVINO.
 
     `device` "openvino" runs an .onnx file with OpenVINO as well. `threads`: CPU threads of one
-    call, of which engines have none; None lets the runtime choose. Raises ArtifactError when the
-    file is missing, corrupt or of an unknown kind, BackendError when this machine cannot run it,
-    MissingDependencyError without the runtime, InputError for an option that it does not have.
+    call, of which engines have none; None lets the runtime choose. `allow_fallback`: when
+    onnxruntime's CUDA is there but does not load, warn and take the CPU, not raise. Raises
+    ArtifactError when the file is missing, corrupt or of an unknown kind, BackendError when this
+    machine cannot run it, MissingDependencyError without the runtime, InputError for an option
+    that it does not have.
     """
     file, options = Path(path), RuntimeOptions() if options is None else options
     suffix = file.suffix.lower()
@@ -44,4 +47,4 @@ def open_backend(
     if suffix == ".xml" or device == "openvino":
         return OpenvinoBackend(file, device=device, threads=threads, options=options)
     options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "onnxruntime")
-    return OnnxBackend(file, device=device, threads=threads)
+    return OnnxBackend(file, device=device, threads=threads, allow_fallback=allow_fallback)

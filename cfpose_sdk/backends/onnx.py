@@ -18,20 +18,34 @@ _ERRORS_ONLY = 3  # onnxruntime's severity scale: 2 is warning, 3 error, 4 fatal
 class OnnxBackend(Backend):
     """An onnxruntime session. onnxruntime sessions may be run by several threads at once.
 
-    `device` "auto" is CUDA where onnxruntime's CUDA provider really loads, else the CPU; `provider`
-    says which. Raises as `open_backend`.
+    `device` "auto" is CUDA where this onnxruntime has it, else the CPU; `provider` says which. A
+    CUDA provider that does not load is an error, or with `allow_fallback` a warning and the CPU.
+    Raises as `open_backend`.
     """
 
-    def __init__(self, path: Path, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        allow_fallback: bool = False,
+    ) -> None:
         if device not in get_args(Device):
             raise InputError(f"device must be one of {get_args(Device)}, got {device!r}")
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
         require("onnxruntime", extra="cpu", why=f"running {path.name}")
         self.path = path
-        self._session = _open(path, device, threads)
+        self._session = _open(path, device, threads, allow_fallback)
         self.provider = str(self._session.get_providers()[0])
-        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        nodes = self._session.get_inputs()
+        self.inputs = tuple(node.name for node in nodes)
+        self.input_shapes = {
+            node.name: tuple(side if isinstance(side, int) else None for side in node.shape)
+            for node in nodes
+        }
+        self.input_types = {node.name: str(node.type) for node in nodes}
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
 
@@ -49,25 +63,32 @@ class OnnxBackend(Backend):
         self._session = None
 
 
-def _open(path: Path, device: Device, threads: int | None) -> Any:
+def _open(path: Path, device: Device, threads: int | None, allow_fallback: bool) -> Any:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if device == "cpu" or (device == "auto" and _CUDA not in available):
         return _session(path, _CPU, threads)
-    if _CUDA not in available:
-        raise BackendError(
-            f"device 'cuda' was asked for, but this onnxruntime has only {available}; run: "
-            f"pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
+    if _CUDA in available:
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # finds CUDA and cuDNN in NVIDIA's wheels
+        session = _session(path, _CUDA, threads)
+        if session.get_providers()[0] == _CUDA:
+            return session
+        problem = (
+            "onnxruntime lists its CUDA provider, but it does not load (driver, CUDA or cuDNN); "
+            "see: cfpose doctor"
         )
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN in NVIDIA's wheels
-    session = _session(path, _CUDA, threads)
-    if session.get_providers()[0] == _CUDA:
-        return session
-    problem = "onnxruntime lists its CUDA provider, but it does not load (driver, CUDA or cuDNN)"
-    if device == "cuda":
-        raise BackendError(f"device 'cuda' was asked for, but {problem}; see: cfpose doctor")
+    else:
+        problem = (
+            f"this onnxruntime has only {available}; run: pip uninstall onnxruntime; "
+            f"pip install 'cfpose-sdk[gpu]'"
+        )
+    if not allow_fallback:
+        raise BackendError(
+            f"device {device!r} was asked for, but {problem}. To run on the CPU: device='cpu', or "
+            f"allow_fallback=True"
+        )
     warnings.warn(f"{problem}; running on the CPU", RuntimeWarning, stacklevel=2)
     return _session(path, _CPU, threads)
 

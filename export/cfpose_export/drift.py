@@ -16,8 +16,8 @@ import onnx
 
 from cfpose_bench.accuracy import evaluate
 from cfpose_bench.dataset import KeypointDataset, open_dataset
+from cfpose_bench.machine import environment
 from cfpose_bench.predictions import predict_dataset
-from cfpose_bench.report import environment
 from cfpose_export.culprits import summary
 from cfpose_export.gate import builder, digest, examine
 from cfpose_export.gate_report import LIMITS, Limits, Precision

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,14 @@ from pathlib import Path
 import cv2
 import pytest
 
-EXAMPLES = ["01_image.py", "02_own_boxes.py", "03_batch.py"]
+EXAMPLES = [
+    "01_image.py",
+    "02_own_boxes.py",
+    "03_batch.py",
+    "04_stream.py",
+    "05_tracking.py",
+    "ray_bulk.py",
+]
 
 
 def _run(root: Path, example: str, folder: Path, *arguments: str) -> str:
@@ -69,6 +78,58 @@ def test_a_batch(root: Path, tmp_path: Path) -> None:
         assert len(mine) == count
     assert len(rows) == sum(counts.values()) > 0
     assert all(len(row["keypoints"]) == 3 * 17 and row["category_id"] == 1 for row in rows)
+
+
+@pytest.fixture
+def clip(root: Path, tmp_path: Path) -> Path:
+    """Eight frames over the street photo, ten a second."""
+    photo = cv2.imread(str(root / "examples" / "photos" / "street.jpg"))
+    assert photo is not None
+    writer = cv2.VideoWriter(
+        str(tmp_path / "walk.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (640, 480)
+    )
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for shift in range(8):
+        writer.write(photo[50:530, 2 * shift : 2 * shift + 640].copy())
+    writer.release()
+    return tmp_path / "walk.mp4"
+
+
+def test_a_stream(root: Path, clip: Path, tmp_path: Path) -> None:
+    lines = _run(root, "04_stream.py", tmp_path, str(clip), "5").splitlines()
+    assert [line.split(" s: ")[0] for line in lines] == ["0.00", "0.10", "0.20", "0.30", "0.40"]
+    assert all(int(line.split()[2]) >= 2 for line in lines)
+
+
+def test_tracking(root: Path, clip: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn.mp4"
+    lines = _run(root, "05_tracking.py", tmp_path, str(clip), str(drawn)).splitlines()
+    assert lines[0].startswith("person 1: ")
+    assert sum(line.endswith(": 8 frames") for line in lines) >= 2  # seen from start to end
+    capture = cv2.VideoCapture(str(drawn))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 8
+    capture.release()
+
+
+def test_ray(root: Path, clip: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'cfpose-sdk[ray,cpu]'")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(root / "examples" / "photos" / "street.jpg", photos / name)
+    command = [sys.executable, str(root / "examples" / "ray_bulk.py"), "out", "photos", str(clip)]
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    files = sorted((tmp_path / "out").iterdir())
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted(row["image"] for row in rows) == [
+        "a.jpg", "b.jpg", *(f"walk-{n:06d}" for n in range(8))
+    ]  # fmt: skip
+    assert all(len(json.loads(row["poses"])["people"]) >= 2 for row in rows)
 
 
 def test_every_photo_has_a_source(root: Path) -> None:

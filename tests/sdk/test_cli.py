@@ -143,8 +143,7 @@ def test_videos(cfpose: type[Command], tmp_path: Path) -> None:
     assert cfpose.predict(clip, "--coco", coco, "--save", tmp_path / "drawn") == 0
     ids = [result["image_id"] for result in json.loads(coco.read_text())]
     assert ids == ["clip-000000"] * 2 + ["clip-000001"] * 2
-    names = sorted(file.name for file in (tmp_path / "drawn").iterdir())
-    assert names == ["clip-000000.jpg", "clip-000001.jpg"]
+    assert [file.name for file in (tmp_path / "drawn").iterdir()] == ["clip.avi"]
 
 
 def test_bad_models_are_one_line_and_exit_2(
@@ -271,7 +270,7 @@ def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.Monk
 def test_doctor_when_all_is_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(sys, "argv", ["cfpose", "doctor", "--json"])
     assert commands.cfpose() == 0
     report = json.loads(capsys.readouterr().out)
@@ -289,8 +288,8 @@ def test_doctor_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", tmp_path / "gone.onnx")
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "openvino" else "1")
-    monkeypatch.setattr(doctor, "_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "openvino" else "1")
+    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
     assert commands.cfpose() == 1
     out = capsys.readouterr().out

@@ -77,3 +77,30 @@ def test_far_and_empty_input_is_harmless() -> None:
     nobody = draw(xy[:0], confidence[:0], BOX[:0])
     assert nobody is not BLACK
     assert not nobody.any()
+
+
+def test_people_with_ids_have_colours_of_their_own_and_numbers() -> None:
+    xy, confidence = person(left_wrist=(30, 60), right_wrist=(90, 60))
+    one, two = (
+        draw_poses(BLACK, xy, confidence, BOX, COCO_17, threshold=0.3, ids=np.array([number]))
+        for number in (1, 2)
+    )
+    np.testing.assert_array_equal(one[60, 30], one[60, 90])  # both sides alike
+    assert (one[60, 30] != two[60, 30]).any()
+    assert one[:40, 5:60].any()  # the number, at the box's corner
+    far = draw_poses(BLACK, xy, confidence, BOX * 1e9, COCO_17, threshold=0.3, ids=np.array([1]))
+    assert far.shape == BLACK.shape
+
+
+def test_spread_is_two_standard_deviations_long_and_points_its_way() -> None:
+    xy, confidence = person(left_wrist=(80, 100))
+    angle = np.deg2rad(30)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    covariance = np.tile(turn @ np.diag([15.0**2, 5.0**2]) @ turn.T, (1, 17, 1, 1))
+    bare = draw(xy, confidence)
+    picture = draw_poses(BLACK, xy, confidence, BOX, COCO_17, threshold=0.3, covariance=covariance)
+    v, u = np.nonzero((picture != bare).any(axis=-1))
+    offset = np.stack([u - 80, v - 100], axis=-1) @ turn
+    assert np.abs(offset[:, 0]).max() == pytest.approx(30, abs=1.5)
+    assert np.abs(offset[:, 1]).max() == pytest.approx(10, abs=1.5)
+    np.testing.assert_allclose((offset[:, 0] / 30) ** 2 + (offset[:, 1] / 10) ** 2, 1, atol=0.35)

@@ -194,7 +194,7 @@ def test_own_finder_stays_open(pose_model: Path, finder_model: Path) -> None:
         assert len(finder(np.zeros((128, 64, 3), np.uint8))) == 2
     opened = PoseEstimator(pose_model, detector=finder_model)
     opened.close()
-    with pytest.raises(BackendError, match=f"{finder_model.name} is closed"):
+    with pytest.raises(BackendError, match=r"PoseEstimator .* is closed"):
         opened.predict(photos()[0])
 
 
@@ -353,7 +353,7 @@ def test_threads_open_the_bundled_finder_once(
         opened.append(PersonFinder(finder_model, **options))
         return opened[-1]
 
-    monkeypatch.setattr("cfpose_sdk.estimator.PersonFinder", slow_finder)
+    monkeypatch.setattr("cfpose_sdk.finding.PersonFinder", slow_finder)
     pose = PoseEstimator(pose_model)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(pose.predict, [dot(10, 20, (64, 128))] * 8))

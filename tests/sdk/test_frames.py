@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.frames import Frame, expand, is_video, load_frame, open_frames
+from cfpose_sdk.frames import Frame, expand, is_video, load_frame
+from cfpose_sdk.sources import open_frames
 
 GREYS = [40, 120, 200]
 

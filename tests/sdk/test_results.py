@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -32,6 +34,9 @@ def make(**changes: Any) -> Poses:
         "speed_ms": {"total": 1.5},
         "ids": np.array([7, 8, 9]),
         "covariance": RNG.normal(size=(N, K, 2, 2)).astype(np.float32),
+        "xy_raw": RNG.uniform(0, 100, (N, K, 2)).astype(np.float32),
+        "frame": 4,
+        "time_s": 0.4,
         "image": np.full((100, 120, 3), 60, np.uint8),
         "source": "000000000139.jpg",
     }
@@ -54,6 +59,7 @@ POSES = make()
         ({"box_scores": np.array([0, -1, 0])}, "box_scores must lie"),
         ({"ids": np.arange(2)}, "ids must have shape"),
         ({"covariance": np.zeros((N, K, 2))}, "covariance must have shape"),
+        ({"xy_raw": np.zeros((2, K, 2))}, "xy_raw must have shape"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(changes: dict[str, Any], cause: str) -> None:
@@ -85,7 +91,7 @@ def test_fields_are_float32_and_frozen() -> None:
 def test_selection_takes_every_field_along(index: Any, people: list[int]) -> None:
     chosen = POSES[index]
     assert len(chosen) == len(people)
-    for name in ("xy", "confidence", "boxes", "box_scores", "ids", "covariance"):
+    for name in ("xy", "confidence", "boxes", "box_scores", "ids", "covariance", "xy_raw"):
         np.testing.assert_array_equal(getattr(chosen, name), getattr(POSES, name)[people])
     assert chosen.source == POSES.source
     assert chosen.skeleton is POSES.skeleton
@@ -128,6 +134,9 @@ def test_json_holds_the_values() -> None:
     np.testing.assert_array_equal(np.float32([p["confidence"] for p in people]), POSES.confidence)
     np.testing.assert_array_equal(np.float32([p["box"] for p in people]), POSES.boxes)
     np.testing.assert_array_equal(np.float32([p["covariance"] for p in people]), POSES.covariance)
+    np.testing.assert_array_equal(np.float32([p["xy_raw"] for p in people]), POSES.xy_raw)
+    assert (record["frame"], record["time_s"]) == (4, 0.4)
+    assert "frame" not in make(frame=None).to_dict()
     assert people[0]["visible"] == POSES.visible[0].tolist()
     assert "id" not in make(ids=None).to_dict()["people"][0]
 
@@ -205,8 +214,9 @@ def test_supervision_gets_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.keypoint_confidence is POSES.confidence
     assert given.detection_confidence is POSES.box_scores
     assert given.data["covariance"] is POSES.covariance
+    assert given.data["tracker_id"] is POSES.ids
     assert given.class_id.tolist() == [0, 0, 0]
-    assert make(covariance=None).to_supervision().data == {}
+    assert make(covariance=None, ids=None, xy_raw=None).to_supervision().data == {}
 
 
 def test_plot_draws_on_a_copy() -> None:
@@ -231,3 +241,51 @@ def test_save_is_atomic_and_names_its_formats(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         POSES.save(tmp_path / "file" / "x.png")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "new"]
+
+
+def test_poses_survive_pickling() -> None:
+    again = pickle.loads(pickle.dumps(POSES))
+    for field in dataclasses.fields(Poses):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(POSES, field.name))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        again.xy = POSES.xy
+
+
+def test_the_real_supervision_draws_them() -> None:
+    supervision = pytest.importorskip("supervision")
+    covariance = np.tile(np.diag([9.0, 25.0]).astype(np.float32), (N, K, 1, 1))
+    poses = make(covariance=covariance)
+    points = poses.to_supervision()
+    assert len(points) == N
+    np.testing.assert_array_equal(points.xy, poses.xy)
+    np.testing.assert_array_equal(points.data["covariance"], covariance)
+    np.testing.assert_array_equal(points.data["tracker_id"], [7, 8, 9])
+    one = points[1]
+    np.testing.assert_array_equal(one.xy[0], poses.xy[1])
+    black = np.zeros((100, 120, 3), np.uint8)
+    edges = [(a + 1, b + 1) for a, b in COCO_17.limbs]  # supervision counts from 1
+    drawn = supervision.EdgeAnnotator(edges=edges).annotate(black.copy(), points)
+    assert drawn.any()
+    assert len(make()[[]].to_supervision()) == 0
+
+
+def test_notebooks_get_a_small_picture() -> None:
+    large = make(image=np.zeros((900, 1600, 3), np.uint8))
+    data = large._repr_png_()
+    assert data is not None
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    assert picture.shape == (450, 800, 3)
+    assert make(image=None)._repr_png_() is None
+
+
+def test_speed_has_two_names() -> None:
+    assert POSES.speed is POSES.speed_ms
+
+
+def test_plot_tells_ids_and_spread() -> None:
+    poses = make(covariance=np.tile(np.diag([9.0, 25.0]), (N, K, 1, 1)))
+    plain = poses.plot(ids=False)
+    assert (poses.plot() != plain).any()
+    assert (poses.plot(ids=False, covariance=True) != plain).any()
+    np.testing.assert_array_equal(dataclasses.replace(poses, ids=None).plot(), plain)

@@ -1,0 +1,163 @@
+"""`cfpose predict`: every source through the estimator into every sink."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.frames import Footage, expand, is_url, is_video
+from cfpose_sdk.progress import Progress
+from cfpose_sdk.results import Poses
+from cfpose_sdk.sinks import Sink
+from cfpose_sdk.sources import open_source
+from cfpose_sdk.streams import StreamOptions
+
+_STOP_KEYS = (27, ord("q"))  # escape, q
+
+Part = Path | str | int  # one photo or video, one URL, one camera
+
+
+@dataclass
+class Harvest:
+    """One run over all sources.
+
+    Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, and after an error, no
+    file of the run is left, but for the photos and videos that were done before.
+    """
+
+    estimator: PoseEstimator
+    sinks: Sequence[Sink]
+    options: StreamOptions
+    show: bool = False
+    frames: int = 0
+    failed: int = 0  # sources that could not be read, or not to their end
+
+    def run(self, sources: Sequence[Part]) -> int:
+        """The exit code: 0 every source was read to its end, 1 some were not, 2 there was nothing.
+
+        Raises CfposeError when a sink cannot be written to or a window cannot be opened.
+        """
+        live = False
+        try:
+            for group in _groups(sources):
+                live = _is_live(group[0])
+                if not self._take(group):
+                    break
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and live:
+                self._finish()
+            else:
+                for sink in self.sinks:
+                    sink.abandon()
+            raise
+        self._finish()
+        if self.failed:
+            print(
+                f"cfpose: {self.failed} of {len(sources)} sources could not be read, or not to "
+                f"their end",
+                file=sys.stderr,
+            )
+        return 0 if not self.failed else 1 if self.frames else 2
+
+    def _take(self, group: list[Part]) -> bool:
+        """One video, or photos that share one stream; False when the viewer wants to stop."""
+        video = not isinstance(group[0], Path) or is_video(group[0])
+        try:
+            footage = open_source(group[0] if video else [str(photo) for photo in group])
+        except InputError as error:
+            self._complain(error)
+            return True
+        name = f"camera-{group[0]}" if isinstance(group[0], int) else Path(str(group[0])).name
+        for sink in self.sinks:
+            sink.begin(name, footage, video)
+        with Progress(name if video else "photos", footage.count) as line:
+            going_on = self._drain(footage, line, name if video else None)
+        for sink in self.sinks:
+            sink.end()
+        return going_on
+
+    def _drain(self, footage: Footage, line: Progress, video: str | None) -> bool:
+        failed_before, frames, people, spent_ms = self.failed, 0, 0, 0.0
+
+        def complain(error: InputError) -> None:
+            line.clear()
+            self._complain(error)
+            if video:  # however many of its frames are damaged
+                self.failed = failed_before + 1
+
+        with self.estimator.open_stream(footage, self.options, complain) as stream:
+            for poses in stream:
+                self.frames, frames = self.frames + 1, frames + 1
+                people, spent_ms = people + len(poses), spent_ms + poses.speed_ms["total"]
+                for sink in self.sinks:
+                    sink.add(poses)
+                line.step()
+                if not video:
+                    line.clear()
+                    print(f"{poses.source}: {_count(len(poses))}, {spent_ms:.1f} ms")
+                    spent_ms = 0.0
+                if self.show and not _show(poses, still=not video):
+                    return False
+        if video and frames:
+            line.clear()
+            print(f"{video}: {frames} frames, {people} poses, {spent_ms / frames:.1f} ms a frame")
+        return True
+
+    def _complain(self, error: InputError) -> None:
+        self.failed += 1
+        print(f"cfpose: {error}", file=sys.stderr)
+
+    def _finish(self) -> None:
+        for sink in self.sinks:
+            sink.end()
+            sink.finish()
+
+
+def parts_of(source: str) -> list[Part]:
+    """A command-line SOURCE → photos, videos, URLs and camera indices. Raises InputError."""
+    if is_url(source):
+        return [source]
+    if source.isdigit() and not Path(source).exists():
+        return [int(source)]
+    return list(expand(source))
+
+
+def _groups(sources: Sequence[Part]) -> Iterator[list[Part]]:
+    """Photos that follow each other together, everything else alone."""
+    photos: list[Part] = []
+    for source in sources:
+        if isinstance(source, Path) and not is_video(source):
+            photos.append(source)
+            continue
+        if photos:
+            yield photos
+            photos = []
+        yield [source]
+    if photos:
+        yield photos
+
+
+def _is_live(source: Part) -> bool:
+    return isinstance(source, int) or is_url(source)
+
+
+def _count(people: int) -> str:
+    return "1 person" if people == 1 else f"{people} people"
+
+
+def _show(poses: Poses, *, still: bool) -> bool:
+    """Show one picture, a still until a key is hit; False when the viewer wants to stop."""
+    try:
+        cv2.imshow("cfpose", poses.plot())
+        return (cv2.waitKey(0 if still else 1) & 0xFF) not in _STOP_KEYS
+    except cv2.error as error:
+        raise BackendError(
+            "--show needs a display and an OpenCV with windows; use --save, or replace "
+            "opencv-python-headless by opencv-python"
+        ) from error

@@ -1,0 +1,92 @@
+"""What this machine offers, found by asking or running it, never by trusting a list."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+_NOT_LOCAL = {"AzureExecutionProvider"}  # runs models of a remote service, not files
+
+
+def package_version(distribution: str) -> str | None:
+    """The installed version; None when it is absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def listed_providers() -> list[str]:
+    """The execution providers that onnxruntime was built with."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def running_providers(model: Path, listed: list[str]) -> dict[str, str]:
+    """Provider → "runs", or why it does not, by opening `model` on it alone."""
+    states = {}
+    for provider in listed:
+        if provider in _NOT_LOCAL:
+            continue
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            session = onnxruntime.InferenceSession(
+                str(model), sess_options=options, providers=[provider], enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime's own classes are private and many
+            states[provider] = f"does not run: {' '.join(str(error).split())[:200]}"
+            continue
+        got = session.get_providers()[0]
+        states[provider] = "runs" if got == provider else f"does not load; got {got}"
+    return states
+
+
+def nvidia_gpus() -> list[dict[str, str]]:
+    """Name, driver and memory of each NVIDIA GPU, as `nvidia-smi` tells; [] without it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = "name,driver_version,memory.total,compute_cap"
+    try:
+        run = subprocess.run(
+            [program, f"--query-gpu={asked}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in run.stdout.splitlines()]
+    return [dict(zip(asked.split(","), row, strict=False)) for row in rows if row]
+
+
+def openvino_devices() -> list[str] | str | None:
+    """OpenVINO's devices, what went wrong, or None when it is absent."""
+    try:
+        core: Any = importlib.import_module("openvino").Core()
+        return [str(device) for device in core.available_devices]
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # plugins raise RuntimeError and worse
+        return f"does not load: {' '.join(str(error).split())[:200]}"
+
+
+def tensorrt_flavours() -> dict[str, str]:
+    """Flavour → version, or why it does not import; only those that are installed."""
+    states = {}
+    for module in ("tensorrt", "tensorrt_rtx"):
+        try:
+            states[module] = str(importlib.import_module(module).__version__)
+        except ModuleNotFoundError:
+            continue
+        except Exception as error:  # a missing shared library is an ImportError, or worse
+            states[module] = f"does not load: {' '.join(str(error).split())[:200]}"
+    return states

@@ -1,0 +1,67 @@
+"""Annotated videos: frames in, a whole file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import UnfinishedFile
+from cfpose_sdk.image import Image, quiet_opencv
+
+# Motion JPEG for .avi, MPEG-4 for the rest: what every build of OpenCV can write.
+_CODECS = {".avi": "MJPG", ".mp4": "mp4v"}
+FALLBACK_FPS = 25.0  # of a camera that does not tell
+
+
+class VideoRecording:
+    """An .mp4 or .avi that grows frame by frame and takes its name at the end.
+
+    The first frame gives the size. Raises InputError when the video cannot be written.
+    """
+
+    def __init__(self, path: Path, fps: float | None) -> None:
+        self.path = path
+        self._fps = fps or FALLBACK_FPS
+        self._file = UnfinishedFile(path)
+        self._writer: cv2.VideoWriter | None = None
+        self._size_wh = (0, 0)
+
+    def add(self, image: Image) -> None:
+        """Append a BGR frame."""
+        size_wh = (image.shape[1], image.shape[0])
+        if self._writer is None:
+            self._writer = self._open(size_wh)
+        if size_wh != self._size_wh:
+            raise InputError(
+                f"{self.path}: frames of a video have one size, got {size_wh} after {self._size_wh}"
+            )
+        self._writer.write(image)
+
+    def finish(self) -> None:
+        """Close the video and give it its name; one without a frame is not kept."""
+        if self._writer is None:
+            self._file.discard()
+            return
+        self._writer.release()
+        self._file.commit()
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        if self._writer is not None:
+            self._writer.release()
+        self._file.discard()
+
+    def _open(self, size_wh: tuple[int, int]) -> cv2.VideoWriter:
+        codec = _CODECS[self.path.suffix.lower()]
+        with quiet_opencv():
+            writer = cv2.VideoWriter(
+                str(self._file.part), cv2.VideoWriter.fourcc(*codec), self._fps, size_wh
+            )
+            opened = writer.isOpened()
+        if not opened:
+            self._file.discard()
+            raise InputError(f"{self.path}: this OpenCV cannot write {codec} videos")
+        self._size_wh = size_wh
+        return writer

@@ -1,0 +1,114 @@
+"""doctor's parts: known answers, and what the machine offers."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from cfpose_sdk import doctor, known_answers, machine
+from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
+from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+
+
+def test_the_bundled_models_give_the_known_answers(tmp_path: Path) -> None:
+    with PoseEstimator(device="cpu") as estimator, PersonFinder(device="cpu") as finder:
+        assert known_answers.pose_parity(estimator).passed is True
+        assert known_answers.finder_parity(finder).passed is True
+        known = json.loads(known_answers.ANSWERS.read_text())
+        digests = {entry["model"]: digest for digest, entry in known.items()}
+        assert set(digests) == {BUNDLED_MODEL.name, BUNDLED_FINDER.name}
+        # a model that answers 2 px beside, or a finder that sees nobody, is caught
+        known[digests[BUNDLED_MODEL.name]]["xy"][5][0] += 2.0
+        known[digests[BUNDLED_FINDER.name]]["boxes"].append([0, 0, 9, 9])
+        changed = tmp_path / "answers.json"
+        changed.write_text(json.dumps(known))
+        moved = known_answers.pose_parity(estimator, changed)
+        assert moved.passed is False
+        assert moved.message.startswith("2.0")
+        assert known_answers.finder_parity(finder, changed).passed is False
+        assert known_answers.pose_parity(estimator, tmp_path / "absent.json").passed is None
+
+
+def test_the_known_answers_can_be_written_anew(tmp_path: Path) -> None:
+    path = known_answers.write_answers(tmp_path / "answers.json")
+    new, old = (json.loads(p.read_text()) for p in (path, known_answers.ANSWERS))
+    assert new.keys() == old.keys()
+
+
+def test_other_models_have_no_known_answer(pose_model: Path, finder_model: Path) -> None:
+    with PoseEstimator(pose_model) as estimator, PersonFinder(finder_model) as finder:
+        assert known_answers.pose_parity(estimator).passed is None
+        assert known_answers.finder_parity(finder).passed is None
+
+
+def test_a_wrong_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = known_answers.Parity(False, "9 px from the known answer")
+    monkeypatch.setattr(doctor, "pose_parity", lambda estimator: wrong)
+    report = doctor.examine()
+    assert report["ok"] is False
+    assert "9 px" in report["problems"][0]
+    assert "The defaults do not work." in doctor.describe(report)
+
+
+def test_providers_are_run_and_not_believed(pose_model: Path) -> None:
+    listed = ["CPUExecutionProvider", "AzureExecutionProvider"]
+    assert machine.running_providers(pose_model, listed) == {"CPUExecutionProvider": "runs"}
+
+
+def test_a_provider_that_hands_over_to_another_does_not_run(
+    pose_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, providers: list[str], **_: object) -> object:
+        if providers == ["ROCMExecutionProvider"]:
+            raise RuntimeError("no\nlibrary")
+        return real(path, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    states = machine.running_providers(
+        pose_model, ["CUDAExecutionProvider", "ROCMExecutionProvider"]
+    )
+    assert states["CUDAExecutionProvider"] == "does not load; got CPUExecutionProvider"
+    assert states["ROCMExecutionProvider"] == "does not run: no library"
+
+
+def test_gpus_are_what_the_driver_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.nvidia_gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA T4, 580.1, 15360 MiB, 7.5'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    (gpu,) = machine.nvidia_gpus()
+    assert (gpu["name"], gpu["driver_version"], gpu["compute_cap"]) == ("NVIDIA T4", "580.1", "7.5")
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.nvidia_gpus() == []
+
+
+def test_what_is_absent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> object:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(machine.importlib, "import_module", absent)
+    assert machine.openvino_devices() is None
+    assert machine.tensorrt_flavours() == {}
+
+    def broken(name: str) -> object:
+        raise ImportError("libnvinfer.so.11: no such file")
+
+    monkeypatch.setattr(machine.importlib, "import_module", broken)
+    assert "libnvinfer" in machine.tensorrt_flavours()["tensorrt"]
+    assert "does not load" in str(machine.openvino_devices())
+
+
+def test_a_gpu_that_lies_idle_is_told() -> None:
+    gpus = [{"name": "NVIDIA T4"}]
+    (advice,) = doctor._advice(gpus, {"CPUExecutionProvider": "runs"})
+    assert "NVIDIA T4 is here" in advice
+    assert "cfpose-sdk[gpu]" in advice
+    assert doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}) == []
+    assert doctor._advice([], {}) == []

@@ -1,0 +1,65 @@
+"""The soak of tests/long in miniature, and that it would notice a leak."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cfpose_sdk.estimator import PoseEstimator
+
+
+@pytest.fixture(scope="module")
+def soak(root: Path) -> Iterator[ModuleType]:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the soak reads memory from /proc")
+    path = root / "tests" / "long" / "soak.py"
+    spec = importlib.util.spec_from_file_location("cfpose_soak", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cfpose_soak"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["cfpose_soak"]
+
+
+def test_a_short_soak(
+    soak: ModuleType, pose_model: Path, finder_model: Path, tmp_path: Path
+) -> None:
+    def open_estimator() -> PoseEstimator:
+        return PoseEstimator(pose_model, detector=finder_model, threads=1)
+
+    report = {
+        "frames": soak.soak_frames(open_estimator, soak.write_clip(tmp_path / "c.avi", 100), 200),
+        "cycles": soak.soak_cycles(open_estimator, 8),
+        "threads": soak.soak_threads(open_estimator, 4, 10),
+    }
+    assert soak.failures(report) == []
+    assert report["frames"]["frames"] == 200
+    assert report["threads"]["predictions"] == 40
+
+
+def test_a_leak_would_be_seen(soak: ModuleType, pose_model: Path, finder_model: Path) -> None:
+    kept: list[object] = []
+    over = threading.Event()
+
+    def leaky() -> PoseEstimator:
+        kept.append(open(pose_model, "rb"))  # noqa: SIM115
+        kept.append(bytearray(b"x" * 12_000_000))
+        thread = threading.Thread(target=over.wait)
+        thread.start()
+        return PoseEstimator(pose_model, detector=finder_model, threads=1)
+
+    report = {"cycles": soak.soak_cycles(leaky, 8)}
+    over.set()
+    for one in kept:
+        if hasattr(one, "close"):
+            one.close()
+    assert len(soak.failures(report)) == 3  # memory, threads, handles
+    assert soak.failures({"threads": {"different": 2}}) == ["threads: 2 results differ"]
