@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from cfpose_bench.accuracy import Accuracy, evaluate
 from cfpose_bench.annotations import is_crowdpose, read_annotations
@@ -19,7 +19,7 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
 from cfpose_training.data import People, load_people, plain_crops
 from cfpose_training.flip_test import flip_test
-from cfpose_training.nets.decode import decode_simcc
+from cfpose_training.nets.decode import covariance, decode_simcc
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.stages import Normalise
@@ -33,6 +33,7 @@ class Predictions:
 
     xy: Float64  # (N, K, 2), refined where the network has a refiner
     score: Float64  # (N, K) raw, in [0, 1]
+    covariance: Float64 | None = None  # (N, K, 2, 2) photo pixels², unscaled; None: flip test
 
 
 class DevelopmentSet:
@@ -53,6 +54,7 @@ class DevelopmentSet:
         count = len(self.people)
         joints = len(self.spec.skeleton)
         xy, score = np.zeros((count, joints, 2)), np.zeros((count, joints))
+        spread = np.zeros((count, joints, 2, 2))
         was_training = network.training
         network.eval()
         for start in range(0, count, batch_size):
@@ -60,13 +62,18 @@ class DevelopmentSet:
             crops, transforms = plain_crops(self.people, self.cache, self.spec, chosen)
             with torch.no_grad():
                 images = normalise(torch.from_numpy(crops).to(device))
-                run = flip_test if flipped else _run
-                crop_xy, crop_score = run(network, images, self.spec)
-            rows = slice(start, start + len(chosen))
-            xy[rows] = transform_points(invert_transforms(transforms), crop_xy.cpu().numpy())
+                if flipped:
+                    crop_xy, crop_score = flip_test(network, images, self.spec)
+                    crop_spread = torch.zeros(*crop_xy.shape, 2)
+                else:
+                    crop_xy, crop_score, crop_spread = _run(network, images, self.spec)
+            rows, back = slice(start, start + len(chosen)), invert_transforms(transforms)
+            xy[rows] = transform_points(back, crop_xy.cpu().numpy())
             score[rows] = crop_score.cpu().numpy()
+            linear = back[:, None, :, :2]
+            spread[rows] = linear @ crop_spread.cpu().numpy() @ np.swapaxes(linear, -1, -2)
         network.train(was_training)
-        return Predictions(xy, score)
+        return Predictions(xy, score, None if flipped else spread)
 
     def accuracy(self, predictions: Predictions) -> Accuracy:
         """AP on the held-out photos; a person's score is the mean raw joint score.
@@ -92,11 +99,11 @@ class DevelopmentSet:
         )
 
 
-def _run(
-    network: nn.Module, images: torch.Tensor, spec: ModelSpec
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _run(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses (B, K, 2), raw scores (B, K) and covariances (B, K, 2, 2), in crop pixels."""
+    pose = network.pose if isinstance(network, RefinedPoseNet) else network
+    x_logits, y_logits, taps = pose(images)
+    xy, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
     if isinstance(network, RefinedPoseNet):
-        refined, _, score = network(images)
-        return refined, score
-    output = network(images)
-    return decode_simcc(output.x_logits, output.y_logits, spec.split_ratio, spec.decode)
+        xy = network.refiner.apply_to(taps, xy, score)
+    return xy, score, covariance(x_logits, y_logits, xy, spec.split_ratio)

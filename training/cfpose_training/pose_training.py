@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.calibration import calibration_error, fit_calibration, good_joints
+from cfpose_training.calibration import (
+    calibration_error,
+    fit_calibration,
+    fit_covariance_scale,
+    good_joints,
+    squared_sigmas,
+)
 from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import GcnTarget, Recipe, SkeletonName
 from cfpose_training.conversion import Initialised, initialise
@@ -216,20 +223,30 @@ def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
 def measured_spec(
     network: RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None
 ) -> ModelSpec:
-    """The spec with the confidence fitted, and the figures measured, on the held-out photos."""
+    """The spec with confidence and covariance fitted, and figures measured, on held-out photos."""
     if dev is None:
         return spec
     predictions, coarse = dev.predict(network), dev.predict(network.pose)
     score, good = good_joints(predictions, dev.people, spec.skeleton.oks_sigmas)
     calibration = fit_calibration(score, good)
+    labelled = dev.people.joints[..., 2] > 0
+    assert predictions.covariance is not None
+    found = predictions.xy[labelled], predictions.covariance[labelled]
+    truth = dev.people.joints[..., :2][labelled]
+    scale = round(fit_covariance_scale(*found, truth), 4)
+    sigmas = np.sqrt(squared_sigmas(*found, truth) / scale)
     metrics = {
         "dev_AP": dev.accuracy(predictions).AP,
         "dev_AP_coarse": dev.accuracy(coarse).AP,
         "dev_people": float(len(dev.people)),
         "dev_ECE": calibration_error(score, good, calibration),
+        "dev_within_1_sigma": float((sigmas <= 1).mean()),
+        "dev_within_2_sigma": float((sigmas <= 2).mean()),
     }
     rounded = {name: round(value, 4) for name, value in metrics.items()}
-    return dataclasses.replace(spec, calibration=calibration, metrics=rounded)
+    return dataclasses.replace(
+        spec, calibration=calibration, covariance_scale=scale, metrics=rounded
+    )
 
 
 def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> DevelopmentSet | None:

@@ -1,0 +1,55 @@
+"""What a finished run writes into its spec, measured again from the artifact's own outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cfpose_sdk.crops import invert_transforms, transform_points
+from cfpose_sdk.keypoints import covariance
+from cfpose_training.config import load_recipe
+from cfpose_training.data import DataOptions, plain_crops
+from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.pose_training import development_set, measured_spec, pose_spec
+from cfpose_training.stages import Normalise
+
+
+def test_the_covariance_scale_covers_the_development_joints(
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(tiny_recipe)
+    spec = pose_spec(recipe)
+    torch.manual_seed(0)
+    pose = PoseNet(recipe.pose.hrnet, spec)
+    refiner = IGPGCNConfig(
+        spec.size_wh, pose.backbone.tap_channels, node_channels=8, joint_channels=(8, 8, 8)
+    )
+    network = RefinedPoseNet(pose, IGPGCN(refiner, spec.skeleton), spec).eval()
+    dev = development_set(recipe, spec, DataOptions(tiny_root, tmp_path / "cache"))
+    assert dev is not None
+    measured = measured_spec(network, spec, dev)
+
+    crops, transforms = plain_crops(dev.people, dev.cache, spec, range(len(dev.people)))
+    with torch.no_grad():
+        images = Normalise()(torch.from_numpy(crops))
+        x_logits, y_logits, _ = pose(images)
+        xy = network(images)[0].double().numpy()
+    spread = covariance(
+        x_logits.numpy(), y_logits.numpy(), xy, spec.split_ratio, measured.covariance_scale
+    )
+    truth = transform_points(transforms, dev.people.joints[..., :2])
+    labelled = dev.people.joints[..., 2] > 0
+    # without rotation a crop is the photo scaled, which leaves Mahalanobis distances as they are
+    error = (xy - truth)[labelled][:, :, None]
+    squared = (error * np.linalg.solve(spread[labelled], error)).sum(axis=(1, 2))
+    assert labelled.sum() >= 10
+    for sigmas in (1, 2):
+        share = (squared <= sigmas**2).mean()
+        assert measured.metrics[f"dev_within_{sigmas}_sigma"] == pytest.approx(share, abs=2e-3)
+    assert (squared <= 1).mean() == pytest.approx(1 - np.exp(-0.5), abs=1 / labelled.sum())
+    found = transform_points(invert_transforms(transforms), xy)
+    assert np.allclose(dev.predict(network).xy, found, atol=1e-3)
