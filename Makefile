@@ -6,6 +6,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 # Installed before everything else, so that nothing else chooses a torch.
 TORCH = torch==2.13.0
+# Test processes. Each takes one thread of PyTorch, so that they do not fight over cores.
+JOBS = 2
 PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
 REPORT = benchmarks/results/coco-val-340-cpu.json
@@ -31,7 +33,7 @@ demo: $(VENV)/.demo
 
 # pytest stays the last command: its summary is the last line.
 test: check
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: lint
 	$(BIN)/mypy

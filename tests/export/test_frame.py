@@ -314,7 +314,8 @@ def test_the_command_exports_and_checks_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("cfpose_export.cli.build_pose", lambda _: crops_model)  # tracing is slow
+    # tracing is slow
+    monkeypatch.setattr("cfpose_export.checkpoints.build_pose", lambda _: crops_model)
     assert fused.refiner is not None
     checkpoint, path = tmp_path / "pose.safetensors", tmp_path / "frame.onnx"
     save_pose(checkpoint, RefinedPoseNet(fused.pose, fused.refiner, fused.spec), fused.spec)

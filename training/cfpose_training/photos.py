@@ -27,7 +27,11 @@ class PhotoCache:
         self._shapes = list(shapes)
         sizes = [height * width * 3 for height, width in self._shapes]
         self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._pixels: NDArray[np.uint8] = np.memmap(pixels_path, dtype=np.uint8, mode="r")
+        self._pixels: NDArray[np.uint8] = (
+            np.memmap(pixels_path, dtype=np.uint8, mode="r")
+            if sizes
+            else np.zeros(0, dtype=np.uint8)  # an empty file cannot be mapped
+        )
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         height, width = self._shapes[index]
