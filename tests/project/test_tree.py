@@ -112,4 +112,5 @@ def test_ci_runs_the_tests_and_nothing_else(root: Path) -> None:
 
 def test_the_test_verb_ends_with_pytest(root: Path) -> None:
     recipe = (root / "Makefile").read_text().split("\ntest:", 1)[1].split("\n\n", 1)[0]
-    assert recipe.splitlines()[-1] == "\t@$(BIN)/python -m pytest"
+    command = "\t@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile"
+    assert recipe.splitlines()[-1] == command

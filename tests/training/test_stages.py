@@ -132,7 +132,9 @@ def test_both_stages_run_from_a_recipe_to_a_checkpoint(
     assert spec.box_scale == 1.1
     assert isinstance(network, RefinedPoseNet)
     assert spec.metrics["dev_people"] == 2  # photos 5 and 10
-    as_trained = dataclasses.replace(spec, calibration=(1.0, 0.0), metrics={}, box_scale=1.25)
+    as_trained = dataclasses.replace(
+        spec, calibration=(1.0, 0.0), covariance_scale=1.0, metrics={}, box_scale=1.25
+    )
     assert as_trained == pose_spec(recipe)
     first, _ = load_pose(student)
     for key, value in first.state_dict().items():
