@@ -161,22 +161,28 @@ def test_ctrl_c_ends_the_run_and_its_workers(name: str, dataset_folder: Path) ->
     slow = ADAPTER.replace("corners =", wait)
     parse_name(name).adapter.write_text(slow)  # type: ignore[union-attr]
     command = [sys.executable, "-m", "cfpose_bench.cli", "--dataset", str(dataset_folder)]
+    # a test run in the background of a shell ignores Ctrl-C, and would hand that down
     run = subprocess.Popen(
         [*command, "--model", name, "--repeats", "0"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-    if not children.parent.is_dir():
-        run.kill()
-        pytest.skip("children of a process are read from /proc")
-    deadline = time.monotonic() + 30
-    while not marker.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (child,) = children.read_text().split()
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-    _, said = run.communicate(timeout=30)
+    try:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        if not children.parent.is_dir():
+            pytest.skip("children of a process are read from /proc")
+        deadline = time.monotonic() + 60
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (child,) = children.read_text().split()
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        _, said = run.communicate(timeout=30)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
     assert run.returncode == 130
     assert "interrupted" in said
     assert not Path(f"/proc/{child}").exists()
