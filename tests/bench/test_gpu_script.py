@@ -75,7 +75,7 @@ def tiny_artifact(path: Path) -> Path:
 
 def test_without_a_gpu_it_says_so_and_measures_nothing(root: Path, tools: Path) -> None:
     stand_in(tools, "exit 9")  # installed, but without a driver
-    done = run_script(root, tools, timeout=20)
+    done = run_script(root, tools, timeout=120)
     assert done.returncode == 2
     assert "no CUDA GPU here" in done.stderr
     assert done.stdout == ""
@@ -113,6 +113,6 @@ def test_steps_that_cannot_run_say_why_and_the_rest_goes_on(
 
 @pytest.mark.parametrize("arguments", [["--model", "x.onnx"], ["--models"], ["--model"]])
 def test_wrong_use_is_refused(root: Path, tools: Path, arguments: list[str]) -> None:
-    done = run_script(root, tools, *arguments, timeout=20)
+    done = run_script(root, tools, *arguments, timeout=120)
     assert done.returncode == 2
     assert "gpu.sh:" in done.stderr
