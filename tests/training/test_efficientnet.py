@@ -9,7 +9,12 @@ from torch.nn import functional as F
 
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
-from cfpose_training.nets.efficientnet import BLOCKS, CHANNELS, EfficientNetLite0
+from cfpose_training.nets.efficientnet import (
+    BLOCKS,
+    CHANNELS,
+    QUARTER_CHANNELS,
+    EfficientNetLite0,
+)
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 
 
@@ -45,7 +50,7 @@ def test_map_sizes() -> None:
     maps = body(torch.zeros(2, 3, 64, 128))
     assert [m.shape for m in maps] == [
         (2, channels, 64 // stride, 128 // stride)
-        for channels, stride in zip(CHANNELS, (8, 16, 32), strict=True)
+        for channels, stride in zip((QUARTER_CHANNELS, *CHANNELS), (4, 8, 16, 32), strict=True)
     ]
 
 

@@ -119,19 +119,22 @@ def run_ablation(
     data: DataOptions,
     options: RunOptions,
     teacher: Path | None = None,
+    *,
+    init: Path | None = None,
 ) -> list[Row] | None:
     """Train what is not trained yet, measure it, and write the tables into `options.folder`.
 
-    `teacher` is a checkpoint to use; without one the recipe's own is trained. Returns None when
-    time ran out first. Raises TrainingError when the folder belongs to another ablation, or when
-    the recipe holds out no photos to measure on.
+    `teacher` is a checkpoint to use; without one the recipe's own is trained, from scratch.
+    `init` is what every student starts from. Returns None when time ran out first. Raises
+    TrainingError when the folder belongs to another ablation, or when the recipe holds out no
+    photos to measure on.
     """
     require_plotting()
     jobs, trials = plan(recipe, schemes, seeds, own_teacher=teacher is None)
     dev = development_set(recipe, pose_spec(recipe), data)
     if dev is None:
         raise TrainingError("the recipe holds out no photos: set holdout_every of one source")
-    _claim(options, recipe, teacher)
+    _claim(options, recipe, teacher, init)
     deadline = time.monotonic() + options.max_minutes * 60
     taught_by = teacher or options.folder / TEACHER_FOLDER / TEACHER_FILE
     for number, job in enumerate(jobs, start=1):
@@ -139,7 +142,8 @@ def run_ablation(
             continue
         print(f"run {number} of {len(jobs)}: {job.folder}", flush=True)
         minutes = max(0.0, (deadline - time.monotonic()) / 60)
-        if not _run(job, data, _job_options(options, job, minutes), options.folder, taught_by):
+        run_options = _job_options(options, job, minutes)
+        if not _run(job, data, run_options, options.folder, taught_by, init):
             return None
     rows = [_row(trial, dev, options.folder) for trial in trials]
     write_tables(rows, options.folder)
@@ -152,23 +156,26 @@ def _job_options(options: RunOptions, job: Job, minutes: float) -> RunOptions:
     )
 
 
-def _run(job: Job, data: DataOptions, options: RunOptions, root: Path, teacher: Path) -> bool:
+def _run(
+    job: Job, data: DataOptions, options: RunOptions, root: Path, teacher: Path, init: Path | None
+) -> bool:
     """Train one job; False when time ran out."""
     taught_by = teacher if job.taught else None
     if job.stage == "teacher":
         done = train_teacher(job.recipe, data, options)
     elif job.stage == "stage1":
-        done = train_stage1(job.recipe, data, options, taught_by)
+        done = train_stage1(job.recipe, data, options, taught_by, init=init)
     else:
         student = root / job.student / STUDENT_FILE
         done = train_stage2(job.recipe, student, data, options, taught_by)
     return done is not None
 
 
-def _claim(options: RunOptions, recipe: Recipe, teacher: Path | None) -> None:
+def _claim(options: RunOptions, recipe: Recipe, teacher: Path | None, init: Path | None) -> None:
     """Mark the folder as this ablation's. More schemes and seeds may join it later."""
     path = options.folder / RECIPE_FILE
     text = f"{recipe!r}\nteacher: {teacher or 'its own'}\n"
+    text += f"init: {init}\n" if init else ""
     if path.is_file():
         if not options.resume:
             raise TrainingError(

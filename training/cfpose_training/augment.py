@@ -1,4 +1,4 @@
-"""Random crops of one person: zoom, rotation, half body, mirror; then a hole.
+"""Random crops of one person: zoom, rotation, half body, mirror; then colours, then a hole.
 
 Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these four, so a crop is
 resampled once. The hole is RTMPose's: coarse dropout (DeVries and Taylor, "Improved Regularization
@@ -7,6 +7,7 @@ of Convolutional Neural Networks with Cutout").
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,6 +51,22 @@ def random_transform(
         transform[0] *= -1
         transform[0, 2] += size_wh[0] - 1
     return transform, mirrored
+
+
+def colour_jitter(
+    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The crop (H, W, 3), its channels stretched and moved: half of it all together, half each.
+
+    Draws nothing when both options are 0.
+    """
+    if not config.contrast and not config.brightness:
+        return crop
+    gain = 1 + config.contrast * (rng.uniform(-0.5, 0.5) + rng.uniform(-0.5, 0.5, (3, 1)))
+    shift = config.brightness * (rng.uniform(-0.5, 0.5) + rng.uniform(-0.5, 0.5, (3, 1)))
+    levels = np.clip(np.rint(gain * (np.arange(256) - 127.5) + 127.5 + shift), 0, 255)
+    table = np.ascontiguousarray(levels.T[None], dtype=np.uint8)  # (1, 256, 3), as cv2.LUT reads it
+    return np.asarray(cv2.LUT(crop, table), dtype=np.uint8)
 
 
 def coarse_dropout(

@@ -20,9 +20,12 @@ from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
-from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.nets.lite import LiteConfig
+from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, RefinedPoseNet
 
 NETWORK_KEY = "cfpose.network"
+_BACKBONES: dict[str, type[BackboneConfig]] = {"hrnet": HRNetConfig, "lite": LiteConfig}
+_KINDS = {config: kind for kind, config in _BACKBONES.items()}
 OPTIONS = dacite.Config(strict=True, cast=[tuple])
 
 
@@ -66,7 +69,7 @@ def save_pose(path: Path, network: PoseNet | RefinedPoseNet, spec: ModelSpec) ->
         (network.pose, network.refiner) if isinstance(network, RefinedPoseNet) else (network, None)
     )
     configs = {
-        "hrnet": dataclasses.asdict(pose.backbone.config),
+        _KINDS[type(pose.backbone.config)]: dataclasses.asdict(pose.backbone.config),
         "refiner": None if refiner is None else dataclasses.asdict(refiner.config),
     }
     metadata = {SPEC_KEY: spec.to_json(), NETWORK_KEY: json.dumps(configs, sort_keys=True)}
@@ -98,7 +101,9 @@ def load_pose(path: str | Path) -> tuple[PoseNet | RefinedPoseNet, ModelSpec]:
     # building draws initial weights; leave the RNG alone
     with torch.random.fork_rng(devices=[]), _understood(path):
         configs = json.loads(metadata[NETWORK_KEY])
-        pose = PoseNet(dacite.from_dict(HRNetConfig, configs["hrnet"], OPTIONS), spec)
+        kind = "lite" if "lite" in configs else "hrnet"
+        backbone = _BACKBONES[kind]
+        pose = PoseNet(dacite.from_dict(backbone, configs[kind], OPTIONS), spec)
         network: PoseNet | RefinedPoseNet = pose
         if configs["refiner"] is not None:
             config = dacite.from_dict(IGPGCNConfig, configs["refiner"], OPTIONS)

@@ -75,14 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-last", type=int, default=0, help="keep the checkpoints of so many last epochs"
     )
     common.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
-    commands.add_parser("teacher", parents=[common], help="the recipe's teacher, on labels")
-    stage1 = commands.add_parser("stage1", parents=[common], help="the student")
-    stage1.add_argument("--teacher", type=Path, help="checkpoint to distil from")
-    stage1.add_argument(
+    start = argparse.ArgumentParser(add_help=False)
+    start.add_argument(
         "--init",
         type=Path,
-        help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's)",
+        help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's, "
+        "EfficientNet-Lite0's)",
     )
+    commands.add_parser("teacher", parents=[common, start], help="the recipe's teacher, on labels")
+    stage1 = commands.add_parser("stage1", parents=[common, start], help="the student")
+    stage1.add_argument("--teacher", type=Path, help="checkpoint to distil from")
     stage2 = commands.add_parser("stage2", parents=[common], help="the refiner, student frozen")
     stage2.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
     stage2.add_argument("--teacher", type=Path, help="checkpoint whose poses are the target")
@@ -90,8 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     finder.add_argument(
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
-    finder.add_argument("--init", type=Path, help="ImageNet weights of the finder's body")
-    _add_ablation(commands.add_parser("ablation", parents=[common], help="schemes of Table IV"))
+    finder.add_argument("--init", type=Path, help="ImageNet weights of its body, or a finder")
+    _add_ablation(
+        commands.add_parser("ablation", parents=[common, start], help="schemes of Table IV")
+    )
     add_convert(commands)
     add_data(commands)
     return parser
@@ -122,7 +126,7 @@ def _teacher(arguments: argparse.Namespace) -> int:
     swapped = teacher_recipe(recipe)
     if arguments.dry_run:
         return _say(arguments, swapped.pose.name, swapped.stage1, swapped.sources, TEACHER_FILE)
-    return _report(train_teacher(recipe, *_options(arguments)))
+    return _report(train_teacher(recipe, *_options(arguments), init=arguments.init))
 
 
 def _stage1(arguments: argparse.Namespace) -> int:
@@ -176,8 +180,9 @@ def _ablation(arguments: argparse.Namespace) -> int:
             print(f"{'done  ' if done else 'to run'} {arguments.out / job.checkpoint}")
         return 0
     rows = run_ablation(
-        recipe, arguments.schemes, arguments.seeds, *_options(arguments), arguments.teacher
-    )
+        recipe, arguments.schemes, arguments.seeds, *_options(arguments), arguments.teacher,
+        init=arguments.init,
+    )  # fmt: skip
     return _report(None if rows is None else arguments.out / MARKDOWN_FILE)
 
 

@@ -18,6 +18,7 @@ from cfpose_sdk.spec import Decode
 from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
+from cfpose_training.nets.lite import LiteConfig
 
 SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
@@ -48,6 +49,8 @@ class AugmentConfig:
     half_body_min_joints: int = 8  # more labelled joints than this, or no half-body crop
     dropout_p: float = 0.0  # coarse dropout: one black rectangle in the crop
     dropout_side: tuple[float, float] = (0.2, 0.4)  # least and greatest share of the crop's sides
+    contrast: float = 0.0  # pixel values are scaled by 1 ± this, each colour channel by its own
+    brightness: float = 0.0  # and moved by up to this, of 255, likewise
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,11 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class PoseConfig:
-    """The student: network, crop and decoder."""
+    """The student: network, crop and decoder. Its backbone is one of `hrnet` and `lite`."""
 
     name: str
-    hrnet: HRNetConfig
+    hrnet: HRNetConfig | None = None
+    lite: LiteConfig | None = None
     size_wh: tuple[int, int] = (192, 256)
     split_ratio: float = 2.0
     box_scale: float = 1.25  # of the training crops
@@ -144,15 +148,33 @@ class PoseConfig:
     decode: Decode = "argmax"
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 
+    @property
+    def backbone(self) -> HRNetConfig | LiteConfig:
+        """The one that is given."""
+        return _the_one(self.hrnet, self.lite)
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
     """The teacher: a larger network of the same crop, skeleton and decoder, trained on labels."""
 
     name: str
-    hrnet: HRNetConfig
+    hrnet: HRNetConfig | None = None
+    lite: LiteConfig | None = None
     optim: OptimConfig | None = None  # None: as stage1
     head_init: Literal["default", "marginals"] = "default"
+
+    @property
+    def backbone(self) -> HRNetConfig | LiteConfig:
+        """The one that is given."""
+        return _the_one(self.hrnet, self.lite)
+
+
+def _the_one(hrnet: HRNetConfig | None, lite: LiteConfig | None) -> HRNetConfig | LiteConfig:
+    chosen = hrnet if hrnet is not None else lite
+    if chosen is None or (hrnet is not None and lite is not None):
+        raise TrainingError("a network has one backbone: give `hrnet` or `lite`, not both")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -251,6 +273,12 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def _contradiction(recipe: Recipe) -> str:
     """What options mean only together, and do not; empty when all is well."""
+    networks: list[PoseConfig | TeacherConfig] = [recipe.pose]
+    if recipe.teacher is not None:
+        networks.append(recipe.teacher)
+    for network in networks:
+        if (network.hrnet is None) == (network.lite is None):
+            return f"{network.name} has one backbone: give `hrnet` or `lite`, and not both"
     runs = {"stage1": recipe.stage1, "stage2.optim": recipe.stage2.optim}
     if recipe.teacher is not None and recipe.teacher.optim is not None:
         runs["teacher.optim"] = recipe.teacher.optim

@@ -25,9 +25,12 @@ from cfpose_training.checkpoint import (
     save_tensors,
 )
 from cfpose_training.foreign import Adopted, adopt, head_spec, read_state
+from cfpose_training.nets.lite import LiteBackbone
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 
 Layout = Literal["simcc", "mmpose"]
+
+IMAGENET_STEM = "_conv_stem.weight"  # as `efficientnet_lite_pytorch` names it
 
 SKELETONS = {len(skeleton): skeleton for skeleton in (COCO_17, CROWDPOSE_14)}
 
@@ -99,31 +102,59 @@ def save_state(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
 def initialise(network: PoseNet, path: Path) -> Initialised:
     """Start a network from any understood checkpoint.
 
-    The backbone must fit whole. Of a SimCC head each layer is taken that fits: another number of
-    joints leaves `final_layer` as it was. Raises ArtifactError.
+    The backbone must fit whole; EfficientNet-Lite0's body also takes its ImageNet weights, and then
+    the neck above it stays as it was. Of a SimCC head each layer is taken that fits: another number
+    of joints leaves `final_layer` as it was. Raises ArtifactError.
     """
-    adopted = adopt(read_state(path), path)
+    state = read_state(path)
+    if isinstance(network.backbone, LiteBackbone):
+        if IMAGENET_STEM in state:
+            dropped = network.backbone.body.load_imagenet(state)
+            return Initialised(taken=(), fresh=("neck", *_head_layers(network)), dropped=dropped)
+        return _take(network, *_own_pose(network, state, path))
+    adopted = adopt(state, path)
     if adopted.hrnet != network.backbone.config:
         raise ArtifactError(
             f"{path} is an {adopted.hrnet}, the network to start is an {network.backbone.config}"
         )
-    own = network.state_dict()
-    layers = sorted({key.rsplit(".", 1)[0] for key in own if key.startswith("head.")})
+    return _take(network, adopted.tensors, adopted.dropped)
+
+
+def _own_pose(
+    network: PoseNet, state: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Backbone and head of our own checkpoint, with or without a refiner, and the keys left out."""
+    pose = {key.removeprefix("pose."): value for key, value in state.items()}
+    tensors = {k: v for k, v in pose.items() if k.startswith(("backbone.", "head."))}
+    backbone = {key: v for key, v in network.state_dict().items() if key.startswith("backbone.")}
+    given = {key: value for key, value in tensors.items() if key.startswith("backbone.")}
+    if problems := misfits(backbone, given):
+        raise ArtifactError(f"{path} does not fit the network to start: {'; '.join(problems[:5])}")
+    return tensors, tuple(key for key in pose if key not in tensors)
+
+
+def _head_layers(network: PoseNet) -> tuple[str, ...]:
+    return tuple(sorted({k.rsplit(".", 1)[0] for k in network.state_dict() if k[:5] == "head."}))
+
+
+def _take(network: PoseNet, tensors: Mapping[str, Tensor], dropped: tuple[str, ...]) -> Initialised:
+    """Load the backbone, and each layer of the head that fits."""
+    own, layers = network.state_dict(), _head_layers(network)
     fits = {
         layer: all(
-            key in adopted.tensors and adopted.tensors[key].shape == own[key].shape
+            key in tensors and tensors[key].shape == own[key].shape
             for key in (f"{layer}.weight", f"{layer}.bias")
         )
         for layer in layers
     }
     taken = {
         key: value
-        for key, value in adopted.tensors.items()
+        for key, value in tensors.items()
         if key.startswith("backbone.") or fits[key.rsplit(".", 1)[0]]
     }
     network.load_state_dict({**own, **taken})
     return Initialised(
         taken=tuple(layer for layer in layers if fits[layer]),
         fresh=tuple(layer for layer in layers if not fits[layer]),
-        dropped=adopted.dropped,
+        dropped=dropped,
     )

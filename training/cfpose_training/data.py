@@ -22,7 +22,7 @@ from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.augment import coarse_dropout, random_transform
+from cfpose_training.augment import coarse_dropout, colour_jitter, random_transform
 from cfpose_training.config import AugmentConfig, LabelConfig, Source
 from cfpose_training.photos import PhotoCache
 from cfpose_training.targets import label_weights
@@ -156,7 +156,7 @@ class CropDataset(Dataset[Batch]):
             augment, rng,
         )  # fmt: skip
         crop = extract_crops(self.cache[int(people.photo[person])], transform[None], spec.size_wh)
-        crop = coarse_dropout(crop[0], augment, rng)
+        crop = coarse_dropout(colour_jitter(crop[0], augment, rng), augment, rng)
         labelled = joints[:, 2] > 0
         xy = transform_points(transform[None], joints[None, :, :2])[0]
         if mirrored:  # the map has mirrored the positions already

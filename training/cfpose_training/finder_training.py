@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cfpose_sdk.boxes import iou_matrix, letterbox, nms
-from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.errors import ArtifactError, TrainingError
 from cfpose_sdk.spec import FinderSpec
 from cfpose_training.batches import batches_per_epoch, epoch_batches
-from cfpose_training.checkpoint import save_finder
+from cfpose_training.checkpoint import misfits, save_finder
 from cfpose_training.config import FinderConfig, Recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.finder_data import PAD_VALUE, FinderDataset
@@ -31,6 +31,7 @@ from cfpose_training.stages import Normalise
 
 FINDER_FILE = "finder.safetensors"
 MATCH_IOU = 0.5
+HEAT_KEY = "heat.0.0.weight"  # of a finder's checkpoint
 
 
 def finder_spec(config: FinderConfig) -> FinderSpec:
@@ -56,8 +57,9 @@ def train_finder(
 ) -> Path | None:
     """Train the recipe's finder. Returns its checkpoint, or None when time ran out first.
 
-    `init` holds ImageNet weights of the body. Raises TrainingError when the recipe has no finder,
-    or one whose body takes no weights; ArtifactError when they do not fit.
+    `init` holds ImageNet weights of the body, or is a finder's checkpoint to go on from. Raises
+    TrainingError when the recipe has no finder, or one whose body takes no weights; ArtifactError
+    when they do not fit.
     """
     config = recipe.finder
     if config is None:
@@ -108,12 +110,19 @@ def _record(config: FinderConfig, files: Record) -> Record:
 
 
 def _start_from(network: FinderNet, path: Path) -> None:
+    state = read_state(path)
+    if HEAT_KEY in state:
+        if problems := misfits(network.state_dict(), state):
+            raise ArtifactError(f"{path} does not fit the recipe's finder: {'; '.join(problems)}")
+        network.load_state_dict(state)
+        print(f"{path.name} gives the whole finder")
+        return
     if not isinstance(network.body, EfficientNetLite0):
         raise TrainingError(
             f"the recipe's finder has a {network.config.body} body, which takes no {path.name}; "
             f"set finder.net.body to 'efficientnet-lite0', or leave --init out"
         )
-    dropped = network.body.load_imagenet(read_state(path))
+    dropped = network.body.load_imagenet(state)
     print(f"{path.name} gives the body; {len(dropped)} tensors of the file are not used")
 
 

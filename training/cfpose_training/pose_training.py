@@ -65,9 +65,14 @@ def deployed_spec(recipe: Recipe) -> ModelSpec:
     return dataclasses.replace(pose_spec(recipe), box_scale=scale)
 
 
-def train_teacher(recipe: Recipe, data: DataOptions, options: RunOptions) -> Path | None:
-    """The recipe's teacher on labels. Returns its checkpoint, or None when time ran out first."""
-    return _train_pose(teacher_recipe(recipe), None, data, options, TEACHER_FILE)
+def train_teacher(
+    recipe: Recipe, data: DataOptions, options: RunOptions, *, init: Path | None = None
+) -> Path | None:
+    """The recipe's teacher on labels, started from `init` as in `train_stage1`.
+
+    Returns its checkpoint, or None when time ran out first.
+    """
+    return _train_pose(teacher_recipe(recipe), None, data, options, TEACHER_FILE, init)
 
 
 def train_stage1(
@@ -104,7 +109,7 @@ def _train_pose(
     spec = pose_spec(recipe)
     taught_by = None if teacher is None else load_teacher(teacher, spec)
     torch.manual_seed(recipe.stage1.seed)
-    network = PoseNet(recipe.pose.hrnet, spec)
+    network = PoseNet(recipe.pose.backbone, spec)
     if recipe.pose.head_init == "marginals":
         network.head.init_as_marginals()
     if init is not None:

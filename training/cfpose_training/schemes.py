@@ -70,10 +70,11 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
     """
     teacher = recipe.teacher
     if teacher is None:
-        raise TrainingError("the recipe has no [teacher] table; give its name and hrnet there")
+        raise TrainingError("the recipe has no [teacher] table; give its name and network there")
     pose: PoseConfig = dataclasses.replace(
-        recipe.pose, name=teacher.name, hrnet=teacher.hrnet, head_init=teacher.head_init
-    )
+        recipe.pose, name=teacher.name, hrnet=teacher.hrnet, lite=teacher.lite,
+        head_init=teacher.head_init,
+    )  # fmt: skip
     return dataclasses.replace(
         recipe, pose=pose, stage1=teacher.optim or recipe.stage1, distill=DistillConfig()
     )

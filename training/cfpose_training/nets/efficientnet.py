@@ -34,7 +34,9 @@ BLOCKS = (
     (192, 6, 5, 2),
     (192, 6, 5, 1),
 )
-EIGHTH, SIXTEENTH = 4, 10  # the last block of each of these scales; the last of all ends 1/32
+# the last block of each of these scales; the last of all ends 1/32
+QUARTER, EIGHTH, SIXTEENTH = 2, 4, 10
+QUARTER_CHANNELS = 24
 CHANNELS = (40, 112, 192)  # of the maps at 1/8, 1/16, 1/32
 EPS = 1e-3  # of batch norm, as the weights were trained
 # its ImageNet weights were trained on (pixel - 127) / 128
@@ -42,11 +44,31 @@ PIXEL_MEAN, PIXEL_STD = 127.0, 128.0
 
 
 class Pyramid(NamedTuple):
-    """Maps of a body at three scales."""
+    """Maps of the body at four scales."""
 
+    quarter: Tensor
     eighth: Tensor
     sixteenth: Tensor
-    thirty_second: Tensor
+    last: Tensor  # 1/32
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """The convolution, then the norm with its statistics as they stand.
+
+    In training both are one convolution of scaled weights, which saves two passes over the map and
+    their gradients; export sees the two layers, and folds them once.
+    """
+    if not conv.training:
+        plain: Tensor = norm(conv(x))
+        return plain
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    return nn.functional.conv2d(
+        x, conv.weight * scale[:, None, None, None], shift,
+        conv.stride, conv.padding, conv.dilation, conv.groups,
+    )  # fmt: skip
 
 
 class MBConv(nn.Module):
@@ -68,9 +90,11 @@ class MBConv(nn.Module):
         self.bn2 = nn.BatchNorm2d(out, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = nn.functional.relu6(self.bn0(self.expand_conv(x))) if self.is_expanded else x
-        wide = nn.functional.relu6(self.bn1(self.depthwise_conv(wide)))
-        out: Tensor = self.bn2(self.project_conv(wide))
+        wide = x
+        if self.is_expanded:
+            wide = nn.functional.relu6(conv_norm(x, self.expand_conv, self.bn0))
+        wide = nn.functional.relu6(conv_norm(wide, self.depthwise_conv, self.bn1))
+        out = conv_norm(wide, self.project_conv, self.bn2)
         return x + out if self.has_shortcut else out
 
 
@@ -96,16 +120,14 @@ class EfficientNetLite0(nn.Module):
             still.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Pyramid:
-        x = nn.functional.relu6(self.bn0(self.conv_stem(images)))
-        for block in self.blocks[: EIGHTH + 1]:
+        x = nn.functional.relu6(conv_norm(images, self.conv_stem, self.bn0))
+        maps = []
+        for index, block in enumerate(self.blocks):
             x = block(x)
-        eighth = x
-        for block in self.blocks[EIGHTH + 1 : SIXTEENTH + 1]:
-            x = block(x)
-        sixteenth = x
-        for block in self.blocks[SIXTEENTH + 1 :]:
-            x = block(x)
-        return Pyramid(eighth, sixteenth, x)
+            if index in (QUARTER, EIGHTH, SIXTEENTH):
+                maps.append(x)
+        quarter, eighth, sixteenth = maps
+        return Pyramid(quarter, eighth, sixteenth, x)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

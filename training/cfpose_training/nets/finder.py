@@ -94,6 +94,8 @@ class FinderNet(nn.Module):
 
     def forward(self, images: Tensor) -> FinderOutput:
         maps = self.body(images)
+        if isinstance(self.body, EfficientNetLite0):
+            maps = maps[1:]  # no lateral reads the 1/4 map
         merged = self.laterals[-1](maps[-1])
         for index in reversed(range(len(maps) - 1)):
             up = F.interpolate(merged, scale_factor=2.0, mode="nearest")

@@ -11,7 +11,10 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_training.nets.decode import decode_simcc
 from cfpose_training.nets.hrnet import HRNet, HRNetConfig, Taps, init_convolutions
 from cfpose_training.nets.igp_gcn import IGPGCN
+from cfpose_training.nets.lite import LiteBackbone, LiteConfig
 from cfpose_training.nets.simcc import SimCCHead
+
+BackboneConfig = HRNetConfig | LiteConfig
 
 
 class PoseOutput(NamedTuple):
@@ -30,20 +33,25 @@ def with_scaled_logits(output: PoseOutput, factor: float) -> PoseOutput:
 
 
 class PoseNet(nn.Module):
-    """HRNet + SimCC head: normalised RGB crops (B, 3, H, W) → PoseOutput.
+    """Backbone + SimCC head: normalised RGB crops (B, 3, H, W) → PoseOutput.
 
-    State-dict keys are `backbone.*` and `head.*` over the reference names. Raises InputError when
+    State-dict keys are `backbone.*` and `head.*` over the reference names; an HRNet starts from the
+    reference's initial weights. Raises InputError when
     the spec's crop size is not a multiple of 4.
     """
 
-    def __init__(self, config: HRNetConfig, spec: ModelSpec) -> None:
+    def __init__(self, config: BackboneConfig, spec: ModelSpec) -> None:
         super().__init__()
         width, height = spec.size_wh
         if width % 4 or height % 4:
             raise InputError(f"size_wh must be multiples of 4, got {spec.size_wh}")
-        self.backbone = HRNet(config)
+        self.backbone: HRNet | LiteBackbone
+        if isinstance(config, HRNetConfig):
+            self.backbone = HRNet(config)
+        else:
+            self.backbone = LiteBackbone(config)
         self.head = SimCCHead(config.width, len(spec.skeleton), spec.size_wh, spec.bins_xy)
-        init_convolutions(self)
+        init_convolutions(self if isinstance(config, HRNetConfig) else self.head)
 
     def forward(self, images: Tensor) -> PoseOutput:
         taps = self.backbone(images)
