@@ -59,7 +59,7 @@ def add_label(commands: Commands) -> None:
         default=0,
         help="about so many people (photos without annotations); 0: all",
     )
-    parser.add_argument("--views", type=int, default=6, help="looks at each person, 1 to 6")
+    parser.add_argument("--views", type=int, default=4, help="looks at each person, 1 to 6")
     parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads; 0: the runtime's choice"
     )

@@ -55,7 +55,7 @@ class LabelOptions:
     who: Who = "unlabelled"
     detector: Path | None = None
     box_score: float = 0.4
-    views: int = 6
+    views: int = 4
     rules: LabelRules = field(default_factory=LabelRules)
     weight: float = 0.5
     licence: str = ""

@@ -33,12 +33,12 @@ class LabelRules:
     """
 
     min_score: float = 0.3
-    min_agreement: float = 0.7
+    min_agreement: float = 0.8
     min_joints: int = 5
     box_margin: float = 0.1
     neighbour_oks: float = 0.5
     given_oks: float = 0.6
-    average: Literal["mean", "median"] = "mean"
+    average: Literal["mean", "median"] = "median"
 
     def __post_init__(self) -> None:
         for name in ("min_score", "min_agreement", "neighbour_oks", "given_oks"):
@@ -80,7 +80,7 @@ def consensus(
     views: Float64,
     areas: Float64,
     sigmas: Sequence[float],
-    average: Literal["mean", "median"] = "mean",
+    average: Literal["mean", "median"] = "median",
 ) -> Consensus:
     """(V, N, K, 3) x, y, score → their consensus; (N,) areas of the people in pixels².
 
