@@ -34,7 +34,7 @@ class LabelRules:
 
     min_score: float = 0.3
     min_agreement: float = 0.8
-    min_joints: int = 5
+    min_joints: int = 8
     box_margin: float = 0.1
     neighbour_oks: float = 0.5
     given_oks: float = 0.6
