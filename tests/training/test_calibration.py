@@ -49,7 +49,7 @@ def test_good_means_a_joint_oks_of_one_half() -> None:
     joints[0, :, 2] = 2
     joints[0, 16, 2] = 0  # unlabelled: not counted
     people = People((), (), np.zeros(1, int), np.zeros((1, 4)), joints, np.array([5000.0]),
-                    np.ones(1), np.ones(1, int))  # fmt: skip
+                    np.ones(1), np.ones(1, int), np.ones((1, 17)))  # fmt: skip
     reach = [2 * s * math.sqrt(2 * math.log(2) * 5000) for s in COCO_17.oks_sigmas]
     xy = np.zeros((1, 17, 2))
     xy[0, :, 0] = [r * (0.999 if k % 2 else 1.001) for k, r in enumerate(reach)]

@@ -61,6 +61,24 @@ def test_unlabelled_joints_have_no_weight_and_labelled_ones_the_sources(tiny_roo
     assert item["weight"].tolist() == [0.5, 0.0] + [0.5] * 15
 
 
+def test_joints_weigh_as_their_annotation_says_and_swap_when_mirrored(tiny_root: Path) -> None:
+    weights = [0.25, 1.0, 0.5, *[1.0] * 13, 0.0]
+    edit(tiny_root, lambda record: record["annotations"][0].update(joint_weights=weights))
+    plain = dataset(tiny_root, AugmentConfig(0, 0, 0, 0, 0))
+    mirrored = dataset(tiny_root, AugmentConfig(1, 0, 0, 0, 0))
+    assert plain[(0, 0, 0)]["weight"].tolist() == [0.5 * weight for weight in weights]
+    swapped = [0.25, 0.5, *[1.0] * 13, 0.0, 1.0]
+    assert mirrored[(0, 0, 0)]["weight"].tolist() == [0.5 * weight for weight in swapped]
+    assert plain[(0, 1, 0)]["weight"].tolist() == [0.5] * 17
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 16, [1.0] * 16 + [1.5], [1.0] * 16 + [None], 0.5])
+def test_wrong_joint_weights_are_refused(tiny_root: Path, weights: object) -> None:
+    edit(tiny_root, lambda record: record["annotations"][0].update(joint_weights=weights))
+    with pytest.raises(DatasetError, match="annotation 1 needs 17 numbers"):
+        load_people([SOURCE], tiny_root, COCO_17)
+
+
 def test_mirrored_crops_swap_left_and_right(tiny_root: Path) -> None:
     plain = dataset(tiny_root, AugmentConfig(0, 0, 0, 0, 0))[(0, 0, 0)]
     mirrored = dataset(tiny_root, AugmentConfig(1, 0, 0, 0, 0))[(0, 0, 0)]

@@ -145,7 +145,9 @@ def spec_and_people() -> tuple[ModelSpec, People]:
     joints[2, 3, 2] = 0  # the third person's last limb is not labelled
     box = np.array([[0.0, 0.0, 24.0, 32.0]] * 3)  # half the crop: lengths double
     ones = np.ones(3)
-    people = People((), (), np.zeros(3, np.intp), box, joints, ones, ones, np.ones(3, np.intp))
+    people = People(
+        (), (), np.zeros(3, np.intp), box, joints, ones, ones, np.ones(3, np.intp), np.ones((3, 17))
+    )
     return spec, people
 
 

@@ -90,7 +90,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
         "dropout_p": 0.0, "dropout_side": [0.2, 0.4], "softmax_beta": 1.0, "cosine_from": 0.0,
         "mild_epochs": 0, "alpha_auto": 0.0, "alpha_auto_batches": 20, "teacher_flip": False,
         "teacher_confidence": False, "mild_augment": None, "final": "last",
-        "lite": None, "contrast": 0.0, "brightness": 0.0,
+        "lite": None, "files": "*", "contrast": 0.0, "brightness": 0.0,
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} == set(off)
     assert {

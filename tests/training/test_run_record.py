@@ -117,6 +117,10 @@ def test_people_are_told_by_what_is_labelled(tiny_root: Path, recipe: Recipe) ->
     again = dataclasses.replace(people, photos=tuple(Path(path.name) for path in people.photos))
     assert people_digest(again) == people_digest(people)  # the data root may move
     assert people_digest(moved) != people_digest(people)
+    lighter = people.joint_weight.copy()
+    lighter[3, 5] = 0.5
+    weighed = dataclasses.replace(people, joint_weight=lighter)
+    assert people_digest(weighed) != people_digest(people)
     fewer = dataclasses.replace(people, repeat=np.ones_like(people.repeat))
     assert people_digest(fewer) != people_digest(people)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfpose_training.file_commands import add_convert, add_data, convert, data
+from cfpose_training.label_command import add_label, label
 
 if TYPE_CHECKING:
     from cfpose_training.config import OptimConfig, PhotoSource, Source
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ablation": _ablation,
         "convert": convert,
         "data": data,
+        "label": label,
     }
     try:
         return handlers[arguments.command](arguments)
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_convert(commands)
     add_data(commands)
+    add_label(commands)
     return parser
 
 

@@ -35,6 +35,7 @@ class Source:
     repeat: int = 1  # how often an epoch visits each person
     weight: float = 1.0  # of its people in the loss
     holdout_every: int = 0  # photos with id % holdout_every == 0 are kept for development; 0: none
+    files: str = "*"  # only photos whose file_name fits this pattern
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ class PhotoSource:
     annotations: str = ""
     empty: bool = False  # nobody is in these photos: whatever is found there is false
     repeat: int = 1
-    holdout_every: int = 0
+    holdout_every: int = 0  # 1: all of them
+    files: str = "*"  # only photos whose name fits this pattern
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class People:
     areas: Float64  # (N,) of the person in the photo, square pixels, as annotated
     weight: Float64  # (N,) in the loss
     repeat: NDArray[np.intp]  # (N,) visits an epoch
+    joint_weight: Float64  # (N, K) of each joint in the loss, beside `weight`; in [0, 1]
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -63,6 +65,7 @@ class _Person:
     joints: Sequence[float]
     area: float
     source: Source
+    joint_weight: Sequence[float]
 
 
 def load_people(
@@ -70,8 +73,10 @@ def load_people(
 ) -> People:
     """Everybody in `sources` with a labelled joint; crowd regions are left out.
 
-    `held_out` gives the development photos of each source instead of its training photos. Raises
-    DatasetError for annotations that are missing, malformed, or of another skeleton.
+    An annotation may carry `joint_weights`, K numbers in [0, 1] that multiply its joints' weight in
+    the loss, as `cfpose-train label` writes them; without, all are 1. `held_out` gives the
+    development photos of each source instead of its training photos. Raises DatasetError for
+    annotations that are missing, malformed, or of another skeleton.
     """
     photos: list[Path] = []
     image_ids: list[int] = []
@@ -88,6 +93,7 @@ def load_people(
             image["id"]: image
             for image in record["images"]
             if _is_held_out(image["id"], source) == held_out
+            and fnmatchcase(image["file_name"], source.files)
         }
         index: dict[int, int] = {}
         for person in record["annotations"]:
@@ -101,8 +107,11 @@ def load_people(
                 index[image["id"]] = len(photos)
                 photos.append(root / source.images / image["file_name"])
                 image_ids.append(image["id"])
+            weights = _joint_weights(source.annotations, person, len(skeleton))
             people.append(
-                _Person(index[image["id"]], box, person["keypoints"], person["area"], source)
+                _Person(
+                    index[image["id"]], box, person["keypoints"], person["area"], source, weights
+                )
             )
     return People(
         photos=tuple(photos),
@@ -115,6 +124,9 @@ def load_people(
         areas=np.array([person.area for person in people], dtype=np.float64),
         weight=np.array([person.source.weight for person in people], dtype=np.float64),
         repeat=np.array([person.source.repeat for person in people], dtype=np.intp),
+        joint_weight=np.array([person.joint_weight for person in people], dtype=np.float64).reshape(
+            -1, len(skeleton)
+        ),
     )
 
 
@@ -157,21 +169,19 @@ class CropDataset(Dataset[Batch]):
         )  # fmt: skip
         crop = extract_crops(self.cache[int(people.photo[person])], transform[None], spec.size_wh)
         crop = coarse_dropout(colour_jitter(crop[0], augment, rng), augment, rng)
-        labelled = joints[:, 2] > 0
+        weight = (joints[:, 2] > 0) * people.joint_weight[person] * people.weight[person]
         xy = transform_points(transform[None], joints[None, :, :2])[0]
         if mirrored:  # the map has mirrored the positions already
-            xy, labelled = xy[spec.skeleton.flip_order], labelled[spec.skeleton.flip_order]
-        return self._item(crop, xy, labelled, float(people.weight[person]))
+            xy, weight = xy[spec.skeleton.flip_order], weight[spec.skeleton.flip_order]
+        return self._item(crop, xy, weight)
 
-    def _item(
-        self, crop: NDArray[np.uint8], xy: Float64, labelled: NDArray[np.bool_], weight: float
-    ) -> Batch:
+    def _item(self, crop: NDArray[np.uint8], xy: Float64, weight: Float64) -> Batch:
         positions = torch.from_numpy(xy).float()
         inside = label_weights(positions, self.spec.bins_xy, self.spec.split_ratio, self.labels)
         return {
             "crops": torch.from_numpy(crop),
             "xy": positions,
-            "weight": inside * torch.from_numpy(labelled).float() * weight,
+            "weight": inside * torch.from_numpy(weight).float(),
         }
 
 
@@ -190,6 +200,23 @@ def plain_crops(
 
 def _is_held_out(image_id: int, source: Source) -> bool:
     return bool(source.holdout_every) and image_id % source.holdout_every == 0
+
+
+def _joint_weights(label: str, person: Mapping[str, Any], joints: int) -> Sequence[float]:
+    """An annotation's `joint_weights`, ones where it has none. Raises DatasetError."""
+    weights: Sequence[float] | None = person.get("joint_weights")
+    if weights is None:
+        return [1.0] * joints
+    if not (
+        isinstance(weights, list)
+        and len(weights) == joints
+        and all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights)
+    ):
+        raise DatasetError(
+            f"{label}: annotation {person['id']} needs {joints} numbers of [0, 1] in "
+            f"'joint_weights', got {str(weights)[:80]}"
+        )
+    return weights
 
 
 def _photo_wh(label: str, image: Mapping[str, Any]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def list_photos(source: PhotoSource, root: Path, *, held_out: bool = False) -> l
     folder = root / source.images
     if source.annotations:
         return _annotated_photos(source, root, folder, held_out)
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    paths = sorted(p for p in folder.glob(source.files) if p.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
-        raise DatasetError(f"{folder} holds no photos ({', '.join(PHOTO_SUFFIXES)})")
+        raise DatasetError(f"{folder} holds no photos {source.files} ({', '.join(PHOTO_SUFFIXES)})")
     none = np.zeros((0, 4))
     return [
         PhotoTruth(path, none, none, none)
@@ -89,6 +90,7 @@ def _annotated_photos(
         )
         for image in record["images"]
         if _is_held_out(image["id"], source) == held_out
+        and fnmatchcase(image["file_name"], source.files)
     ]
 
 

@@ -144,4 +144,6 @@ def people_digest(people: People) -> str:
     digest = hashlib.sha256("\n".join(path.name for path in people.photos).encode())
     for array in (people.photo, people.boxes, people.joints, people.weight, people.repeat):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if (people.joint_weight != 1).any():  # runs without such weights keep the digest they had
+        digest.update(np.ascontiguousarray(people.joint_weight).tobytes())
     return f"{len(people)} people with SHA-256 {digest.hexdigest()[:16]}"

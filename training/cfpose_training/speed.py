@@ -101,6 +101,7 @@ def some_people(people: People, count: int, visits: int) -> People:
         areas=people.areas[chosen],
         weight=people.weight[chosen],
         repeat=np.full(len(chosen), -(-visits // len(chosen)), dtype=np.intp),
+        joint_weight=people.joint_weight[chosen],
     )
 
 
