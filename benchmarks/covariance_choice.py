@@ -28,7 +28,7 @@ from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
-from cfpose_training.calibration import SIGMA_SHARE, fit_covariance_scale, squared_sigmas
+from cfpose_training.calibration import SIGMA_SHARE, squared_sigmas
 
 GROUPS = 8
 Float64 = NDArray[np.float64]
@@ -109,8 +109,9 @@ def windowed(
 
 
 def _judged(xy: Float64, matrices: Float64, truth: Float64) -> dict[str, Any]:
-    scale = fit_covariance_scale(xy, matrices, truth)
-    inside = squared_sigmas(xy, matrices * scale, truth) <= 1
+    squared = squared_sigmas(xy, matrices, truth)
+    scale = float(np.quantile(squared, SIGMA_SHARE))
+    inside = squared <= scale
     order = np.argsort(np.linalg.det(matrices))
     shares = [float(inside[group].mean()) for group in np.array_split(order, GROUPS)]
     return {

@@ -23,6 +23,7 @@ NEWTON_STEPS = 50
 RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly
 BINS = 15  # of the calibration error
 SIGMA_SHARE = 1 - math.exp(-0.5)  # 39.3 %: of a two-dimensional Gaussian within 1 sigma
+TWO_SIGMA_SHARE = 1 - math.exp(-2.0)  # 86.5 %: within 2
 
 
 def good_joints(
@@ -72,12 +73,20 @@ def squared_sigmas(xy: Float64, covariance: Float64, truth: Float64) -> Float64:
 
 
 def fit_covariance_scale(xy: Float64, covariance: Float64, truth: Float64) -> float:
-    """The factor on the covariances after which 39.3 % of the joints lie within 1 sigma.
+    """The factor on the covariances whose shares of joints within 1 and 2 sigma err the least.
 
-    xy and truth (M, 2), covariance (M, 2, 2) unscaled, all in one unit of pixels. A quantile, not a
-    mean: joints that were taken for another's are outliers of no Gaussian. Raises TrainingError
-    without joints.
+    xy and truth (M, 2), covariance (M, 2, 2) unscaled, all in one unit of pixels. The larger of the
+    two gaps to a Gaussian's shares is made as small as it can be. Shares, not a mean: joints that
+    were taken for another's are outliers of no Gaussian. Raises TrainingError without joints.
     """
     if not len(xy):
         raise TrainingError("there are no labelled development joints to fit the covariance on")
-    return float(np.quantile(squared_sigmas(xy, covariance, truth), SIGMA_SHARE))
+    squared = np.sort(squared_sigmas(xy, covariance, truth))
+    scales = squared[squared > 0]
+    if not len(scales):
+        return 1.0  # every joint is where it should be: any factor covers them
+    gaps = [
+        np.abs(np.searchsorted(squared, sigmas**2 * scales, side="right") / len(squared) - share)
+        for sigmas, share in ((1, SIGMA_SHARE), (2, TWO_SIGMA_SHARE))
+    ]
+    return float(scales[np.argmin(np.maximum(*gaps))])
