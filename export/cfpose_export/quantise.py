@@ -25,7 +25,7 @@ from cfpose_sdk.errors import ExportError, InputError, require
 
 PART = "backbone"  # of a module's dotted name
 # of the backbone, and never quantised: few channels with wide ranges, and little to gain
-STEM = ("bn1", "bn2", "conv1", "conv2", "layer1")
+STEM = ("bn1", "bn2", "conv1", "conv2", "layer1", "body.conv_stem", "body.bn0")
 PERCENTILE = 100.0  # of an activation's magnitudes; what lies beyond saturates
 BINS = 2048
 BATCH = 16
@@ -144,7 +144,8 @@ def _chosen(model: onnx.ModelProto, keep: Collection[str]) -> frozenset[int]:
 
 def _is_quantised(module: str) -> bool:
     _, part, rest = module.partition(PART)
-    return bool(part) and rest.split(".")[1:2] != [] and rest.split(".")[1] not in STEM
+    layer = rest.removeprefix(".")
+    return bool(part) and bool(layer) and not any(belongs(layer, (stem,)) for stem in STEM)
 
 
 def _sort(model: onnx.ModelProto, order: Collection[str]) -> None:

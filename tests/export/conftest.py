@@ -15,13 +15,13 @@ from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.nets.hrnet import HRNET_W32, HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
-from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, RefinedPoseNet
 
 TINY = HRNetConfig(width=8, stem=8, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 SPEC = ModelSpec("tiny", COCO_17, (64, 96), calibration=(0.8, 0.3), license="test")
 
 
-def live_network(config: HRNetConfig, spec: ModelSpec, *, refined: bool = True) -> nn.Module:
+def live_network(config: BackboneConfig, spec: ModelSpec, *, refined: bool = True) -> nn.Module:
     """A network whose activations keep their size through all layers, as trained ones do.
 
     Logits are scaled by 20, so that the decoder sees peaks; batch-norm statistics are not trivial.

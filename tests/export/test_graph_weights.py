@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from cfpose_export.fuse import FusedPose
+from cfpose_export.onnx import build_pose
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_training.checkpoint import load_pose
 from cfpose_training.cli import main
 from cfpose_training.conversion import initialise
+from cfpose_training.nets.lite import LiteConfig
 from cfpose_training.nets.pose_net import PoseNet
+from tests.export.conftest import SPEC, live_network
 
 
 def test_convert_gives_the_network_back(
@@ -33,6 +36,19 @@ def test_convert_gives_the_network_back(
         found, expected = network(images), fused.pose(images)
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_a_lite_network_comes_back(tmp_path: Path) -> None:
+    """Its norms have another eps, and its layers other names."""
+    fused = FusedPose(live_network(LiteConfig(neck=(12, 8, 4)), SPEC), SPEC)
+    onnx.save_model(build_pose(fused), tmp_path / "lite.onnx")
+    fresh = PoseNet(LiteConfig(neck=(12, 8, 4), frozen=1), SPEC).eval()
+    started = initialise(fresh, tmp_path / "lite.onnx")
+    assert not started.fresh
+    images = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for ours, theirs in zip(fresh(images)[:2], fused.pose(images)[:2], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_a_run_can_start_from_a_graph(

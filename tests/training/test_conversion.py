@@ -65,7 +65,7 @@ def test_the_official_key_lists_are_taken_whole(
     state = {f"{prefix}{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
     stripped = {key.removeprefix("module."): value for key, value in state.items()}
     found = adopt(stripped, HERE)
-    assert (found.hrnet, found.dropped, found.filled) == (config, (), ())
+    assert (found.backbone, found.dropped, found.filled) == (config, (), ())
     spec = head_spec(stripped, HERE)
     assert (spec.size_wh, spec.split_ratio, len(spec.skeleton)) == ((192, 256), 2.0, 17)
     with torch.device("meta"):

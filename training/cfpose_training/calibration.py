@@ -82,8 +82,9 @@ def fit_covariance_scale(xy: Float64, covariance: Float64, truth: Float64) -> fl
     if not len(xy):
         raise TrainingError("there are no labelled development joints to fit the covariance on")
     squared = np.sort(squared_sigmas(xy, covariance, truth))
-    scales = squared[squared > 0]
-    if not len(scales):
+    edges = squared[squared > 0]
+    scales = np.concatenate([edges, edges / 4])  # where a share changes
+    if not len(edges):
         return 1.0  # every joint is where it should be: any factor covers them
     gaps = [
         np.abs(np.searchsorted(squared, sigmas**2 * scales, side="right") / len(squared) - share)

@@ -25,8 +25,12 @@ from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, RefinedPoseNe
 
 NETWORK_KEY = "cfpose.network"
 _BACKBONES: dict[str, type[BackboneConfig]] = {"hrnet": HRNetConfig, "lite": LiteConfig}
-_KINDS = {config: kind for kind, config in _BACKBONES.items()}
 OPTIONS = dacite.Config(strict=True, cast=[tuple])
+
+
+def backbone_kind(config: BackboneConfig) -> str:
+    """The key of a backbone's options in a checkpoint's description."""
+    return next(kind for kind, known in _BACKBONES.items() if isinstance(config, known))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -69,7 +73,7 @@ def save_pose(path: Path, network: PoseNet | RefinedPoseNet, spec: ModelSpec) ->
         (network.pose, network.refiner) if isinstance(network, RefinedPoseNet) else (network, None)
     )
     configs = {
-        _KINDS[type(pose.backbone.config)]: dataclasses.asdict(pose.backbone.config),
+        backbone_kind(pose.backbone.config): dataclasses.asdict(pose.backbone.config),
         "refiner": None if refiner is None else dataclasses.asdict(refiner.config),
     }
     metadata = {SPEC_KEY: spec.to_json(), NETWORK_KEY: json.dumps(configs, sort_keys=True)}

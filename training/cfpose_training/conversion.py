@@ -18,6 +18,7 @@ from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 from cfpose_training.checkpoint import (
     NETWORK_KEY,
+    backbone_kind,
     load_pose,
     load_tensors,
     misfits,
@@ -25,7 +26,7 @@ from cfpose_training.checkpoint import (
     save_tensors,
 )
 from cfpose_training.foreign import Adopted, adopt, head_spec, read_state
-from cfpose_training.nets.lite import LiteBackbone
+from cfpose_training.nets.lite import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 
 Layout = Literal["simcc", "mmpose"]
@@ -59,7 +60,9 @@ def save_adopted(adopted: Adopted, target: Path, *, name: str, spec: ModelSpec |
     """
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in adopted.tensors.items()}
     if not adopted.has_head:
-        config = json.dumps({"hrnet": dataclasses.asdict(adopted.hrnet)}, sort_keys=True)
+        config = json.dumps(
+            {backbone_kind(adopted.backbone): dataclasses.asdict(adopted.backbone)}, sort_keys=True
+        )
         save_tensors(target, tensors, {NETWORK_KEY: config})
         return
     if spec is None:
@@ -70,7 +73,7 @@ def save_adopted(adopted: Adopted, target: Path, *, name: str, spec: ModelSpec |
             raise ArtifactError(f"{name} has {joints} joints; name them in a recipe (--recipe)")
         spec = dataclasses.replace(unnamed, name=name, skeleton=SKELETONS[joints])
     with torch.device("meta"):
-        network = PoseNet(adopted.hrnet, spec)
+        network = PoseNet(adopted.backbone, spec)
     if problems := misfits(network.state_dict(), tensors):
         raise ArtifactError(f"{name} does not fit the recipe: " + "; ".join(problems))
     network.load_state_dict(tensors, assign=True)
@@ -107,30 +110,17 @@ def initialise(network: PoseNet, path: Path) -> Initialised:
     of joints leaves `final_layer` as it was. Raises ArtifactError.
     """
     state = read_state(path)
-    if isinstance(network.backbone, LiteBackbone):
-        if IMAGENET_STEM in state:
-            dropped = network.backbone.body.load_imagenet(state)
-            return Initialised(taken=(), fresh=("neck", *_head_layers(network)), dropped=dropped)
-        return _take(network, *_own_pose(network, state, path))
+    backbone = network.backbone
+    if isinstance(backbone, LiteBackbone) and IMAGENET_STEM in state:
+        dropped = backbone.body.load_imagenet(state)
+        return Initialised(taken=(), fresh=("neck", *_head_layers(network)), dropped=dropped)
     adopted = adopt(state, path)
-    if adopted.hrnet != network.backbone.config:
-        raise ArtifactError(
-            f"{path} is an {adopted.hrnet}, the network to start is an {network.backbone.config}"
-        )
+    given = adopted.backbone
+    if isinstance(given, LiteConfig) and isinstance(backbone.config, LiteConfig):
+        given = dataclasses.replace(given, frozen=backbone.config.frozen)
+    if given != backbone.config:
+        raise ArtifactError(f"{path} is an {given}, the network to start is an {backbone.config}")
     return _take(network, adopted.tensors, adopted.dropped)
-
-
-def _own_pose(
-    network: PoseNet, state: Mapping[str, Tensor], path: Path
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Backbone and head of our own checkpoint, with or without a refiner, and the keys left out."""
-    pose = {key.removeprefix("pose."): value for key, value in state.items()}
-    tensors = {k: v for k, v in pose.items() if k.startswith(("backbone.", "head."))}
-    backbone = {key: v for key, v in network.state_dict().items() if key.startswith("backbone.")}
-    given = {key: value for key, value in tensors.items() if key.startswith("backbone.")}
-    if problems := misfits(backbone, given):
-        raise ArtifactError(f"{path} does not fit the network to start: {'; '.join(problems[:5])}")
-    return tensors, tuple(key for key in pose if key not in tensors)
 
 
 def _head_layers(network: PoseNet) -> tuple[str, ...]:

@@ -63,8 +63,8 @@ def convert(arguments: argparse.Namespace) -> int:
     else:
         adopted = load_foreign(source)
         expected = {"w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}.get(arguments.network)
-        if expected not in (None, adopted.hrnet):
-            raise ArtifactError(f"{source} is an {adopted.hrnet}, expected {arguments.network}")
+        if expected not in (None, adopted.backbone):
+            raise ArtifactError(f"{source} is an {adopted.backbone}, expected {arguments.network}")
         spec = None
         if arguments.recipe is not None:
             spec = pose_spec(load_recipe(arguments.recipe))

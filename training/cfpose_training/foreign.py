@@ -1,4 +1,4 @@
-"""Other projects' HRNet checkpoints, read and translated into our names.
+"""Other projects' HRNet checkpoints and our own, read and translated into our names.
 
 Understood: the reference HRNet and SimCC state dicts (plain, under `module.`, or inside
 `state_dict` / `best_state_dict`), mmpose's (`backbone.` and `head.`), HRNet's ImageNet weights, and
@@ -25,11 +25,14 @@ from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoint import load_tensors, misfits
 from cfpose_training.graph_weights import read_graph
-from cfpose_training.nets.hrnet import HRNet, HRNetConfig
-from cfpose_training.nets.pose_net import PoseNet
+from cfpose_training.nets.hrnet import HRNetConfig
+from cfpose_training.nets.lite import LiteConfig
+from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, build_backbone
 
 WRAPPERS = ("best_state_dict", "state_dict")  # the first that is there
 BACKBONE = re.compile(r"(conv1|bn1|conv2|bn2|layer1|transition[123]|stage[234])\.")
+LITE = re.compile(r"(body|lateral\d+|smooth\d+|down\d+)\.")
+LITE_STEM = "body.conv_stem.weight"
 HEAD = re.compile(r"(final_layer|mlp_head_x|mlp_head_y)\.")
 CLASSIFIER = re.compile(r"(incre_modules|downsamp_modules|final_layer|classifier)\.")
 COUNTER = "num_batches_tracked"
@@ -39,7 +42,7 @@ COUNTER = "num_batches_tracked"
 class Adopted:
     """A foreign checkpoint in our names."""
 
-    hrnet: HRNetConfig
+    backbone: BackboneConfig  # a graph does not tell how much of it was frozen
     tensors: Mapping[str, Tensor]  # `backbone.*`, and `head.*` where it has a SimCC head
     dropped: tuple[str, ...]  # its keys that have no place in a PoseNet
     filled: tuple[str, ...]  # our keys that files of PyTorch before 0.4.1 lack; zero
@@ -103,25 +106,27 @@ def adopt(state: Mapping[str, Tensor], origin: Path) -> Adopted:
     Raises ArtifactError naming every key that is missing, unexpected or misshapen.
     """
     plain, dropped = _reference_names(state, origin)
-    hrnet = _hrnet_of(plain, origin)
+    config = _lite_of(plain) if LITE_STEM in plain else _hrnet_of(plain, origin)
     with torch.device("meta"):
         if "mlp_head_x.weight" in plain or "mlp_head_y.weight" in plain:
-            own = PoseNet(hrnet, head_spec(plain, origin)).state_dict()
+            own = PoseNet(config, head_spec(plain, origin)).state_dict()
         else:
-            own = {f"backbone.{key}": value for key, value in HRNet(hrnet).state_dict().items()}
+            body = build_backbone(config).state_dict()
+            own = {f"backbone.{key}": value for key, value in body.items()}
     ours = {_our_name(key): value for key, value in plain.items()}
     filled: list[str] = []
     if not any(key.endswith(COUNTER) for key in ours):
         filled = [key for key in own if key.endswith(COUNTER)]
         ours |= {key: torch.zeros((), dtype=torch.long) for key in filled}
     if problems := misfits(own, ours):
-        raise ArtifactError(f"{origin} is no HRNet that fits: " + "; ".join(problems))
-    return Adopted(hrnet, {key: ours[key] for key in own}, tuple(dropped), tuple(filled))
+        kind = "EfficientNet pose network" if LITE_STEM in plain else "HRNet"
+        raise ArtifactError(f"{origin} is no {kind} that fits: " + "; ".join(problems))
+    return Adopted(config, {key: ours[key] for key in own}, tuple(dropped), tuple(filled))
 
 
 def _our_name(key: str) -> str:
     """The reference's name → ours; a name of neither part stays, to be refused as unexpected."""
-    if BACKBONE.match(key):
+    if BACKBONE.match(key) or LITE.match(key):
         return f"backbone.{key}"
     return f"head.{key}" if HEAD.match(key) else key
 
@@ -152,6 +157,12 @@ def _reference_names(
             del plain[name]
             dropped.append(original[name])
     return plain, dropped
+
+
+def _lite_of(plain: Mapping[str, Tensor]) -> LiteConfig:
+    widths = (plain.get(f"smooth{stride}.0.weight", torch.empty(0)) for stride in (16, 8, 4))
+    sixteenth, eighth, quarter = (weight.shape[0] for weight in widths)
+    return LiteConfig(neck=(sixteenth, eighth, quarter))
 
 
 def _hrnet_of(plain: Mapping[str, Tensor], origin: Path) -> HRNetConfig:

@@ -17,9 +17,15 @@ from torch import Tensor
 
 from cfpose_sdk.errors import ArtifactError, require
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_training.nets.efficientnet import EPS as LITE_EPS
 
 PREFIX = "pose."  # of a PoseNet inside the fused graph
 EPS = 1e-5  # PyTorch's batch norm
+LITE_BODY = "backbone.body."
+# EfficientNet's convolutions and the norms after them
+LITE_NORMS = {
+    "conv_stem": "bn0", "expand_conv": "bn0", "depthwise_conv": "bn1", "project_conv": "bn2",
+}  # fmt: skip
 CLASSIFIERS = ("head.mlp_head_x", "head.mlp_head_y")  # whose weights the graph holds transposed
 
 
@@ -82,13 +88,17 @@ def _norm_of(convolution: str) -> str:
     module = convolution.removesuffix(".weight")
     if (named := re.fullmatch(r"(.*)conv(\d+)", module)) is not None:
         return f"{named[1]}bn{named[2]}"
+    parent, _, name = module.rpartition(".")
+    if name in LITE_NORMS:
+        return f"{parent}.{LITE_NORMS[name]}"
     parent, _, index = module.rpartition(".")
     return f"{parent}.{int(index) + 1}"
 
 
 def _adding_norm(norm: str, bias: Tensor) -> dict[str, Tensor]:
+    eps = LITE_EPS if norm.startswith(LITE_BODY) else EPS
     return {
-        f"{norm}.weight": torch.full_like(bias, math.sqrt(1 + EPS)),
+        f"{norm}.weight": torch.full_like(bias, math.sqrt(1 + eps)),
         f"{norm}.bias": bias,
         f"{norm}.running_mean": torch.zeros_like(bias),
         f"{norm}.running_var": torch.ones_like(bias),

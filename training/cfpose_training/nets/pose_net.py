@@ -17,6 +17,11 @@ from cfpose_training.nets.simcc import SimCCHead
 BackboneConfig = HRNetConfig | LiteConfig
 
 
+def build_backbone(config: BackboneConfig) -> HRNet | LiteBackbone:
+    """The network that a configuration describes."""
+    return HRNet(config) if isinstance(config, HRNetConfig) else LiteBackbone(config)
+
+
 class PoseOutput(NamedTuple):
     """What PoseNet gives for B crops."""
 
@@ -45,11 +50,7 @@ class PoseNet(nn.Module):
         width, height = spec.size_wh
         if width % 4 or height % 4:
             raise InputError(f"size_wh must be multiples of 4, got {spec.size_wh}")
-        self.backbone: HRNet | LiteBackbone
-        if isinstance(config, HRNetConfig):
-            self.backbone = HRNet(config)
-        else:
-            self.backbone = LiteBackbone(config)
+        self.backbone = build_backbone(config)
         self.head = SimCCHead(config.width, len(spec.skeleton), spec.size_wh, spec.bins_xy)
         init_convolutions(self if isinstance(config, HRNetConfig) else self.head)
 
