@@ -108,12 +108,11 @@ def measure(
         for a in AGREEMENTS
     ]
     bare = replace(rules, min_score=0.0, min_agreement=0.0, min_joints=1, box_margin=10.0)
+    ways = [(n, a) for n in (1, 2, 4, 6) if n <= views for a in ("mean", "median")]
     averages = [
         {"views": count, "average": average}
         | judged(replace(bare, average=average), range(count)).row()
-        for count in (1, 2, 4, 6)
-        if count <= views
-        for average in ("mean", "median")
+        for count, average in ways
     ]
     chosen = judged(rules)
     ends = (*SIDES[1:], np.inf)

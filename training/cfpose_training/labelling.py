@@ -114,7 +114,8 @@ def kept_joints(
     high = np.minimum(boxes[:, 2:] + margin, np.array(size_wh))[:, None]
     inside = ((found.xy >= low) & (found.xy < high)).all(axis=-1)
     sure = (found.score >= rules.min_score) & (found.agreement >= rules.min_agreement)
-    return sure & inside
+    kept: Bools = sure & inside
+    return kept
 
 
 def shared_oks(
