@@ -314,7 +314,10 @@ def test_of_two_equal_poses_the_surer_one_stays() -> None:
     views[0, :, :, 2] = [[0.5], [0.9], [0.7]]
     views[0, 2, :, 1] = 300
     areas, nobody = np.full(3, 4000.0), np.zeros((0, 17, 3))
-    found, rules = consensus(views, areas, COCO_17.oks_sigmas), LabelRules(box_margin=0)
+    found, rules = (
+        consensus(views, areas, COCO_17.oks_sigmas),
+        LabelRules(box_margin=0, max_offset=1),
+    )
     boxes = np.array([[0, 0, 400, 400.0]] * 3)
     kept = kept_joints(found, boxes, (400, 400), rules)
     assert kept.all()
@@ -322,9 +325,23 @@ def test_of_two_equal_poses_the_surer_one_stays() -> None:
     kept[1, 4:] = False  # too few joints to be anybody
     assert chosen_people(found, kept, areas, nobody, COCO_17.oks_sigmas, rules) == [0, 2]
     boxes[:, 2] = 100
-    outside = ~kept_joints(found, boxes, (400, 400), LabelRules(box_margin=0.1))[0]
+    outside = ~kept_joints(found, boxes, (400, 400), LabelRules(max_offset=1))[0]
     assert outside.tolist() == [10 * joint >= 140 for joint in range(17)]
     assert not kept_joints(found, boxes, (50, 400), rules)[0, 5:].any()  # outside the photo
+
+
+def test_a_pose_off_the_middle_of_its_box_is_somebody_elses() -> None:
+    views = np.zeros((1, 1, 17, 3))
+    views[0, 0, :, 0] = np.linspace(30, 70, 17)
+    views[0, 0, :, 1] = np.linspace(45, 55, 17)
+    views[0, 0, :, 2] = 0.9
+    views[0, 0, 0, 2] = 0.1  # not kept, so its place does not count
+    views[0, 0, 0, :2] = 200
+    found = consensus(views, np.array([5000.0]), COCO_17.oks_sigmas)
+    middle = (32.5 + 70) / 2  # of the kept ones, in a box 100 wide
+    for left, kept in ((middle - 74, True), (middle - 76, False), (middle - 26, True)):
+        boxes = np.array([[left, 0, left + 100, 100.0]])
+        assert kept_joints(found, boxes, (999, 999), LabelRules()).sum() == 16 * kept
 
 
 def test_filling_adds_missing_joints_and_touches_nothing_else(

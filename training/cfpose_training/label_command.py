@@ -74,6 +74,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         "min_agreement": "of a joint, mean OKS between its views",
         "min_joints": "kept joints that make a person",
         "box_margin": "how far outside its box a joint may lie, in longer sides",
+        "max_offset": "of the middle of the kept joints from the box's, in its sides",
         "neighbour_oks": "nearer to another person's pose than this: that person's",
         "given_oks": "--fill: mean OKS with the given joints",
     }

@@ -107,7 +107,9 @@ def measure(
         for s in SCORES
         for a in AGREEMENTS
     ]
-    bare = replace(rules, min_score=0.0, min_agreement=0.0, min_joints=1, box_margin=10.0)
+    bare = replace(
+        rules, min_score=0.0, min_agreement=0.0, min_joints=1, box_margin=10.0, max_offset=10.0
+    )
     ways = [(n, a) for n in (1, 2, 4, 6) if n <= views for a in ("mean", "median")]
     averages = [
         {"views": count, "average": average}
