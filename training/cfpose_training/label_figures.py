@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.label_journal import Sight
 from cfpose_training.label_targets import Target, given_joints, person_areas
-from cfpose_training.labelling import LabelRules, consensus, joint_oks, kept_joints
+from cfpose_training.labelling import Average, LabelRules, consensus, joint_oks, kept_joints
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -110,7 +110,8 @@ def measure(
     bare = replace(
         rules, min_score=0.0, min_agreement=0.0, min_joints=1, box_margin=10.0, max_offset=10.0
     )
-    ways = [(n, a) for n in (1, 2, 4, 6) if n <= views for a in ("mean", "median")]
+    averages_of: tuple[Average, ...] = ("mean", "median")
+    ways = [(n, average) for n in (1, 2, 4, 6) if n <= views for average in averages_of]
     averages = [
         {"views": count, "average": average}
         | judged(replace(bare, average=average), range(count)).row()

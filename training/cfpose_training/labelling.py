@@ -17,6 +17,7 @@ from cfpose_sdk.errors import InputError
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Average = Literal["mean", "median"]
 
 _LEAST_WEIGHT = 1e-6  # so that views without any score count alike
 
@@ -41,7 +42,7 @@ class LabelRules:
     max_offset: float = 0.25
     neighbour_oks: float = 0.5
     given_oks: float = 0.6
-    average: Literal["mean", "median"] = "median"
+    average: Average = "median"
 
     def __post_init__(self) -> None:
         for name in ("min_score", "min_agreement", "neighbour_oks", "given_oks"):
@@ -84,7 +85,7 @@ def consensus(
     views: Float64,
     areas: Float64,
     sigmas: Sequence[float],
-    average: Literal["mean", "median"] = "median",
+    average: Average = "median",
 ) -> Consensus:
     """(V, N, K, 3) x, y, score → their consensus; (N,) areas of the people in pixels².
 
