@@ -41,6 +41,7 @@ for _left, _right in COCO_17.flip_pairs:
 BESIDE[[15, 16]] = 0.06, 0.0
 SCORES = np.full(17, 0.9)
 SCORES[[3, 4]] = 0.1  # the ears
+SCORES[5] = 0.8  # a shoulder; of the mirrored photo it is the other one
 KEPT = [joint not in (3, 4, 15, 16) for joint in range(17)]
 
 
@@ -233,6 +234,8 @@ def test_every_view_maps_back_to_the_photo(models: Path, data_root: Path, index:
     np.testing.assert_allclose(seen[:, 0, :2], spots(2), atol=0.1)
     expected = spots(2)[:, None] + BESIDE[:15] * REGION * VIEWS[index].scale
     np.testing.assert_allclose(seen[:, :15, :2], expected, atol=0.1)
+    score = SCORES[COCO_17.flip_order] if VIEWS[index].mirrored else SCORES
+    np.testing.assert_allclose(seen[..., 2], [score, score], atol=1e-6)
 
 
 def test_labels_are_in_photo_pixels_and_say_where_they_come_from(
@@ -255,7 +258,8 @@ def test_labels_are_in_photo_pixels_and_say_where_they_come_from(
         assert person["joint_weights"] == [0.25 * kept for kept in KEPT]
         origin = person["origin"]
         assert origin["joints"] == ["tiny_thunder" if kept else None for kept in KEPT]
-        assert origin["score"] == [0.9 if kept else None for kept in KEPT]
+        assert origin["score"][5:7] == [0.85, 0.85]
+        assert origin["score"][:5] + origin["score"][7:15] == [0.9] * 3 + [None] * 2 + [0.9] * 8
         assert origin["box"] == "ground truth"
     info = content["info"]
     assert (info["people"], info["joints"], info["license"]) == (12, 12 * sum(KEPT), "free")

@@ -117,18 +117,22 @@ def measure(
         | judged(replace(bare, average=average), range(count)).row()
         for count, average in ways
     ]
-    chosen = judged(rules)
+    return {"thresholds": grid, "averages": averages, **_classes(judged(rules))}
+
+
+def _classes(judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """Tables of box sizes, and of the face by how well the body agrees, under one set of rules."""
     ends = (*SIDES[1:], np.inf)
     sizes = [
         {"box_side": f"{low} to {high:g} px"}
-        | chosen.row((chosen.side >= low) & (chosen.side < high))
+        | judged.row((judged.side >= low) & (judged.side < high))
         for low, high in zip(SIDES, ends, strict=True)
     ]
     face = [
-        {"given_oks": least} | chosen.row(chosen.body_oks >= least, slice(FACE))
+        {"given_oks": least} | judged.row(judged.body_oks >= least, slice(FACE))
         for least in GIVEN_OKS
     ]
-    return {"thresholds": grid, "averages": averages, "sizes": sizes, "face": face}
+    return {"sizes": sizes, "face": face}
 
 
 def tables_text(tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
