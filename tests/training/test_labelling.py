@@ -428,11 +428,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     journal = data_root / "stopped.json.journal"
     assert len(journal.read_bytes().splitlines()) == 4  # what was asked, and three photos
     with journal.open("ab") as file:
-        file.write(b'{"image_id":4,"size_wh":[2')  # a line that was being written
+        file.write(b'{"image_id":4,"size_wh":[2' + b" " * 100_000)  # a line half written
     resumed = dataclasses.replace(stopped, resume=True)
     assert run_labelling(dataclasses.replace(resumed, max_minutes=0)) is None  # no time
     run_labelling(resumed)
     assert stopped.out.read_bytes() == whole
+    assert journal.read_bytes() == (data_root / "labels.json.journal").read_bytes()
     assert len(calls) == 7  # the three that were done were not looked at again
     run_labelling(resumed)
     assert len(calls) == 7
