@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 
@@ -54,6 +56,83 @@ def write_tiny_data(
     categories = [{"id": 1, "name": "person", "keypoints": list(skeleton.keypoints)}]
     record = {"images": images, "annotations": annotations, "categories": categories}
     (root / people_file).write_text(json.dumps(record))
+
+
+def write_red_movenet(path: Path, beside: np.ndarray, scores: np.ndarray, side: int = 256) -> None:
+    """A MoveNet of known answers: joints beside the centre of what is red, whose shares of the
+    crop's side (17, 2) and scores (17,) are given.
+    """
+    nodes = [
+        helper.make_node("Cast", ["input"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Slice", ["pixels", "zero", "one", "last"], ["red"]),
+        helper.make_node("ReduceSum", ["red"], ["mass"], keepdims=1),
+        helper.make_node("Max", ["mass", "least"], ["some"]),
+        helper.make_node("Mul", ["red", "grid"], ["moment"]),  # (1, S, S, 2)
+        helper.make_node("ReduceSum", ["moment", "plane"], ["moments"], keepdims=1),
+        helper.make_node("Div", ["moments", "some"], ["centre"]),
+        helper.make_node("Add", ["centre", "beside"], ["yx"]),
+        helper.make_node("Concat", ["yx", "scores"], ["output"], axis=3),
+    ]
+    y, x = np.mgrid[:side, :side] / side
+    constants = {
+        "grid": np.stack([y, x], axis=-1)[None],
+        "beside": beside[None, None, :, ::-1],
+        "scores": scores[None, None, :, None],
+        "least": np.full((1, 1, 1, 1), 1.0),
+    }
+    integers = {"zero": [0], "one": [1], "last": [3], "plane": [1, 2]}
+    tensors = [
+        helper.make_tensor(name, TensorProto.FLOAT, value.shape, value.astype(np.float32).ravel())
+        for name, value in constants.items()
+    ]
+    tensors += [
+        helper.make_tensor(name, TensorProto.INT64, [len(value)], value)
+        for name, value in integers.items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stand_in",
+        [helper.make_tensor_value_info("input", TensorProto.INT32, [1, side, side, 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 1, 17, 3])],
+        tensors,
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(path))
+
+
+def write_spotted_data(
+    root: Path,
+    photo_wh: tuple[int, int],
+    boxes: Sequence[Sequence[float]],
+    spots: Mapping[int, np.ndarray],
+) -> None:
+    """Black photos with a red spot in each xywh box: `people.json`, nobody labelled, and `images`.
+
+    `spots`: of each photo's id the (N, 2) centres. The annotations' ids are 10 x photo + box.
+    """
+    (root / "images").mkdir(parents=True)
+    images, people = [], []
+    width, height = photo_wh
+    y, x = np.mgrid[:height, :width]
+    for number, centres in spots.items():
+        red = sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 18) for cx, cy in centres)
+        picture = np.zeros((height, width, 3), np.uint8)
+        picture[..., 2] = (250 * red).round().clip(0, 255)
+        cv2.imwrite(str(root / "images" / f"{number}.png"), picture)
+        images.append(
+            {"id": number, "file_name": f"{number}.png", "width": width, "height": height}
+        )
+        people += [
+            {
+                "id": 10 * number + index, "image_id": number, "category_id": 1,
+                "bbox": list(box), "area": 0.53 * box[2] * box[3], "iscrowd": 0,
+                "keypoints": [0] * 51, "num_keypoints": 0,
+            }
+            for index, box in enumerate(boxes)
+        ]  # fmt: skip
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoints)}
+    record = {"images": images, "annotations": people, "categories": [category]}
+    (root / "people.json").write_text(json.dumps(record))
 
 
 RECIPE = """
@@ -134,3 +213,15 @@ def tiny_recipe(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture(scope="session")
+def write_movenet() -> Callable[..., None]:
+    """`write_red_movenet`."""
+    return write_red_movenet
+
+
+@pytest.fixture(scope="session")
+def write_spotted() -> Callable[..., None]:
+    """`write_spotted_data`."""
+    return write_spotted_data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,17 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from cfpose_bench.annotations import read_annotations
-from cfpose_sdk.errors import ArtifactError, DatasetError, InputError, TrainingError
 from cfpose_sdk.skeleton import COCO_17
-from cfpose_training.cli import main
 from cfpose_training.config import Source
 from cfpose_training.data import load_people
 from cfpose_training.label_run import LabelOptions, run_labelling
 from cfpose_training.labellers import VIEWS, Labeller
-from cfpose_training.labelling import LabelRules, chosen_people, consensus, kept_joints
+from cfpose_training.labelling import LabelRules
 
 PHOTO_WH = (240, 120)
-SIDE = 256  # of Thunder's input
 REGION = 1.1 * 80  # px of its crop around a box of 60 x 80
 BOXES = ((10.0, 20.0, 60.0, 80.0), (150.0, 20.0, 60.0, 80.0))  # xywh, far from each other
 AREA = 0.53 * 60 * 80
@@ -41,6 +37,7 @@ for _left, _right in COCO_17.flip_pairs:
 BESIDE[[15, 16]] = 0.06, 0.0
 SCORES = np.full(17, 0.9)
 SCORES[[3, 4]] = 0.1  # the ears
+SCORES[5] = 0.8  # a shoulder; of the mirrored photo it is the other one
 KEPT = [joint not in (3, 4, 15, 16) for joint in range(17)]
 
 
@@ -49,47 +46,6 @@ def beside_px() -> np.ndarray:
     shift = BESIDE * REGION
     shift[[15, 16]] = 0
     return shift
-
-
-def stand_in(path: Path) -> Path:
-    """A MoveNet of known answers: joints beside the centroid of the red channel."""
-    nodes = [
-        helper.make_node("Cast", ["input"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("Slice", ["pixels", "zero", "one", "last"], ["red"]),
-        helper.make_node("ReduceSum", ["red"], ["mass"], keepdims=1),
-        helper.make_node("Max", ["mass", "least"], ["some"]),
-        helper.make_node("Mul", ["red", "grid"], ["moment"]),  # (1, S, S, 2)
-        helper.make_node("ReduceSum", ["moment", "plane"], ["moments"], keepdims=1),
-        helper.make_node("Div", ["moments", "some"], ["centre"]),
-        helper.make_node("Add", ["centre", "beside"], ["yx"]),
-        helper.make_node("Concat", ["yx", "scores"], ["output"], axis=3),
-    ]
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-    constants = {
-        "grid": np.stack([y, x], axis=-1)[None],
-        "beside": BESIDE[None, None, :, ::-1],
-        "scores": SCORES[None, None, :, None],
-        "least": np.full((1, 1, 1, 1), 1.0),
-    }
-    integers = {"zero": [0], "one": [1], "last": [3], "plane": [1, 2]}
-    tensors = [
-        helper.make_tensor(name, TensorProto.FLOAT, value.shape, value.astype(np.float32).ravel())
-        for name, value in constants.items()
-    ]
-    tensors += [
-        helper.make_tensor(name, TensorProto.INT64, [len(value)], value)
-        for name, value in integers.items()
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "stand_in",
-        [helper.make_tensor_value_info("input", TensorProto.INT32, [1, SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 1, 17, 3])],
-        tensors,
-    )
-    opset = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(path))
-    return path
 
 
 def detector_stand_in(path: Path, scores: tuple[float, float]) -> Path:
@@ -124,41 +80,18 @@ def spots(number: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, write_movenet: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    stand_in(folder / "tiny_thunder.onnx")
+    write_movenet(folder / "tiny_thunder.onnx", BESIDE, SCORES)
     detector_stand_in(folder / "tiny_yolox.onnx", (0.8, 0.45))
     return folder
 
 
 @pytest.fixture
-def data_root(tmp_path: Path) -> Path:
+def data_root(tmp_path: Path, write_spotted: Callable[..., None]) -> Path:
     """Six photos of two people each, nobody labelled: people.json and images/."""
-    root = tmp_path / "data"
-    (root / "images").mkdir(parents=True)
-    images, people = [], []
-    width, height = PHOTO_WH
-    y, x = np.mgrid[:height, :width]
-    for number in range(1, 7):
-        red = sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 18) for cx, cy in spots(number))
-        picture = np.zeros((height, width, 3), np.uint8)
-        picture[..., 2] = (250 * red).round().clip(0, 255)
-        cv2.imwrite(str(root / "images" / f"{number}.png"), picture)
-        images.append(
-            {"id": number, "file_name": f"{number}.png", "width": width, "height": height}
-        )
-        people += [
-            {
-                "id": 10 * number + index, "image_id": number, "category_id": 1,
-                "bbox": list(box), "area": AREA, "iscrowd": 0, "keypoints": [0] * 51,
-                "num_keypoints": 0,
-            }
-            for index, box in enumerate(BOXES)
-        ]  # fmt: skip
-    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoints)}
-    record = {"images": images, "annotations": people, "categories": [category]}
-    (root / "people.json").write_text(json.dumps(record))
-    return root
+    write_spotted(tmp_path / "data", PHOTO_WH, BOXES, {n: spots(n) for n in range(1, 7)})
+    return tmp_path / "data"
 
 
 def edit(root: Path, change: Any) -> None:
@@ -190,39 +123,6 @@ def options(root: Path, models: Path, **changes: Any) -> LabelOptions:
     return dataclasses.replace(plain, **changes)
 
 
-@given(
-    distance=st.floats(0, 60),
-    scores=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)),
-    area=st.floats(100, 1e5),
-)
-def test_two_views_agree_as_their_distance_says(
-    distance: float, scores: tuple[float, float], area: float
-) -> None:
-    views = np.zeros((2, 1, 17, 3))
-    views[1, ..., 0] = distance
-    views[:, 0, :, 2] = np.array(scores)[:, None]
-    found = consensus(views, np.array([area]), COCO_17.oks_sigmas, "mean")
-    place = distance * scores[1] / sum(scores)
-    np.testing.assert_allclose(found.xy[0], [[place, 0]] * 17, atol=1e-9)
-    np.testing.assert_allclose(found.score[0], sum(scores) / 2)
-    variance = area * (2 * SIGMAS) ** 2
-    np.testing.assert_allclose(found.agreement[0], np.exp(-(distance**2) / (2 * variance)))
-    rms = np.sqrt((place**2 + (distance - place) ** 2) / 2)
-    np.testing.assert_allclose(found.spread[0], rms / np.sqrt(variance), atol=1e-9)
-
-
-def test_the_median_leaves_a_stray_view_aside_and_one_view_agrees_with_itself() -> None:
-    views = np.zeros((5, 1, 17, 3))
-    views[4, ..., :2] = 900
-    found = consensus(views, np.array([1000.0]), COCO_17.oks_sigmas)  # the median
-    assert not found.xy.any()
-    np.testing.assert_allclose(found.agreement, 6 / 10)  # of ten pairs, those without the stray one
-    single = consensus(views[4:], np.array([1000.0]), COCO_17.oks_sigmas, "mean")
-    np.testing.assert_allclose(single.xy, 900)  # though it has no score
-    assert (single.agreement == 1).all()
-    assert not single.spread.any()
-
-
 @pytest.mark.parametrize("index", range(len(VIEWS)))
 def test_every_view_maps_back_to_the_photo(models: Path, data_root: Path, index: int) -> None:
     image = cv2.imread(str(data_root / "images/2.png"))
@@ -233,6 +133,8 @@ def test_every_view_maps_back_to_the_photo(models: Path, data_root: Path, index:
     np.testing.assert_allclose(seen[:, 0, :2], spots(2), atol=0.1)
     expected = spots(2)[:, None] + BESIDE[:15] * REGION * VIEWS[index].scale
     np.testing.assert_allclose(seen[:, :15, :2], expected, atol=0.1)
+    score = SCORES[COCO_17.flip_order] if VIEWS[index].mirrored else SCORES
+    np.testing.assert_allclose(seen[..., 2], [score, score], atol=1e-6)
 
 
 def test_labels_are_in_photo_pixels_and_say_where_they_come_from(
@@ -255,7 +157,8 @@ def test_labels_are_in_photo_pixels_and_say_where_they_come_from(
         assert person["joint_weights"] == [0.25 * kept for kept in KEPT]
         origin = person["origin"]
         assert origin["joints"] == ["tiny_thunder" if kept else None for kept in KEPT]
-        assert origin["score"] == [0.9 if kept else None for kept in KEPT]
+        assert origin["score"][5:7] == [0.85, 0.85]
+        assert origin["score"][:5] + origin["score"][7:15] == [0.9] * 3 + [None] * 2 + [0.9] * 8
         assert origin["box"] == "ground truth"
     info = content["info"]
     assert (info["people"], info["joints"], info["license"]) == (12, 12 * sum(KEPT), "free")
@@ -306,25 +209,6 @@ def test_a_pose_that_is_a_neighbours_is_no_label(models: Path, data_root: Path) 
     content = run_labelling(options(data_root, models))
     assert content is not None
     assert [person["id"] for person in content["annotations"]][:2] == [20, 30]
-
-
-def test_of_two_equal_poses_the_surer_one_stays() -> None:
-    views = np.zeros((1, 3, 17, 3))
-    views[0, :, :, 0] = np.arange(17) * 10
-    views[0, :, :, 2] = [[0.5], [0.9], [0.7]]
-    views[0, 2, :, 1] = 300
-    areas, nobody = np.full(3, 4000.0), np.zeros((0, 17, 3))
-    found, rules = consensus(views, areas, COCO_17.oks_sigmas), LabelRules(box_margin=0)
-    boxes = np.array([[0, 0, 400, 400.0]] * 3)
-    kept = kept_joints(found, boxes, (400, 400), rules)
-    assert kept.all()
-    assert chosen_people(found, kept, areas, nobody, COCO_17.oks_sigmas, rules) == [1, 2]
-    kept[1, 4:] = False  # too few joints to be anybody
-    assert chosen_people(found, kept, areas, nobody, COCO_17.oks_sigmas, rules) == [0, 2]
-    boxes[:, 2] = 100
-    outside = ~kept_joints(found, boxes, (400, 400), LabelRules(box_margin=0.1))[0]
-    assert outside.tolist() == [10 * joint >= 140 for joint in range(17)]
-    assert not kept_joints(found, boxes, (50, 400), rules)[0, 5:].any()  # outside the photo
 
 
 def test_filling_adds_missing_joints_and_touches_nothing_else(
@@ -386,53 +270,6 @@ def test_people_are_found_where_nobody_annotated_them(models: Path, data_root: P
     assert len(load_people([Source("found", "labels.json", "images")], data_root, COCO_17)) == 6
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
-    models: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_labelling(options(data_root, models))
-    whole = (data_root / "labels.json").read_bytes()
-    stopped = options(data_root, models, out=data_root / "stopped.json")
-    look, calls = Labeller.look, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return look(*arguments)
-
-    monkeypatch.setattr(Labeller, "look", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_labelling(stopped)
-    assert not stopped.out.exists()
-    journal = data_root / "stopped.json.journal"
-    assert len(journal.read_bytes().splitlines()) == 4  # what was asked, and three photos
-    with journal.open("ab") as file:
-        file.write(b'{"image_id":4,"size_wh":[2')  # a line that was being written
-    resumed = dataclasses.replace(stopped, resume=True)
-    assert run_labelling(dataclasses.replace(resumed, max_minutes=0)) is None  # no time
-    run_labelling(resumed)
-    assert stopped.out.read_bytes() == whole
-    assert len(calls) == 7  # the three that were done were not looked at again
-    run_labelling(resumed)
-    assert len(calls) == 7
-
-
-def test_another_run_is_not_gone_on_with(models: Path, data_root: Path) -> None:
-    run_labelling(options(data_root, models))
-    with pytest.raises(TrainingError, match=r"6 photos; go on with --resume"):
-        run_labelling(options(data_root, models))
-    with pytest.raises(TrainingError, match=r"views\[2\]\.scale was not there, now 1.15"):
-        run_labelling(options(data_root, models, views=3, resume=True))
-    with pytest.raises(TrainingError, match=r"min_side was 32.0, now 40.0"):
-        run_labelling(options(data_root, models, min_side=40.0, resume=True))
-    edit(data_root, lambda record: record["annotations"].pop())
-    with pytest.raises(TrainingError, match="annotations was a file with SHA-256"):
-        run_labelling(options(data_root, models, resume=True))
-    (data_root / "labels.json.journal").write_text("[]\n")
-    with pytest.raises(TrainingError, match="is no journal"):
-        run_labelling(options(data_root, models, resume=True))
-
-
 def test_figures_are_those_of_known_answers(models: Path, data_root: Path) -> None:
     """The truth is what the stand-in says, but for one joint of four of the people."""
 
@@ -458,62 +295,3 @@ def test_figures_are_those_of_known_answers(models: Path, data_root: Path) -> No
     assert content["face"][0]["coverage"] == pytest.approx(3 / 5)
     assert [row["joints"] for row in content["sizes"]] == [0, 156, 0, 0]
     assert content["info"]["people"] == 12
-
-
-def test_nothing_to_label_gives_an_empty_file(models: Path, data_root: Path) -> None:
-    edit(data_root, lambda record: record["annotations"].clear())
-    for who in ("unlabelled", "fill", "measure"):
-        out = data_root / f"{who}.json"
-        assert run_labelling(options(data_root, models, who=who, out=out)) is not None  # type: ignore[arg-type]
-    assert read_annotations(data_root / "unlabelled.json")["annotations"] == []
-    assert len(json.loads((data_root / "fill.json").read_text())["images"]) == 6
-
-
-def test_what_cannot_be_used_is_named(models: Path, data_root: Path) -> None:
-    with pytest.raises(DatasetError, match="either annotations"):
-        options(data_root, models, annotations=None)
-    with pytest.raises(DatasetError, match="weight must lie"):
-        options(data_root, models, weight=1.5)
-    with pytest.raises(InputError, match="min_score must lie"):
-        LabelRules(min_score=1.5)
-    with pytest.raises(InputError, match="1 to 6, got 7"):
-        run_labelling(options(data_root, models, views=7))
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        run_labelling(options(data_root, models, labeller=data_root / "no_thunder.onnx"))
-    with pytest.raises(DatasetError, match="is no folder"):
-        run_labelling(
-            options(
-                data_root, models, annotations=None, images=data_root / "none",
-                detector=models / "tiny_yolox.onnx",
-            )
-        )  # fmt: skip
-    edit(data_root, lambda record: record["images"][1].update(width=300))
-    with pytest.raises(DatasetError, match="its annotations say 300 x 120"):
-        run_labelling(options(data_root, models, out=data_root / "other.json"))
-    (data_root / "images/3.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of 6 photos are missing.*3\.png"):
-        run_labelling(options(data_root, models))
-    edit(data_root, lambda record: record["annotations"][0].update(labelled(1, 0, [True] * 17)))
-    with pytest.raises(DatasetError, match="nothing to fill"):
-        run_labelling(options(data_root, models, who="fill", holdout_every=1))
-    edit(data_root, lambda record: record["categories"][0]["keypoints"].reverse())
-    with pytest.raises(DatasetError, match="the labeller knows the 17"):
-        run_labelling(options(data_root, models))
-
-
-def test_the_command_labels_and_measures(
-    models: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    common = ["label", "--data-root", str(data_root), "--images", "images", "--threads", "1"]
-    common += ["--labeller", str(models / "tiny_thunder.onnx"), "--views", "2"]
-    annotated = [*common, "--annotations", "people.json", "--limit", "4"]
-    assert main([*annotated, "--only-unlabelled", "--out", str(data_root / "new.json")]) == 0
-    assert "52 joints of 4 people, 4 looked at" in capsys.readouterr().out
-    assert main([*annotated, "--measure", "--out", str(data_root / "m.json")]) == 0
-    assert "0 people in 0 photos" in capsys.readouterr().out
-    late = [*annotated, "--only-unlabelled", "--max-minutes", "0"]
-    assert main([*late, "--out", str(data_root / "late.json")]) == 0
-    assert "--resume" in capsys.readouterr().out
-    for wrong in (common, [*common, "--only-unlabelled"], annotated):
-        with pytest.raises(InputError):
-            main([*wrong, "--out", str(data_root / "wrong.json")])

@@ -38,36 +38,31 @@ def add_label(commands: Commands) -> None:
         "--detector", type=Path, help="model that finds the people of photos without annotations"
     )
     parser.add_argument(
-        "--box-score", type=float, default=0.4, help="the detector's boxes count from here"
-    )
-    parser.add_argument(
         "--out", type=Path, required=True, help="JSON file to write; OUT.journal beside it"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run of OUT.journal")
-    parser.add_argument(
-        "--max-minutes", type=float, default=math.inf, help="stop after this long, resumable"
-    )
-    parser.add_argument(
-        "--holdout-every", type=int, default=0, help="leave out photos with id %% N == 0; 0: none"
-    )
-    parser.add_argument(
-        "--min-side", type=float, default=32.0, help="leave out boxes with a longer side below, px"
-    )
-    parser.add_argument(
-        "--limit",
-        type=int,
-        default=0,
-        help="about so many people (photos without annotations); 0: all",
-    )
-    parser.add_argument("--views", type=int, default=4, help="looks at each person, 1 to 6")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0: the runtime's choice"
-    )
-    parser.add_argument(
-        "--weight", type=float, default=0.5, help="of a labelled joint in the loss, in [0, 1]"
-    )
     parser.add_argument("--licence", default="", help="terms of the labels, for the file's info")
+    _add_run(parser)
     _add_rules(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="go on with the run of OUT.journal")
+    numbers = {
+        "max_minutes": (math.inf, "stop after this long, resumable"),
+        "box_score": (0.4, "the detector's boxes count from here"),
+        "holdout_every": (0, "leave out annotated photos with id %% N == 0; 0: none"),
+        "min_side": (32.0, "leave out boxes with a longer side below, px"),
+        "limit": (0, "about so many people (photos without annotations); 0: all"),
+        "views": (4, "looks at each person, 1 to 6"),
+        "threads": (0, "CPU threads; 0: the runtime's choice"),
+        "weight": (0.5, "of a labeller's joint in the loss, in [0, 1]"),
+    }
+    for name, (default, text) in numbers.items():
+        parser.add_argument(_flag(name), type=type(default), default=default, help=text)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +74,13 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         "min_agreement": "of a joint, mean OKS between its views",
         "min_joints": "kept joints that make a person",
         "box_margin": "how far outside its box a joint may lie, in longer sides",
+        "max_offset": "of the middle of the kept joints from the box's, in its sides",
         "neighbour_oks": "nearer to another person's pose than this: that person's",
         "given_oks": "--fill: mean OKS with the given joints",
     }
     for name, text in helps.items():
         default = getattr(rules, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=type(default), default=default, help=text
-        )
+        parser.add_argument(_flag(name), type=type(default), default=default, help=text)
     parser.add_argument(
         "--average", choices=("mean", "median"), default=rules.average, help="of the views"
     )
@@ -109,28 +103,17 @@ def label(arguments: argparse.Namespace) -> int:
             "--annotations goes with one of --only-unlabelled, --fill and --measure; "
             "photos without annotations need --detector instead"
         )
-    rules = LabelRules(
-        **{name: getattr(arguments, name) for name in LabelRules.__dataclass_fields__}
-    )
+    same = ("box_score", "views", "weight", "licence", "holdout_every", "min_side", "limit",
+            "resume", "max_minutes", "out", "labeller", "detector")  # fmt: skip
+    root = arguments.data_root
     content = run_labelling(
         LabelOptions(
-            out=arguments.out,
-            images=arguments.data_root / arguments.images,
-            labeller=arguments.labeller,
-            annotations=arguments.annotations and arguments.data_root / arguments.annotations,
+            images=root / arguments.images,
+            annotations=None if arguments.annotations is None else root / arguments.annotations,
             who=who or "unlabelled",
-            detector=arguments.detector,
-            box_score=arguments.box_score,
-            views=arguments.views,
-            rules=rules,
-            weight=arguments.weight,
-            licence=arguments.licence,
-            holdout_every=arguments.holdout_every,
-            min_side=arguments.min_side,
-            limit=arguments.limit,
+            rules=LabelRules(**{n: getattr(arguments, n) for n in LabelRules.__dataclass_fields__}),
             threads=arguments.threads or None,
-            resume=arguments.resume,
-            max_minutes=arguments.max_minutes,
+            **{name: getattr(arguments, name) for name in same},
         )
     )
     return _report(content, arguments)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.label_journal import Sight
 from cfpose_training.label_targets import Target, given_joints, person_areas
-from cfpose_training.labelling import LabelRules, consensus, joint_oks, kept_joints
+from cfpose_training.labelling import Average, LabelRules, consensus, joint_oks, kept_joints
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -107,26 +107,32 @@ def measure(
         for s in SCORES
         for a in AGREEMENTS
     ]
-    bare = replace(rules, min_score=0.0, min_agreement=0.0, min_joints=1, box_margin=10.0)
+    bare = replace(
+        rules, min_score=0.0, min_agreement=0.0, min_joints=1, box_margin=10.0, max_offset=10.0
+    )
+    averages_of: tuple[Average, ...] = ("mean", "median")
+    ways = [(n, average) for n in (1, 2, 4, 6) if n <= views for average in averages_of]
     averages = [
         {"views": count, "average": average}
         | judged(replace(bare, average=average), range(count)).row()
-        for count in (1, 2, 4, 6)
-        if count <= views
-        for average in ("mean", "median")
+        for count, average in ways
     ]
-    chosen = judged(rules)
+    return {"thresholds": grid, "averages": averages, **_classes(judged(rules))}
+
+
+def _classes(judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """Tables of box sizes, and of the face by how well the body agrees, under one set of rules."""
     ends = (*SIDES[1:], np.inf)
     sizes = [
         {"box_side": f"{low} to {high:g} px"}
-        | chosen.row((chosen.side >= low) & (chosen.side < high))
+        | judged.row((judged.side >= low) & (judged.side < high))
         for low, high in zip(SIDES, ends, strict=True)
     ]
     face = [
-        {"given_oks": least} | chosen.row(chosen.body_oks >= least, slice(FACE))
+        {"given_oks": least} | judged.row(judged.body_oks >= least, slice(FACE))
         for least in GIVEN_OKS
     ]
-    return {"thresholds": grid, "averages": averages, "sizes": sizes, "face": face}
+    return {"sizes": sizes, "face": face}
 
 
 def tables_text(tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:

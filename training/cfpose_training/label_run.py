@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -92,13 +93,11 @@ def run_labelling(options: LabelOptions) -> dict[str, Any] | None:
             holdout_every=options.holdout_every, limit=options.limit,
         )  # fmt: skip
     else:
-        targets = photo_targets(options.images)
-        targets = targets[: options.limit or None]
+        targets = photo_targets(options.images)[: options.limit or None]
     files = _file_facts(options)
     journal_path = options.out.with_name(options.out.name + JOURNAL_SUFFIX)
-    with Journal(
-        journal_path, _run_record(options, views, files), resume=options.resume
-    ) as journal:
+    made_from = _run_record(options, views, files, targets)
+    with Journal(journal_path, made_from, resume=options.resume) as journal:
         if not _look_at_all(targets, options, views, journal):
             return None
         content = _content(options, record, targets, journal.done, skeleton)
@@ -189,17 +188,21 @@ def _content(
         labels = writer.filled_people(record, targets, sights, joints)
     else:
         labels = writer.new_people(targets, sights)
-    given = [[label for label in person.get("origin", {}).get("joints", ()) if label == name]
-             for person in labels["annotations"]]  # fmt: skip
     info |= {
         "description": f"{options.who} people, labelled by {name}",
         "weight": options.weight,
         "people_looked_at": sum(len(sights[target.image["id"]].boxes) for target in targets),
-        "people": sum(bool(joints) for joints in given),
-        "joints": sum(map(len, given)),
+        **_totals(labels["annotations"], name),
     }
     categories = [_category(skeleton)] if record is None else record["categories"]
     return {"info": info, **labels, "categories": categories}
+
+
+def _totals(annotations: Sequence[dict[str, Any]], labeller: str) -> dict[str, int]:
+    """How many people and joints the labeller labelled."""
+    givers = [person.get("origin", {"joints": []})["joints"] for person in annotations]
+    counts = [joints.count(labeller) for joints in givers]
+    return {"people": sum(count > 0 for count in counts), "joints": sum(counts)}
 
 
 def _category(skeleton: Skeleton) -> dict[str, Any]:
@@ -229,12 +232,17 @@ def _file_facts(options: LabelOptions) -> dict[str, dict[str, str]]:
 
 
 def _run_record(
-    options: LabelOptions, views: tuple[View, ...], files: dict[str, dict[str, str]]
+    options: LabelOptions,
+    views: tuple[View, ...],
+    files: dict[str, dict[str, str]],
+    targets: Sequence[Target],
 ) -> Record:
     """What decides what is seen; rules, weight and terms are applied afterwards."""
     record = {role: f"a file with SHA-256 {facts['sha256'][:16]}" for role, facts in files.items()}
     if options.annotations is None:
         record["box_score"] = repr(options.box_score)
+        names = "\n".join(target.image["file_name"] for target in targets)
+        record["photos"] = f"names with SHA-256 {hashlib.sha256(names.encode()).hexdigest()[:16]}"
     else:
         record["who"] = options.who
     for name in ("holdout_every", "min_side", "limit"):

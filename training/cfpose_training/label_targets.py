@@ -63,12 +63,8 @@ def annotated_targets(
             raise DatasetError(f"image {image['id']} lacks its width or height")
         everybody = [person for person in by_image.get(image["id"], ()) if not person["iscrowd"]]
         counted = tuple(person for person in everybody if is_counted(person))
-        wanted = counted
-        if who == "unlabelled":
-            wanted = tuple(person for person in everybody if not is_counted(person))
-        wanted = tuple(
-            person for person in wanted if _longer_side(person, image) >= max(min_side, 1e-9)
-        )
+        sought = [p for p in everybody if is_counted(p) != (who == "unlabelled")]
+        wanted = tuple(p for p in sought if _longer_side(p, image) >= max(min_side, 1e-9))
         if wanted:
             near = counted if who == "unlabelled" else ()
             targets.append(Target(image, images / image["file_name"], wanted, near))
@@ -115,7 +111,7 @@ def check_joints(record: dict[str, Any], skeleton: Skeleton, label: str) -> None
 
 def person_areas(people: Sequence[dict[str, Any]] | None, boxes: Float64) -> Float64:
     """(N,) areas for OKS: as annotated, else 0.53 of the (N, 4) xyxy box."""
-    areas = CROWDPOSE_AREA * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    areas: Float64 = CROWDPOSE_AREA * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     for index, person in enumerate(people or ()):
         if person["area"] > 0:
             areas[index] = person["area"]

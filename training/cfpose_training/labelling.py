@@ -17,6 +17,7 @@ from cfpose_sdk.errors import InputError
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Average = Literal["mean", "median"]
 
 _LEAST_WEIGHT = 1e-6  # so that views without any score count alike
 
@@ -27,8 +28,10 @@ class LabelRules:
 
     `min_score`, `min_agreement`: a joint's mean score over the views, and the mean OKS between its
     positions in them. `min_joints`: so many kept joints make a person. `box_margin`: a joint may
-    lie so far outside its box, in longer sides. `neighbour_oks`: a pose nearer to another person
-    of the photo is that person's. `given_oks`: filling needs this mean OKS with the given joints.
+    lie so far outside its box, in longer sides. `max_offset`: the middle of the kept joints may lie
+    so far from the box's, in its sides; farther out it is somebody else's pose. `neighbour_oks`: a
+    pose nearer to another person of the photo is that person's. `given_oks`: filling needs this
+    mean OKS with the given joints.
     Raises InputError when a value is out of range.
     """
 
@@ -36,9 +39,10 @@ class LabelRules:
     min_agreement: float = 0.8
     min_joints: int = 8
     box_margin: float = 0.1
+    max_offset: float = 0.25
     neighbour_oks: float = 0.5
     given_oks: float = 0.6
-    average: Literal["mean", "median"] = "median"
+    average: Average = "median"
 
     def __post_init__(self) -> None:
         for name in ("min_score", "min_agreement", "neighbour_oks", "given_oks"):
@@ -46,8 +50,9 @@ class LabelRules:
                 raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.min_joints < 1:
             raise InputError(f"min_joints must be 1 or more, got {self.min_joints}")
-        if self.box_margin < 0:
-            raise InputError(f"box_margin must be 0 or more, got {self.box_margin}")
+        for name in ("box_margin", "max_offset"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.average not in ("mean", "median"):
             raise InputError(f"average must be mean or median, got {self.average!r}")
 
@@ -80,7 +85,7 @@ def consensus(
     views: Float64,
     areas: Float64,
     sigmas: Sequence[float],
-    average: Literal["mean", "median"] = "median",
+    average: Average = "median",
 ) -> Consensus:
     """(V, N, K, 3) x, y, score → their consensus; (N,) areas of the people in pixels².
 
@@ -108,13 +113,23 @@ def consensus(
 def kept_joints(
     found: Consensus, boxes: Float64, size_wh: tuple[int, int], rules: LabelRules
 ) -> Bools:
-    """(N, K): sure enough, agreed on, inside the photo, and not far outside the (N, 4) xyxy box."""
+    """(N, K): sure enough, agreed on, inside the photo, and not far outside the (N, 4) xyxy box.
+
+    None of a person whose kept joints lie off the middle of the box.
+    """
     margin = rules.box_margin * (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)[:, None]
     low = np.maximum(boxes[:, :2] - margin, 0)[:, None]
     high = np.minimum(boxes[:, 2:] + margin, np.array(size_wh))[:, None]
     inside = ((found.xy >= low) & (found.xy < high)).all(axis=-1)
     sure = (found.score >= rules.min_score) & (found.agreement >= rules.min_agreement)
-    return sure & inside
+    kept: Bools = sure & inside
+    first = np.where(kept[..., None], found.xy, np.inf).min(axis=1, initial=np.inf)
+    last = np.where(kept[..., None], found.xy, -np.inf).max(axis=1, initial=-np.inf)
+    shown = kept.any(axis=1)
+    middle, span = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    offset = np.abs((first[shown] + last[shown]) / 2 - middle[shown]) / span[shown]
+    kept[shown] &= (offset <= rules.max_offset).all(axis=1)[:, None]
+    return kept
 
 
 def shared_oks(
