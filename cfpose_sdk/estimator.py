@@ -68,25 +68,26 @@ class PoseEstimator:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         self._arguments: dict[str, Any] = {
-            "model": model, "detector": detector, "detector_options": detector_options,
-            "device": device, "batch_size": batch_size, "threads": threads, "options": options,
+            "detector": detector, "detector_options": detector_options, "device": device,
+            "batch_size": batch_size, "threads": threads, "options": options,
             "allow_fallback": allow_fallback,
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
         self._finding = Finding(detector, detector_options, running)
         try:
+            self._model = model
             path = BUNDLED_MODEL if model is None else Path(model)
             self._backend = open_backend(path, **running, options=options)
             try:
-                self._model = PoseModel(self._backend, batch_size)
+                self._network = PoseModel(self._backend, batch_size)
             except BaseException:
                 self._backend.close()
                 raise
         except BaseException:
             self._finding.close()
             raise
-        self.spec: ModelSpec = self._model.spec
+        self.spec: ModelSpec = self._network.spec
 
     @property
     def info(self) -> EstimatorInfo:
@@ -171,7 +172,7 @@ class PoseEstimator:
                 f"a PoseEstimator can go to another process only with a detector that can be "
                 f"pickled, got {detector!r} ({error}); give a file, or a function of a module"
             ) from error
-        return functools.partial(PoseEstimator, **self._arguments), ()
+        return functools.partial(PoseEstimator, self._model, **self._arguments), ()
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +186,7 @@ class PoseEstimator:
             Shot(frame, self._found(frame.image, boxes))
             for frame, boxes in zip(frames, given, strict=True)
         ]
-        return estimate(self._model, shots)
+        return estimate(self._network, shots)
 
     def _found(self, image: Image, boxes: object) -> Found:
         """The people that the caller names, or whom the detector finds."""

@@ -76,6 +76,22 @@ def test_bad_options(pose_model: Path) -> None:
         open_backend(pose_model, threads=0)
 
 
+def test_waiting_threads_do_not_spin(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[onnxruntime.SessionOptions] = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, sess_options, **rest: (
+            given.append(sess_options),
+            real(path, sess_options=sess_options, **rest),
+        )[1],
+    )
+    for threads in (None, 2):
+        open_backend(pose_model, device="cpu", threads=threads).close()
+        assert given.pop().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_absent_provider_is_an_error(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendError, match=r"cfpose-sdk\[gpu\]"):
