@@ -108,7 +108,7 @@ class Poses:
             index = [int(index) % len(self)]
         elif isinstance(index, list) and not index:
             index = slice(0, 0)
-        chosen = {name: getattr(self, name) for name in (*_FLOATS, "ids")}
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in (*_FLOATS, "ids")}
         return replace(self, **{name: v if v is None else v[index] for name, v in chosen.items()})
 
     def __iter__(self) -> Iterator[Poses]:
