@@ -108,8 +108,9 @@ class Poses:
             index = [int(index) % len(self)]
         elif isinstance(index, list) and not index:
             index = slice(0, 0)
-        chosen: dict[str, Any] = {name: getattr(self, name) for name in (*_FLOATS, "ids")}
-        return replace(self, **{name: v if v is None else v[index] for name, v in chosen.items()})
+        fields = ((name, getattr(self, name)) for name in (*_FLOATS, "ids"))
+        chosen: dict[str, Any] = {n: None if v is None else v[index] for n, v in fields}
+        return replace(self, **chosen)
 
     def __iter__(self) -> Iterator[Poses]:
         return (self[n] for n in range(len(self)))
