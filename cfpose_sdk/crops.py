@@ -68,12 +68,19 @@ def transform_points(transforms: Float64, points_xy: ArrayLike) -> Float64:
 
 
 def extract_crops(
-    image: NDArray[np.uint8], transforms: Float64, size_wh: tuple[int, int]
+    image: NDArray[np.uint8],
+    transforms: Float64,
+    size_wh: tuple[int, int],
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 crops of one (h, w, 3) image: bilinear, black outside the image."""
+    """(N, H, W, 3) uint8 crops of one (h, w, 3) image: bilinear, black outside the image.
+
+    `out`: an array of that shape to fill and return.
+    """
     width, height = size_wh
-    crops = np.empty((len(transforms), height, width, 3), dtype=np.uint8)
-    for crop, transform in zip(crops, transforms, strict=True):
+    if out is None:
+        out = np.empty((len(transforms), height, width, 3), dtype=np.uint8)
+    for crop, transform in zip(out, transforms, strict=True):
         cv2.warpAffine(
             image,
             transform,
@@ -82,7 +89,7 @@ def extract_crops(
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
         )
-    return crops
+    return out
 
 
 def mirror_points(

@@ -131,11 +131,13 @@ class PersonFinder:
         """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
         canvas, scale = letterbox(image, self.spec.size_wh, self.spec.pad_value)
         found = self._backend.run({"images": canvas[None]})
-        boxes, scores = found["boxes"][0] / scale, found["scores"][0]
+        boxes, scores = found["boxes"][0], found["scores"][0]
+        sure = scores >= self.threshold
         height, width = image.shape[:2]
-        boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
-        keep = (scores >= self.threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        boxes, scores = boxes[keep], scores[keep]
+        edges = np.array([width, height, width, height], dtype=np.float32)
+        boxes, scores = (boxes[sure] / scale).clip(0, edges), scores[sure]
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        boxes, scores = boxes[solid], scores[solid]
         kept = nms(boxes, scores, self.nms_iou)
         return Detections(boxes[kept], scores[kept])
 

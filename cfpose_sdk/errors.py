@@ -70,7 +70,7 @@ def require(*modules: str, extra: str, why: str) -> None:
 
     `extra` is the extra of cfpose-sdk that brings them; `why` names what needs them.
     """
-    missing = [name for name in modules if not _is_installed(name)]
+    missing = [name for name in modules if not is_installed(name)]
     if missing:
         raise MissingDependencyError(
             f"{why} needs {', '.join(missing)}, which is not installed; "
@@ -78,7 +78,8 @@ def require(*modules: str, extra: str, why: str) -> None:
         )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; it is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # its parent is absent, or its import was blocked

@@ -5,34 +5,28 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
-from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
-from cfpose_sdk.detector import Detections, Detector, Running, as_detections
+from cfpose_sdk.backends import Device, RuntimeOptions, open_backend
+from cfpose_sdk.detector import Detector, Running, as_detections
 from cfpose_sdk.detectors import DetectorOptions
-from cfpose_sdk.errors import ArtifactError, BackendError, InputError
+from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.estimates import Shot, estimate
 from cfpose_sdk.finding import Finding, Found
 from cfpose_sdk.frames import Footage, Frame, PathLike, Source, load_frame
 from cfpose_sdk.image import Image
-from cfpose_sdk.inference import Arrays, run_frame
+from cfpose_sdk.inference import PoseModel
 from cfpose_sdk.results import Poses
 from cfpose_sdk.smoothing import SmoothOptions
 from cfpose_sdk.sources import open_source
-from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.spec import ModelSpec
 from cfpose_sdk.streams import Broken, PoseStream, Response, StreamOptions
 from cfpose_sdk.tracks import TrackOptions
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "cfpose-s.onnx"
-
-_INPUTS = {"crops": ("crops",), "frame": ("frame", "boxes")}
 
 
 @dataclass(frozen=True)
@@ -85,11 +79,15 @@ class PoseEstimator:
             self._model = model
             path = BUNDLED_MODEL if model is None else Path(model)
             self._backend = open_backend(path, **running, options=options)
-            self._batch_size = min(batch_size, self._backend.max_batch or batch_size)
-            self.spec = _model_spec(self._backend)
+            try:
+                self._network = PoseModel(self._backend, batch_size)
+            except BaseException:
+                self._backend.close()
+                raise
         except BaseException:
             self._finding.close()
             raise
+        self.spec: ModelSpec = self._network.spec
 
     @property
     def info(self) -> EstimatorInfo:
@@ -184,115 +182,22 @@ class PoseEstimator:
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
-        if self.spec.input == "frame":
-            return [self._estimate_whole(*pair) for pair in zip(frames, given, strict=True)]
-        people, detect_ms, maps, crops, crop_ms = [], [], [], [], []
-        for frame, boxes in zip(frames, given, strict=True):
-            found, milliseconds = self._people(frame.image, boxes)
-            people.append(found)
-            detect_ms.append(milliseconds)
-            start = time.perf_counter()
-            maps.append(crop_transforms(found.boxes, self.spec.size_wh, self.spec.box_scale))
-            crops.append(extract_crops(frame.image, maps[-1], self.spec.size_wh))
-            crop_ms.append(_since(start))
-        outputs, infer_ms = self._infer(crops)
-        results, first = [], 0
-        for n, frame in enumerate(frames):
-            last = first + len(people[n])
-            own = {name: values[first:last] for name, values in outputs.items()}
-            spent = {
-                "read": frame.read_ms,
-                "detect": detect_ms[n],
-                "crop": crop_ms[n],
-                "infer": infer_ms * len(people[n]),
-            }
-            results.append(self._poses(frame, people[n], maps[n], own, spent))
-            first = last
-        return results
+        shots = [
+            Shot(frame, self._found(frame.image, boxes))
+            for frame, boxes in zip(frames, given, strict=True)
+        ]
+        return estimate(self._network, shots)
 
-    def _estimate_whole(self, frame: Frame, boxes: object) -> Poses:
-        """One frame through a model that cuts its own crops; its time is all `infer`."""
-        people, detect_ms = self._people(frame.image, boxes)
-        start = time.perf_counter()
-        outputs = run_frame(self._backend, frame.image, people.boxes, self._batch_size)
-        infer_ms = _since(start) if len(people) else 0.0
-        self._check_finite(outputs)
-        spent = {"read": frame.read_ms, "detect": detect_ms, "crop": 0.0, "infer": infer_ms}
-        return self._poses(frame, people, None, outputs, spent)
-
-    def _people(self, image: Image, boxes: object) -> tuple[Detections, float]:
+    def _found(self, image: Image, boxes: object) -> Found:
+        """The people that the caller names, or whom the detector finds."""
         if boxes is None:
-            boxes = self._finding(image)
-        if isinstance(boxes, Found):
-            return boxes.people, boxes.milliseconds
-        return as_detections(boxes), 0.0
+            return self._finding(image)
+        return boxes if isinstance(boxes, Found) else Found(as_detections(boxes), 0.0)
 
     def _check_open(self) -> None:
         if self._closed:
             name = self._backend.path.name
             raise BackendError(f"this PoseEstimator ({name}) is closed; open another")
-
-    def _infer(self, crops: list[NDArray[np.uint8]]) -> tuple[Arrays, float]:
-        """Network outputs of all crops in chunks, and the milliseconds a crop; no crops, no run."""
-        total = sum(map(len, crops))
-        if total == 0:
-            return {}, 0.0
-        stacked = np.concatenate(crops)
-        start = time.perf_counter()
-        parts = [
-            self._backend.run({"crops": stacked[first : first + self._batch_size]})
-            for first in range(0, total, self._batch_size)
-        ]
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._check_finite(outputs)
-        return outputs, _since(start) / total
-
-    def _check_finite(self, outputs: Arrays) -> None:
-        for name in outputs.keys() & {"keypoints", "confidence"}:
-            if not np.isfinite(outputs[name]).all():
-                raise BackendError(
-                    f"{self._backend.path.name} returned NaN or infinite {name} on "
-                    f"{self._backend.provider}; check the model with: cfpose doctor"
-                )
-
-    def _poses(
-        self,
-        frame: Frame,
-        people: Detections,
-        maps: NDArray[np.float64] | None,
-        outputs: Arrays,
-        spent: dict[str, float],
-    ) -> Poses:
-        """Crop pixels → frame pixels; maps (N, 2, 3) lead from the frame to the crop.
-
-        None: the outputs are in frame pixels already.
-        """
-        start = time.perf_counter()
-        height, width = frame.image.shape[:2]
-        shared: dict[str, Any] = {"image": frame.image, "source": frame.name}
-        shared |= {"frame": frame.number, "time_s": frame.time_s}
-        if len(people) == 0:
-            speed = {**spent, "post": 0.0, "total": sum(spent.values())}
-            return Poses.empty(self.spec.skeleton, (width, height), speed_ms=speed, **shared)
-        xy, covariance = outputs["keypoints"], outputs.get("covariance")
-        if maps is not None:
-            back = invert_transforms(maps)
-            xy = transform_points(back, xy)
-            if covariance is not None:
-                linear = back[:, None, :, :2]
-                covariance = linear @ covariance @ np.swapaxes(linear, -1, -2)
-        spent = {**spent, "post": _since(start)}
-        return Poses(
-            xy=xy.astype(np.float32),
-            confidence=np.clip(outputs["confidence"], 0, 1),
-            boxes=people.boxes,
-            box_scores=people.scores,
-            skeleton=self.spec.skeleton,
-            image_size_wh=(width, height),
-            speed_ms={**spent, "total": sum(spent.values())},
-            covariance=covariance,
-            **shared,
-        )
 
 
 class _Engine:
@@ -304,25 +209,3 @@ class _Engine:
 
     def pose(self, frame: Frame, found: Found) -> Poses:
         return self._estimate([frame], [found])[0]
-
-
-def _since(start: float) -> float:
-    return (time.perf_counter() - start) * 1000
-
-
-def _model_spec(backend: Backend) -> ModelSpec:
-    """The spec that travels with the artifact, and a check that its graph keeps the contract."""
-    text = backend.metadata.get(SPEC_KEY)
-    if text is None:
-        raise ArtifactError(
-            f"{backend.path} is not a cfpose artifact (its metadata has no {SPEC_KEY!r}); "
-            f"export it with cfpose-export"
-        )
-    spec = ModelSpec.from_json(text)
-    expected = _INPUTS[spec.input]
-    if backend.inputs != expected or not {"keypoints", "confidence"} <= set(backend.outputs):
-        raise ArtifactError(
-            f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
-            f"expected {', '.join(expected)} → keypoints, confidence"
-        )
-    return spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,8 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     data = _read_bytes(Path(path))
     if data.startswith(_JPEG_START) and not _jpeg_is_complete(data):
         raise _truncated(path, "JPEG")
-    if data.startswith(_PNG_START) and not _png_is_complete(data):
-        raise _truncated(path, "PNG")
+    if data.startswith(_PNG_START):
+        _check_png(path, data)
     try:
         with quiet_opencv():
             image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
@@ -154,15 +155,23 @@ def _jpeg_is_complete(data: bytes) -> bool:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
-def _png_is_complete(data: bytes) -> bool:
-    """Walk the chunks to IEND (libpng prints to stderr when they end before it)."""
+def _check_png(path: str | os.PathLike[str], data: bytes) -> None:
+    """Walk the chunks to IEND and compare the checksums of those that a decoder must understand.
+
+    libpng prints to stderr when either is wrong. Raises ImageError.
+    """
     at = len(_PNG_START)
     while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + length
-    return False
+        body = at + 8
+        end = body + int.from_bytes(data[at : at + 4], "big")
+        critical = data[at + 4 : at + 5].isupper()
+        checksum = int.from_bytes(data[end : end + 4], "big")
+        if end + 4 <= len(data) and critical and zlib.crc32(data[at + 4 : end]) != checksum:
+            raise ImageError(f"{path} is a damaged PNG: a checksum is wrong; fetch it again")
+        if data[at + 4 : body] == b"IEND":
+            return
+        at = end + 4
+    raise _truncated(path, "PNG")
 
 
 def _hint_for(image: object) -> str:

@@ -1,32 +1,126 @@
-"""A whole frame and its boxes through a model that samples the crops itself."""
+"""The pose network: crops or a frame in, checked outputs out, never more than a chunk at once."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend
+from cfpose_sdk.crops import extract_crops
+from cfpose_sdk.errors import ArtifactError, BackendError
+from cfpose_sdk.image import Image
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
 
+_INPUTS = {"crops": ("crops",), "frame": ("frame", "boxes")}
 
-def run_frame(
-    backend: Backend, image: NDArray[np.uint8], boxes: NDArray[np.floating], batch_size: int
-) -> Arrays:
-    """Outputs of a frame-in model for (N, 4) xyxy boxes of one BGR image; no boxes, no run.
 
-    At most `batch_size` people at once; every chunk takes the frame again.
+class PoseModel:
+    """An opened artifact and its spec. Threads may share it.
+
+    At most `batch_size` people go through at once, fewer where the artifact takes fewer. Raises
+    ArtifactError (SpecError) for a file that is no cfpose artifact.
     """
-    if len(boxes) == 0:
-        return {}
-    # between the centres of a single row or column there is nothing to sample
-    missing = [(0, max(0, 2 - side)) for side in image.shape[:2]]
-    frame = np.pad(image, [*missing, (0, 0)]) if image.shape[0] < 2 or image.shape[1] < 2 else image
-    boxes = np.asarray(boxes, dtype=np.float32)
-    parts = [
-        backend.run({"frame": frame, "boxes": boxes[first : first + batch_size]})
-        for first in range(0, len(boxes), batch_size)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def __init__(self, backend: Backend, batch_size: int) -> None:
+        self.backend = backend
+        self.batch_size = min(batch_size, backend.max_batch or batch_size)
+        self.spec = _model_spec(backend)
+
+    def run_frame(self, image: Image, boxes: NDArray[np.floating]) -> Arrays:
+        """Outputs of a model that cuts its own crops, for (N, 4) xyxy boxes of one BGR image.
+
+        Every chunk takes the frame again; no boxes, no run.
+        """
+        if len(boxes) == 0:
+            return {}
+        # between the centres of a single row or column there is nothing to sample
+        missing = [(0, max(0, 2 - side)) for side in image.shape[:2]]
+        if image.shape[0] < 2 or image.shape[1] < 2:
+            image = np.pad(image, [*missing, (0, 0)])
+        boxes = np.asarray(boxes, dtype=np.float32)
+        size = self.batch_size
+        return self.joined(
+            [
+                self.backend.run({"frame": image, "boxes": boxes[first : first + size]})
+                for first in range(0, len(boxes), size)
+            ]
+        )
+
+    def joined(self, parts: list[Arrays]) -> Arrays:
+        """The chunks' outputs in one; raises BackendError where a joint is not finite."""
+        if len(parts) == 1:
+            outputs = parts[0]
+        else:
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for name in outputs.keys() & {"keypoints", "confidence"}:
+            if not np.isfinite(outputs[name]).all():
+                raise BackendError(
+                    f"{self.backend.path.name} returned NaN or infinite {name} on "
+                    f"{self.backend.provider}; check the model with: cfpose doctor"
+                )
+        return outputs
+
+
+class CropRun:
+    """`total` people of any number of images through a model that takes crops.
+
+    One buffer of a chunk's size holds the crops: memory does not grow with the number of people.
+    `infer_ms` is the time in the network.
+    """
+
+    def __init__(self, model: PoseModel, total: int) -> None:
+        self._model = model
+        width, height = model.spec.size_wh
+        self._buffer = np.empty((min(total, model.batch_size), height, width, 3), np.uint8)
+        self._filled = 0
+        self._parts: list[Arrays] = []
+        self.infer_ms = 0.0
+
+    def add(self, image: Image, maps: NDArray[np.float64]) -> float:
+        """Cut the next people by (N, 2, 3) maps, run full chunks; the milliseconds of cutting."""
+        spent = 0.0
+        while len(maps):
+            start = time.perf_counter()
+            room = self._buffer[self._filled : self._filled + len(maps)]
+            extract_crops(image, maps[: len(room)], self._model.spec.size_wh, out=room)
+            spent += time.perf_counter() - start
+            self._filled += len(room)
+            maps = maps[len(room) :]
+            if self._filled == len(self._buffer):
+                self._flush()
+        return spent * 1000
+
+    def outputs(self) -> Arrays:
+        """Network outputs of all people, in the order in which they came; {} of nobody."""
+        if self._filled:
+            self._flush()
+        return self._model.joined(self._parts) if self._parts else {}
+
+    def _flush(self) -> None:
+        start = time.perf_counter()
+        self._parts.append(self._model.backend.run({"crops": self._buffer[: self._filled]}))
+        self.infer_ms += (time.perf_counter() - start) * 1000
+        self._filled = 0
+
+
+def _model_spec(backend: Backend) -> ModelSpec:
+    """The spec that travels with the artifact, and a check that its graph keeps the contract."""
+    text = backend.metadata.get(SPEC_KEY)
+    if text is None:
+        raise ArtifactError(
+            f"{backend.path} is not a cfpose artifact (its metadata has no {SPEC_KEY!r}); "
+            f"export it with cfpose-export"
+        )
+    spec = ModelSpec.from_json(text)
+    expected = _INPUTS[spec.input]
+    if backend.inputs != expected or not {"keypoints", "confidence"} <= set(backend.outputs):
+        raise ArtifactError(
+            f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
+            f"expected {', '.join(expected)} → keypoints, confidence"
+        )
+    return spec

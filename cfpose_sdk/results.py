@@ -16,12 +16,7 @@ from cfpose_sdk.draw import draw_poses
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.image import Image, check_image
 from cfpose_sdk.pictures import thumbnail, write_picture
-from cfpose_sdk.records import (
-    coco_image_id,
-    coco_results,
-    person_records,
-    table_rows,
-)
+from cfpose_sdk.records import coco_image_id, coco_results, person_records, table_rows
 from cfpose_sdk.skeleton import Skeleton
 
 Float32 = NDArray[np.float32]
@@ -30,6 +25,8 @@ Index = int | np.integer[Any] | slice | list[int] | list[bool] | NDArray[Any]
 # `visible` and the drawing begin here. Confidence is calibrated, so this reads: "the joint is where
 # it is said to be in 3 cases of 10". Coordinates below it are kept as they are.
 VISIBLE_FROM = 0.3
+
+_FLOATS = ("xy", "confidence", "boxes", "box_scores", "covariance", "xy_raw")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,7 @@ class Poses:
     time_s: float | None = None  # since the first frame of the video
 
     def __post_init__(self) -> None:
-        for name in ("xy", "confidence", "boxes", "box_scores", "covariance", "xy_raw"):
+        for name in _FLOATS:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, dtype=np.float32))
@@ -111,16 +108,9 @@ class Poses:
             index = [int(index) % len(self)]
         elif isinstance(index, list) and not index:
             index = slice(0, 0)
-        return replace(
-            self,
-            xy=self.xy[index],
-            confidence=self.confidence[index],
-            boxes=self.boxes[index],
-            box_scores=self.box_scores[index],
-            ids=None if self.ids is None else self.ids[index],
-            covariance=None if self.covariance is None else self.covariance[index],
-            xy_raw=None if self.xy_raw is None else self.xy_raw[index],
-        )
+        fields = ((name, getattr(self, name)) for name in (*_FLOATS, "ids"))
+        chosen: dict[str, Any] = {n: None if v is None else v[index] for n, v in fields}
+        return replace(self, **chosen)
 
     def __iter__(self) -> Iterator[Poses]:
         return (self[n] for n in range(len(self)))

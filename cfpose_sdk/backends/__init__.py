@@ -9,7 +9,7 @@ from cfpose_sdk.backends.base import Backend, Device, RuntimeOptions
 from cfpose_sdk.backends.onnx import OnnxBackend
 from cfpose_sdk.backends.openvino import OpenvinoBackend
 from cfpose_sdk.backends.tensorrt import TensorrtBackend
-from cfpose_sdk.errors import ArtifactError, InputError
+from cfpose_sdk.errors import ArtifactError, InputError, is_installed
 
 __all__ = ["Backend", "Device", "RuntimeOptions", "open_backend"]
 
@@ -27,7 +27,8 @@ def open_backend(
 ) -> Backend:
     """Open a model file: .onnx, .engine or .plan with its passport, .xml of OpenVINO.
 
-    `device` "openvino" runs an .onnx file with OpenVINO as well. `threads`: CPU threads of one
+    `device` "openvino" runs an .onnx file with OpenVINO as well, "auto" where onnxruntime is not
+    installed and OpenVINO is. `threads`: CPU threads of one
     call, of which engines have none; None lets the runtime choose. `allow_fallback`: when
     onnxruntime's CUDA is there but does not load, warn and take the CPU, not raise. Raises
     ArtifactError when the file is missing, corrupt or of an unknown kind, BackendError when this
@@ -42,6 +43,8 @@ def open_backend(
         raise ArtifactError(f"{file} does not exist; expected a model file")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, got {threads}")
+    if device == "auto" and not is_installed("onnxruntime") and is_installed("openvino"):
+        device = "openvino" if suffix == ".onnx" else device
     if suffix in _ENGINES:
         return TensorrtBackend(file, device=device, options=options)
     if suffix == ".xml" or device == "openvino":

@@ -12,6 +12,7 @@ import pytest
 
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.spec import SPEC_KEY
 
 CROPS = np.zeros((2, 64, 48, 3), np.uint8)
@@ -76,6 +77,22 @@ def test_bad_options(pose_model: Path) -> None:
         open_backend(pose_model, threads=0)
 
 
+def test_waiting_threads_do_not_spin(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[onnxruntime.SessionOptions] = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, sess_options, **rest: (
+            given.append(sess_options),
+            real(path, sess_options=sess_options, **rest),
+        )[1],
+    )
+    for threads in (None, 2):
+        open_backend(pose_model, device="cpu", threads=threads).close()
+        assert given.pop().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_absent_provider_is_an_error(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendError, match=r"cfpose-sdk\[gpu\]"):
@@ -111,4 +128,21 @@ def test_provider_that_does_not_load_is_never_hidden(pose_model: Path) -> None:
 def test_without_onnxruntime(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"cfpose-sdk\[cpu\]"):
+        open_backend(pose_model, device="cpu")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"cfpose-sdk\[cpu\]"):
         open_backend(pose_model)
+
+
+def test_auto_takes_openvino_where_onnxruntime_is_absent(
+    pose_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    with PoseEstimator(pose_model, detector=lambda image: [], threads=1) as both:
+        assert both.info.provider == "CPUExecutionProvider"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with PoseEstimator(pose_model, detector=lambda image: [], threads=1) as estimator:
+        assert estimator.info.provider.startswith("OpenVINO CPU")
+        assert estimator.info.device == "cpu"
+        box = [[2.0, 2.0, 40.0, 60.0]]
+        assert len(estimator.predict(np.zeros((64, 48, 3), np.uint8), boxes=box)) == 1

@@ -146,6 +146,43 @@ def test_videos(cfpose: type[Command], tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "drawn").iterdir()] == ["clip.avi"]
 
 
+def test_damaged_videos_and_photos_are_one_complaint_each(
+    cfpose: type[Command], street: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "good.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 128))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for n in range(12):
+        writer.write(np.full((128, 64, 3), 20 * n, np.uint8))
+    writer.release()
+    data = clip.read_bytes()
+    frames = [at for at in range(len(data)) if data[at : at + 4] == b"00dc"]
+    (tmp_path / "cut.avi").write_bytes(data[: frames[8]])
+    damaged = bytearray(data)
+    damaged[frames[5] + 8 : frames[6] - 8] = bytes(frames[6] - frames[5] - 16)
+    (tmp_path / "damaged.avi").write_bytes(damaged)
+    photo = (street / "000000000139.png").read_bytes()
+    (street / "flipped.png").write_bytes(photo[:2000] + b"flipped" + photo[2007:])
+    (street / "short.png").write_bytes(photo[:-500])
+    (street / "empty.jpg").write_bytes(b"")
+    bad = ["cut.avi", "damaged.avi", "flipped.png", "short.png", "empty.jpg"]
+    output = tmp_path / "f.json"
+    videos = [tmp_path / "cut.avi", tmp_path / "damaged.avi", clip]
+    assert cfpose.predict(street, *videos, "--json", output) == 1
+    complaints = capfd.readouterr().err.splitlines()
+    for name in bad:
+        assert sum(name in line for line in complaints) == 1
+    assert complaints[-1].startswith("cfpose: 5 of 8 sources could not be read")
+    assert len(complaints) == 6  # neither OpenCV, libpng nor FFmpeg added a line
+    images = [image["image"] for image in json.loads(output.read_text())]
+    assert images[:2] == ["000000000139.png", "market.jpg"]
+    assert sum(name.startswith("good-") for name in images) == 12
+    assert 9 <= sum(name.startswith("damaged-") for name in images) <= 11
+    assert 7 <= sum(name.startswith("cut-") for name in images) <= 8
+    assert cfpose.predict(street / "flipped.png", street / "empty.jpg") == 2
+
+
 def test_bad_models_are_one_line_and_exit_2(
     cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

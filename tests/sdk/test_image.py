@@ -166,3 +166,20 @@ def test_arrays_that_are_exact_are_accepted() -> None:
 def test_arrays_that_are_not_are_refused(image: object, cause: str) -> None:
     with pytest.raises(ImageError, match=cause):
         check_image(image)
+
+
+def test_a_png_with_a_wrong_checksum_is_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = encoded(".png")
+    for damaged_at in (len(whole) // 2, 20):  # the picture's data, its header
+        data = bytearray(whole)
+        data[damaged_at] ^= 0x55
+        (tmp_path / "damaged.png").write_bytes(data)
+        with pytest.raises(ImageError, match=r"damaged\.png is a damaged PNG"):
+            read_image(tmp_path / "damaged.png")
+    assert capfd.readouterr().err == ""  # libpng would have printed
+    text = b"tEXtkey\0value"
+    chunk = (len(text) - 4).to_bytes(4, "big") + text + bytes(4)  # no decoder needs this one
+    (tmp_path / "text.png").write_bytes(whole[:33] + chunk + whole[33:])
+    np.testing.assert_array_equal(read_image(tmp_path / "text.png"), PICTURE)

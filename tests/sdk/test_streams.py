@@ -276,6 +276,18 @@ def test_a_lost_stream_is_a_clear_end(camera: str, end: str) -> None:
     footage.close()
 
 
+def test_a_cut_stream_gives_its_poses_and_one_warning(camera: str, pose: PoseEstimator) -> None:
+    try:
+        open_video(f"{camera}/ends", timeout_s=1.0).close()
+    except InputError:
+        pytest.skip("this OpenCV reads no HTTP streams")
+    with pytest.warns(RuntimeWarning, match="ended or was lost") as caught:
+        results = list(pose.stream(f"{camera}/ends", track=True))
+    assert len(caught) == 1
+    assert 1 <= len(results) <= 12
+    assert all(len(poses) == 1 and poses.ids is not None for poses in results)
+
+
 def test_an_address_where_nobody_answers(pose: PoseEstimator) -> None:
     with pytest.raises(InputError, match="cannot be opened"):
         pose.stream("http://127.0.0.1:9/nothing")
