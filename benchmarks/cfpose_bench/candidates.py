@@ -114,7 +114,7 @@ def open_candidate(
 
 def _finder(detector: str | None, device: Device, threads: int | None) -> OpenDetector:
     if detector is None:
-        return PersonFinder(device=device, threads=threads)
+        return PersonFinder(None, device=device, threads=threads)
     return open_detector(detector, device=device, threads=threads)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfpose_bench import runtimes
@@ -157,6 +157,7 @@ def test_what_is_no_task_is_refused() -> None:
 milliseconds = st.floats(0.1, 1e4)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(milliseconds, milliseconds), min_size=1, max_size=9), st.floats(0.1, 10))
 def test_a_delay_in_one_runtime_moves_its_ratio_alone(
     times: list[tuple[float, float]], factor: float
