@@ -6,6 +6,7 @@ each worker times its own calls, so that no pipe and no JPEG is in the figures.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from cfpose_bench.speedups import Summary, outside_share, speedup
 from cfpose_sdk.errors import BackendError, InputError
 
+# onnxruntime's threads spin for some tens of milliseconds of CPU after a call; nobody works then
+REST_S = 0.1
 STAGES = ("detect", "crop", "infer", "post", "networks")
 
 
@@ -68,8 +71,13 @@ def order(count: int, turn: int) -> list[int]:
     return [int(n) for n in (turned if turn // count % 2 == 0 else turned[::-1])]
 
 
-def run_task(workers: Mapping[str, Asked], task: Task) -> dict[str, list[Turn]]:
-    """Let the workers do the task in turns. Raises BackendError for a wrong number of people."""
+def run_task(
+    workers: Mapping[str, Asked], task: Task, rest_s: float = REST_S
+) -> dict[str, list[Turn]]:
+    """Let the workers do the task in turns, with a rest after each.
+
+    Raises BackendError for a wrong number of people.
+    """
     labels, found = list(workers), dict[str, list[Turn]]()
     question = {
         "do": "time",
@@ -82,6 +90,7 @@ def run_task(workers: Mapping[str, Asked], task: Task) -> dict[str, list[Turn]]:
     for turn in range(task.rounds):
         for place, n in enumerate(order(len(labels), turn)):
             said = workers[labels[n]].ask(question)
+            time.sleep(rest_s)
             if "unreadable" in said:
                 raise InputError(f"{task.photo} cannot be read: {said['unreadable']}")
             wrong = {s["people"] for s in said["stages"]} - {task.people}

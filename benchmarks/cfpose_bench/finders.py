@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from cfpose_sdk.detector import Detections, OpenDetector, as_detections
@@ -21,9 +19,6 @@ class CountedFinder:
     def __init__(self, finder: OpenDetector) -> None:
         self._finder = finder
         self.people: int | None = None  # None: those that are found
-        self.name: str = finder.name
-        self.path: Path = finder.path
-        self.provider: str = finder.provider
 
     def __call__(self, image: Image) -> Detections:
         """People in a BGR image."""
@@ -31,7 +26,7 @@ class CountedFinder:
         if self.people is None:
             return found
         if len(found) == 0:
-            raise InputError(f"{self.name} found nobody to repeat; take another photo")
+            raise InputError("the finder found nobody to repeat; take another photo")
         boxes = np.resize(found.boxes, (self.people, 4))
         return Detections(boxes, np.resize(found.scores, self.people))
 

@@ -24,7 +24,7 @@ from cfpose_bench.contestants import (
     w32_contestants,
     write_rtmlib_graph,
 )
-from cfpose_bench.contests import Task, rows, run_task
+from cfpose_bench.contests import REST_S, Task, rows, run_task
 from cfpose_bench.demo import PHOTOS
 from cfpose_bench.goals import goals
 from cfpose_bench.machine import cpu_flags, environment
@@ -180,6 +180,7 @@ def _protocol(plan: Plan, photo: Path, boxes: int) -> dict[str, Any]:
         "detector found by falling score, repeated or cut to the number",
         "isolation": "a process for each runtime, kept on as many CPUs as it has threads; one "
         "works at a time, in an order that rotates from round to round",
+        "rest_s": REST_S,
         "speedup": "in each round the base's median time by the runtime's own; the median over "
         "rounds, with its 95 % bootstrap interval",
         "outside_share": "of a predict() call, the time outside Backend.run of finder and pose "

@@ -122,7 +122,7 @@ def test_a_task_is_done_in_turns_and_its_ratios_are_of_the_same_round() -> None:
     slow = [1.0, 7.0, 2.0, 1.0]  # the whole machine, by round
     workers = {name: Noted(name, diary, ms, slow) for name, ms in (("a", 30.0), ("b", 10.0))}
     task = Task(Path("p.jpg"), 2, BOXES, rounds=4, repeats=3)
-    base, own = rows(run_task(workers, task), "a")
+    base, own = rows(run_task(workers, task, rest_s=0), "a")
     assert "".join(diary) == "abbabaab"
     asked = workers["b"].questions[0]
     assert (asked["warmup"], asked["repeats"], asked["boxes"]) == (1, 3, BOXES.tolist())
@@ -266,7 +266,7 @@ def test_the_clock_has_the_networks_of_the_very_call(root: Path) -> None:
 
 
 class Finder:
-    name, path, provider = "finder", BUNDLED_FINDER, "P"
+    name, path, provider = "finder", BUNDLED_FINDER, "stand-in"
 
     def __init__(self, people: int) -> None:
         self.boxes = np.float32([[n, 0, n + 5, 9] for n in range(people)]).reshape(-1, 4)
