@@ -11,11 +11,14 @@ JOBS = 2
 PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
 REPORT = benchmarks/results/coco-val-340-cpu.json
+RUNTIMES = benchmarks/results/runtimes-cpu.json
+# An environment with rtmlib; made where it is missing.
+RTMLIB = out/rtmlib
 # make bench LIMIT='--limit 20' REPORT=out/bench.json for a trial
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test check lint format bench soak tables clean
+.PHONY: help demo test check lint format bench runtimes soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -24,6 +27,7 @@ help:
 	@echo "make lint    ruff only"
 	@echo "make format  rewrite the sources as ruff wants them"
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
+	@echo "make runtimes  times of cfpose's CPU runtimes against rtmlib and MoveNet, in turns"
 	@echo "make soak    long runs that look for leaks; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed report"
 	@echo "make clean   remove what these commands made"
@@ -57,11 +61,29 @@ bench: $(VENV)/.dev
 		--model movenet:$(DATA)/labellers/movenet_thunder.onnx \
 		--json $(REPORT) --csv $(REPORT:.json=.csv) --html out/bench.html
 
+# about six minutes on two cores, which must have nothing else to do
+runtimes: $(VENV)/.dev $(RTMLIB)/bin/python out/w32.onnx out/w32-int8.onnx
+	$(BIN)/cfpose-bench runtimes --w32 out/w32.onnx --w32-int8 out/w32-int8.onnx \
+		--detector $(DATA)/labellers/yolox_nano.onnx \
+		--thunder $(DATA)/labellers/movenet_thunder.onnx \
+		--peer-python $(RTMLIB)/bin/python $(FLAGS) --json $(RUNTIMES)
+
+$(RTMLIB)/bin/python: | $(VENV)/.dev
+	$(BIN)/cfpose-bench peers install rtmlib $(RTMLIB)
+
+out/w32.onnx: | $(VENV)/.dev
+	@mkdir -p out
+	$(BIN)/python benchmarks/drift_w32.py untrained $@
+
+out/w32-int8.onnx: out/w32.onnx
+	$(BIN)/python benchmarks/drift_w32.py int8 $< $@
+
 soak: $(VENV)/.dev
 	$(BIN)/python tests/long/soak.py
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
+	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
 
 clean:
 	rm -rf $(VENV) build dist out .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -4,6 +4,7 @@ python benchmarks/drift_w32.py people DATA/coco ROOT       # ROOT/people32.json 
 cfpose-train stage1 --recipe export/results/w32-overfit.toml --data-root ROOT --out runs/w32
 python benchmarks/drift_w32.py graph runs/w32/state.pt w32-overfit.onnx   # any epoch will do
 python benchmarks/drift_w32.py untrained w32-untrained.onnx
+python benchmarks/drift_w32.py int8 w32-untrained.onnx w32-int8.onnx  # for times alone
 cfpose-export drift w32-overfit.onnx --photos ROOT ...
 """
 
@@ -71,10 +72,24 @@ def write_untrained(output: Path) -> None:
     onnx.save_model(build_pose(FusedPose(network.pose, spec)), output)
 
 
+def write_int8(source: Path, output: Path) -> None:
+    """The graph in int8, its ranges from four crops of the examples: for times, not proven."""
+    import onnx
+
+    from cfpose_export.graph import load_model, read_spec
+    from cfpose_export.quantise import calibrate, quantise
+    from gpu_runtimes import sample_crops
+
+    model = load_model(source)
+    ranges = calibrate(model, sample_crops(read_spec(model).size_wh)[:4])
+    onnx.save_model(quantise(model, ranges), output)
+
+
 def main() -> int:
-    """Run one of the three commands."""
+    """Run one of the four commands."""
     command, *paths = sys.argv[1:]
     commands = {"people": write_people, "graph": write_graph, "untrained": write_untrained}
+    commands["int8"] = write_int8
     commands[command](*map(Path, paths))
     return 0
 

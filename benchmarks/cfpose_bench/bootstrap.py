@@ -1,4 +1,4 @@
-"""The confidence interval of AP: photos resampled, their matches kept."""
+"""Confidence intervals: of AP, photos resampled, their matches kept; of the median of rounds."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def bootstrap_ap(
     if not values:
         return None
     low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_median(
+    values: Sequence[float], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the median of at least one value (percentile bootstrap)."""
+    drawn = np.random.default_rng(seed).choice(np.array(values), (resamples, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cfpose_bench.finders import CountedFinder
 from cfpose_bench.flip import FlipTested
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_bench.predictions import PoseModel
-from cfpose_sdk.backends import Device
-from cfpose_sdk.detector import Detector, PersonFinder
+from cfpose_sdk.backends import Device, RuntimeOptions
+from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.detector import OpenDetector, PersonFinder
+from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.skeleton import COCO_17, Skeleton
@@ -51,6 +55,7 @@ class Candidate:
     provider: str | None = None
     size_wh: tuple[int, int] | None = None  # of the crop, in pixels
     is_peer: bool = False
+    finder: CountedFinder | None = None  # what it finds people with, where it must
 
 
 def parse_name(text: str) -> Name:
@@ -82,14 +87,21 @@ def open_candidate(
     device: Device = "auto",
     threads: int | None = None,
     flip_test: bool = False,
+    precision: Precision = "f32",
 ) -> Candidate:
     """Open a cfpose artifact or MoveNet in this process.
 
     `find` opens the person finder too (`detector`, or the bundled one), for photos without boxes.
-    Raises ArtifactError and BackendError as the runtime does.
+    `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
+    the runtime does, InputError for a precision that it does not have.
     """
-    finder = PersonFinder(detector, device=device, threads=threads) if find else None
-    opened = (_cfpose if name.peer is None else _movenet)(name, finder, device, threads)
+    finder = CountedFinder(_finder(detector, device, threads)) if find else None
+    if name.peer is None:
+        opened = _cfpose(name, finder, device, threads, precision)
+    elif precision == "f32":
+        opened = _movenet(name, finder, device, threads)
+    else:
+        raise InputError(f"--model {name.text} runs in f32 only, got precision {precision!r}")
 
     def close() -> None:
         opened.close()
@@ -97,12 +109,28 @@ def open_candidate(
             finder.close()
 
     model = FlipTested(opened.model) if flip_test else opened.model
-    return Candidate(**{**vars(opened), "model": model, "close": close})
+    return Candidate(**{**vars(opened), "model": model, "close": close, "finder": finder})
 
 
-def _cfpose(name: Name, finder: Detector | None, device: Device, threads: int | None) -> Candidate:
+def _finder(detector: str | None, device: Device, threads: int | None) -> OpenDetector:
+    if detector is None:
+        return PersonFinder(None, device=device, threads=threads)
+    return open_detector(detector, device=device, threads=threads)
+
+
+def _cfpose(
+    name: Name,
+    finder: CountedFinder | None,
+    device: Device,
+    threads: int | None,
+    precision: Precision,
+) -> Candidate:
     path = None if name.text == "default" else name.path
-    estimator = PoseEstimator(path, detector=finder, device=device, threads=threads)
+    # other runtimes have no such option, and refuse it
+    chosen: dict[str, Any] = {}
+    if precision != "f32":
+        chosen["options"] = RuntimeOptions(precision=precision)
+    estimator = PoseEstimator(path, detector=finder, device=device, threads=threads, **chosen)
     return Candidate(
         name=name.label,
         model=estimator,
@@ -114,7 +142,9 @@ def _cfpose(name: Name, finder: Detector | None, device: Device, threads: int | 
     )
 
 
-def _movenet(name: Name, finder: Detector | None, device: Device, threads: int | None) -> Candidate:
+def _movenet(
+    name: Name, finder: CountedFinder | None, device: Device, threads: int | None
+) -> Candidate:
     model = MoveNet(name.path, finder, device=device, threads=threads)
     return Candidate(
         name=name.label,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench import peer_commands
+from cfpose_bench import peer_commands, runtimes
 from cfpose_bench.dataset import DATA_VARIABLE, KeypointDataset
 from cfpose_bench.machine import physical_cores
 from cfpose_bench.page import write_page
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in peer_commands.COMMANDS:
         return peer_commands.main(arguments)
+    if arguments and arguments[0] == "runtimes":
+        return runtimes.main(arguments[1:])
     options = _parser().parse_args(arguments)
     bounds, plan = _bounds(options), _plan(options)
     dataset = find_dataset(options.dataset, options.images, options.data_root, options.mirror)
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="exit codes: 0 done, 1 a bound is crossed, 2 wrong use or bad input, 130 "
-        "interrupted. Also: cfpose-bench boxes|simcc|peers --help",
+        "interrupted. Also: cfpose-bench boxes|simcc|peers|runtimes --help",
     )
     add = parser.add_argument
     # fmt: off

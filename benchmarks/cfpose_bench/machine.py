@@ -70,6 +70,16 @@ def physical_cores(source: Path = CPU_INFO) -> tuple[int, ...]:
     return tuple(first.values()) or usable
 
 
+def cpu_flags(source: Path = CPU_INFO) -> frozenset[str]:
+    """What the CPU can do, in Linux's words (amx_bf16, …); empty where the system does not say."""
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.split(":", 1)[1].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(found, ()))
+
+
 def cpus_for(threads: int) -> tuple[int, ...]:
     """CPUs for a worker of `threads` threads: a core each while there are cores, then the rest."""
     cores = physical_cores()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -29,6 +30,8 @@ PEERS = {
     "ultralytics": ("ultralytics",),
 }
 WITHOUT_DEPENDENCIES = ("rtmlib",)
+# of the same version as here, or the comparison would be one of versions
+SHARED = ("onnxruntime", "numpy", "opencv-python-headless")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,11 +78,20 @@ def install(peer: str, folder: Path) -> Path:
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     for package in PEERS[peer]:
         alone = ["--no-deps"] if package in WITHOUT_DEPENDENCIES else []
-        command = [str(python), "-m", "pip", "install", "--quiet", *alone, package]
+        wanted = _pinned(package) if package in SHARED else package
+        command = [str(python), "-m", "pip", "install", "--quiet", *alone, wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BackendError(f"{package} cannot be installed: {done.stderr.strip()[-400:]}")
     return python
+
+
+def _pinned(package: str) -> str:
+    """The package at the version that runs here; any version where it is not installed."""
+    try:
+        return f"{package}=={importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
 
 
 def _parser() -> argparse.ArgumentParser:

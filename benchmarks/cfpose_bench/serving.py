@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from cfpose_bench.candidates import Candidate, open_candidate, parse_name
+from cfpose_bench.networks import network_clock
 from cfpose_bench.peers.serve import Record, UnreadableError, pin, serve
-from cfpose_sdk.errors import ImageError
+from cfpose_sdk.errors import ImageError, InputError
+from cfpose_sdk.image import read_image
 
 
 class ServedCandidate:
@@ -39,6 +45,32 @@ class ServedCandidate:
             "speed_ms": dict(poses.speed_ms),
         }
 
+    @contextmanager
+    def prepared(self, image: str, boxes: Any, people: int) -> Iterator[Callable[[], Record]]:
+        """`predict` of the decoded photo; its stages, and `networks`: ms inside their runs."""
+        try:
+            frame = read_image(image)
+        except ImageError as error:
+            raise UnreadableError(str(error)) from error
+        finder, model = self.candidate.finder, self.candidate.model
+        if boxes is None and finder is None:
+            raise InputError("people are to be found, and this worker has no finder")
+        given = None if boxes is None else np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        with network_clock() as clock:
+
+            def call() -> Record:
+                before = clock.ms
+                poses = model.predict(frame, boxes=given)
+                return {**poses.speed_ms, "networks": clock.ms - before, "people": len(poses)}
+
+            if finder is not None:
+                finder.people = people
+            try:
+                yield call
+            finally:
+                if finder is not None:
+                    finder.people = None
+
 
 def main(options: Record) -> int:
     """Serve until the pipe is closed."""
@@ -52,6 +84,7 @@ def main(options: Record) -> int:
                 device=options["device"],
                 threads=options["threads"],
                 flip_test=options["flip_test"],
+                precision=options["precision"],
             )
         )
     )

@@ -1,7 +1,8 @@
 """Committed reports → the tables in the documents: no figure in a document is typed by hand.
 
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
-`<!-- results:begin -->` and `<!-- results:end -->` in each document.
+`<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
+`cfpose-bench runtimes`, between the same marks of `runtimes`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cfpose_bench.runtime_tables import runtimes_block
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import write_file
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RUNTIMES = ("<!-- runtimes:begin -->", "<!-- runtimes:end -->")
 HEAD = ("model", "boxes", "AP", "95 % interval", "AP50", "AP75", "AR", "ms a photo", "MB")
 
 
@@ -76,21 +79,25 @@ def _costs(models: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def fill(document: str, block: str) -> str:
+def fill(document: str, block: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """The document with `block` between its marks. Raises InputError without the marks."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = document.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise InputError(f"a document needs the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+        raise InputError(f"a document needs the marks {marks[0]} and {marks[1]}")
+    return f"{before}{begin}\n{block}\n{end}{after}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill the documents named after the report."""
     report, *documents = map(Path, sys.argv[1:] if argv is None else argv)
-    block = results_block(json.loads(report.read_text(encoding="utf-8")))
+    record = json.loads(report.read_text(encoding="utf-8"))
+    if "tasks" in record:
+        block, marks = runtimes_block(record), RUNTIMES
+    else:
+        block, marks = results_block(record), (BEGIN, END)
     for path in documents:
-        write_file(path, fill(path.read_text(encoding="utf-8"), block))
+        write_file(path, fill(path.read_text(encoding="utf-8"), block, marks))
     return 0
 
 

@@ -23,6 +23,7 @@ from cfpose_bench.candidates import Name, open_candidate
 from cfpose_bench.peers.serve import memory_mb
 from cfpose_sdk import errors
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.base import Precision
 from cfpose_sdk.errors import ArtifactError, BackendError, ImageError, InputError
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, Skeleton
@@ -38,6 +39,7 @@ class Setting:
     find: bool = False  # whether it must find people itself
     detector: str | None = None  # the finder's file; None is the bundled one
     flip_test: bool = False
+    precision: Precision = "f32"  # OpenVINO: of the pose network's arithmetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class InlineWorker:
             device=setting.device,
             threads=setting.threads,
             flip_test=setting.flip_test,
+            precision=setting.precision,
         )
         self.facts = Facts(
             **{
@@ -149,7 +152,7 @@ class ProcessWorker:
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
         """Poses of the photo at a path."""
         given = None if boxes is None else np.asarray(boxes, dtype=np.float64).tolist()
-        said = self._ask({"do": "predict", "image": str(image), "boxes": given})
+        said = self.ask({"do": "predict", "image": str(image), "boxes": given})
         if "unreadable" in said:
             raise ImageError(said["unreadable"])
         joints, people = len(self.facts.skeleton), len(said["boxes"])
@@ -168,7 +171,7 @@ class ProcessWorker:
 
     def memory(self) -> dict[str, float | None]:
         """Of the worker's process alone."""
-        return self._ask({"do": "memory"})
+        return self.ask({"do": "memory"})
 
     def close(self) -> None:
         """End the process."""
@@ -179,7 +182,8 @@ class ProcessWorker:
             if pipe is not None:
                 pipe.close()
 
-    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The process's answer to one question of `peers/serve.py`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(question) + "\n")

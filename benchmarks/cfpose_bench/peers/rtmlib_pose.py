@@ -1,7 +1,8 @@
 """rtmlib's RTMPose behind `serve.py`: any SimCC graph, input (1, 3, H, W), outputs x and y vectors.
 
 A file NAME.json beside NAME.onnx may give `mean` and `std` (of BGR 0..255, null for a graph that
-normalises itself); without it, rtmlib's own. Runs where rtmlib is installed; cfpose need not be.
+normalises itself); without it, rtmlib's own. Its `detector` may name rtmlib's YOLOX: `path`, and
+YOLOX's options; `find` then runs it. Runs where rtmlib is installed; cfpose need not be.
 """
 
 from __future__ import annotations
@@ -25,21 +26,24 @@ class Model:
     def __init__(self, path: str, device: str, threads: int) -> None:
         sidecar = Path(path).with_suffix(".json")
         options = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
-        height, width = (
-            int(n) for n in onnxruntime.InferenceSession(path).get_inputs()[0].shape[2:]
-        )
+        detector = options.pop("detector", None)
+        width, height = _size_wh(path)
         chosen = "cuda" if device == "cuda" else "cpu"
         self.pose = RTMPose(path, model_input_size=(width, height), device=chosen, **options)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads  # rtmlib has no switch for it
-        providers = self.pose.session.get_providers()
-        self.pose.session = onnxruntime.InferenceSession(path, settings, providers=providers)
+        _limit(self.pose, path, threads)
+        self.detector = None if detector is None else _yolox(chosen, threads, **detector)
         self.facts = {
             "provider": self.pose.session.get_providers()[0],
             "versions": {
                 name: importlib.metadata.version(name) for name in ("rtmlib", "onnxruntime")
             },
         }
+
+    def find(self, image: Any) -> Any:
+        """(M, 4) xyxy boxes of the detector that the file beside the graph names."""
+        if self.detector is None:
+            raise ValueError("no detector is named in the .json file beside the graph")
+        return self.detector(image)
 
     def predict(self, image: Any, boxes: Any) -> tuple[Any, Any]:
         """As RTMPose.__call__, with its three steps timed."""
@@ -57,6 +61,28 @@ class Model:
         self.spans_ms = spans
         xy, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return xy, np.clip(scores / SCORE_UNIT, 0, 1)
+
+
+def _size_wh(path: str) -> tuple[int, int]:
+    height, width = onnxruntime.InferenceSession(path).get_inputs()[0].shape[2:]
+    return int(width), int(height)
+
+
+def _limit(tool: Any, path: str, threads: int) -> None:
+    """Open its session anew with `threads` threads; rtmlib has no switch for it."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    providers = tool.session.get_providers()
+    tool.session = onnxruntime.InferenceSession(path, settings, providers=providers)
+
+
+def _yolox(device: str, threads: int, *, path: str, **options: Any) -> Any:
+    from rtmlib import YOLOX
+
+    width, height = _size_wh(path)
+    detector = YOLOX(path, model_input_size=(height, width), device=device, **options)
+    _limit(detector, path, threads)
+    return detector
 
 
 def open_model(path: str, *, device: str, threads: int) -> Model:

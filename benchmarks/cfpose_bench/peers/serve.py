@@ -9,8 +9,9 @@ runs an adapter in an environment of its own. The adapter file defines
 
 with a BGR image and (N, 4) xyxy boxes, N ≥ 1, in pixels. A model that finds the people itself has
 `one_stage = True`, gets boxes None, and returns (xy, scores, boxes (N, 4), box_scores (N,)).
-Further attributes are optional: `facts`, a dict (precision, provider, versions), and `spans_ms`,
-the milliseconds of the last call by stage (crop, infer, post); else the whole call is `infer`.
+Further attributes are optional: `facts`, a dict (precision, provider, versions), `spans_ms`, the
+milliseconds of the last call by stage (crop, infer, post), else the whole call is `infer`, and
+`find(image) -> (M, 4) boxes`, a detector of its own for comparisons of whole pipelines.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -43,6 +45,15 @@ class Served(Protocol):
 
     def predict(self, image: str, boxes: Any) -> Record:
         """Poses of a photo; raises UnreadableError."""
+        ...
+
+    def prepared(
+        self, image: str, boxes: Any, people: int
+    ) -> AbstractContextManager[Callable[[], Record]]:
+        """A call that poses `people` people of the photo, decoded once; it returns its stages.
+
+        `boxes`: (people, 4), or None, when those that are found are repeated or cut to `people`.
+        """
         ...
 
 
@@ -84,6 +95,52 @@ class Adapted:
             "size_wh": [frame.shape[1], frame.shape[0]],
             "speed_ms": {**speed, "total": (read - start) * 1e3 + spent},
         }
+
+    @contextmanager
+    def prepared(self, image: str, boxes: Any, people: int) -> Iterator[Callable[[], Record]]:
+        """As Served.prepared, for models that take boxes; without them, by the model's `find`."""
+        frame = cv2.imread(image)
+        if frame is None:
+            raise UnreadableError(image)
+        given = None if boxes is None else np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        find = getattr(self.model, "find", None)
+        if given is None and find is None:
+            raise ValueError("people are to be found, and this adapter has no `find`")
+
+        def call() -> Record:
+            start = time.perf_counter()
+            chosen = given
+            if chosen is None:
+                assert find is not None
+                found = np.asarray(find(frame), dtype=np.float64).reshape(-1, 4)
+                if len(found) == 0:
+                    raise ValueError(f"the detector found nobody in {image}")
+                chosen = np.resize(found, (people, 4))
+            detect = (time.perf_counter() - start) * 1e3
+            xy, _ = self.model.predict(frame, chosen)
+            spans = dict(getattr(self.model, "spans_ms", {}) or {})
+            return {"detect": detect, **spans, "people": len(xy)}
+
+        yield call
+
+
+def timed(served: Served, asked: Record) -> Record:
+    """Wall milliseconds of each of `repeats` calls on a decoded photo, after `warmup` others.
+
+    `stages`: what each call says of itself. `cpu_s`: CPU seconds of this process before and after,
+    which tell how much its threads did between two questions.
+    """
+    began = time.process_time()
+    with served.prepared(asked["image"], asked["boxes"], asked["people"]) as call:
+        for _ in range(asked["warmup"]):
+            call()
+        spent, stages = [], []
+        for _ in range(asked["repeats"]):
+            start = time.perf_counter()
+            said = call()
+            spent.append((time.perf_counter() - start) * 1e3)
+            stages.append(said)
+    return {"ms": spent, "stages": stages, "cpu_s": [began, time.process_time()]}
 
 
 def pin(cpus: list[int], threads: int) -> None:
@@ -146,6 +203,8 @@ def _answer(served: Served, asked: Record) -> Record:
     if asked["do"] == "memory":
         return memory_mb()
     try:
+        if asked["do"] == "time":
+            return timed(served, asked)
         return served.predict(asked["image"], asked["boxes"])
     except UnreadableError as error:
         return {"unreadable": str(error)}
