@@ -22,6 +22,18 @@ def plugin_suffixes() -> tuple[str, ...]:
     return tuple(sorted({f".{entry.name.lower()}" for entry in entry_points(group=GROUP)}))
 
 
+def plugin_states() -> dict[str, str]:
+    """Suffix → what opens it, or why what is registered for it cannot be imported."""
+    states = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+            states[f".{entry.name.lower()}"] = f"opens with {entry.module.partition('.')[0]}"
+        except Exception as error:  # importing somebody's package can raise anything
+            states[f".{entry.name.lower()}"] = " ".join(str(error).split())[:300]
+    return states
+
+
 def open_plugin(
     path: Path,
     *,

@@ -63,7 +63,7 @@ def test_corrupt_and_missing_files(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors"])
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.tflite"])
 def test_unknown_suffix(name: str) -> None:
     with pytest.raises(ArtifactError, match="suffix"):
         open_backend(name)

@@ -57,7 +57,10 @@ class CheckpointBackend(Backend):
         )
         self._device = _choose(self.path, device, allow_fallback)
         module = _load(self.path)
-        self._module: FusedPose | FusedFinder | None = module.to(self._device)
+        try:
+            self._module: FusedPose | FusedFinder | None = module.to(self._device)
+        except RuntimeError as error:  # out of memory is one, too
+            raise BackendError(f"{path} cannot be opened on {self._device}: {error}") from error
         if isinstance(module, FusedPose):
             name, self.outputs, metadata = "crops", _POSE_OUTPUTS, {SPEC_KEY: module.spec.to_json()}
         else:
