@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 
 from cfpose_sdk.backends import open_backend
+from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from cfpose_sdk.spec import SPEC_KEY
 
@@ -112,3 +114,20 @@ def test_without_onnxruntime(pose_model: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"cfpose-sdk\[cpu\]"):
         open_backend(pose_model)
+
+
+def test_the_readme_lists_the_bounds_of_parity(root: Path) -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    listed = {cells[0]: cells[2:] for cells in rows if cells[0] in BOUNDS}
+    assert listed == {
+        name: [
+            "any" if math.isinf(bound.max_px) else f"{bound.max_px:g}",
+            f"{bound.median_px:g}",
+            f"{bound.far:.0%}".replace("%", " %"),
+        ]
+        for name, bound in BOUNDS.items()
+    }

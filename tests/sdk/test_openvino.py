@@ -115,9 +115,7 @@ def test_int8_only_where_cpu_and_graph_have_it(ir: Path, monkeypatch: pytest.Mon
     options = RuntimeOptions(precision="int8")
     monkeypatch.setattr(runtime, "processor_flags", lambda: frozenset({"avx2", "avx_vnni"}))
     for fallback in (False, True):  # a file that is not quantised is no matter of the CPU
-        with pytest.raises(
-            ArtifactError, match=r"cfpose-export lower MODEL\.onnx --precision int8"
-        ):
+        with pytest.raises(ArtifactError, match=r"lower MODEL\.onnx --precision int8"):
             open_backend(ir, options=options, allow_fallback=fallback)
     monkeypatch.setattr(runtime, "processor_flags", lambda: frozenset({"avx2"}))
     with pytest.raises(BackendError, match="no int8 products"):

@@ -6,19 +6,17 @@ The fake is specced from the real modules; no engine of this project has run on 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cfpose_sdk.backends import Backend, RuntimeOptions, open_backend
-from cfpose_sdk.backends.pycuda import PyCuda
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.passport import passport_path
@@ -344,60 +342,3 @@ def test_without_a_driver(tmp_path: Path, write: Write, suffix: str) -> None:
     with pytest.raises(BackendError, match="this machine has no NVIDIA") as caught:
         open_backend(write(tmp_path / f"tiny{suffix}"))
     assert "use the .onnx file" in str(caught.value)
-
-
-@pytest.fixture
-def pycuda(gpu: Any, fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """pycuda over the same device, where the caller's thread has no context of it."""
-    driver = fake.FakePycuda(gpu)
-    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    return driver
-
-
-def test_pycuda_runs_engines_in_the_primary_context(
-    gpu: Any, pycuda: Any, engine: Path, fake: ModuleType
-) -> None:
-    with open_backend(engine, options=RuntimeOptions(cuda="pycuda")) as backend:
-        assert backend.provider.endswith("on NVIDIA Fake 2")
-        for seed, count in enumerate((1, 4, 2)):
-            _check(backend, fake, _crops(count, seed))
-        assert (gpu.count("device"), gpu.count("host"), gpu.count("stream")) == (3, 3, 1)
-        assert pycuda.stack == []  # the caller's own context is on top again
-    assert gpu.alive == {}
-    assert pycuda.stack == []
-    assert sum(gpu.calls.values()) == 0  # nothing went through cuda-bindings
-
-
-PYCUDA = ["mem_alloc", "pagelocked_empty", "Stream", "memcpy_htod_async", "memcpy_dtoh_async",
-          "synchronize"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PYCUDA)
-def test_a_failure_of_pycuda_is_ours_and_leaks_nothing(
-    gpu: Any, pycuda: Any, engine: Path, fake: ModuleType, name: str
-) -> None:
-    with open_backend(engine, options=RuntimeOptions(cuda="pycuda")) as backend:
-        pycuda.fail.add(name)
-        with pytest.raises(BackendError, match=f"failed to run: pycuda failed: {name}"):
-            backend.run({"crops": _crops(2)})
-        assert gpu.alive == {}
-        assert pycuda.stack == []
-        _check(backend, fake, _crops(2))
-
-
-def test_pycuda_has_no_cuda_graphs(gpu: Any, pycuda: Any, engine: Path) -> None:
-    with pytest.raises(InputError, match="cuda_graph needs cuda='cuda-bindings'"):
-        open_backend(engine, options=RuntimeOptions(cuda="pycuda", cuda_graph=True))
-    with pytest.raises(BackendError, match="no CUDA graphs"):
-        PyCuda(pycuda).begin_capture(1)
-    gpu.devices = 0
-    with pytest.raises(BackendError, match="no NVIDIA GPU that CUDA can see"):
-        PyCuda(pycuda)
-
-
-def test_pycuda_must_be_there(gpu: Any, engine: Path) -> None:
-    if importlib.util.find_spec("pycuda") is not None:
-        pytest.skip("pycuda is installed")
-    with pytest.raises(MissingDependencyError, match=r"cfpose-sdk\[pycuda\]"):
-        open_backend(engine, options=RuntimeOptions(cuda="pycuda"))
