@@ -46,11 +46,11 @@ def write_graph(state: Path, output: Path) -> None:
     import onnx
     import torch
 
-    from cfpose_export.fuse import FusedPose
     from cfpose_export.onnx import build_pose
     from cfpose_sdk.skeleton import COCO_17
     from cfpose_sdk.spec import ModelSpec
     from cfpose_training.config import load_recipe
+    from cfpose_training.fused import FusedPose
     from cfpose_training.nets.pose_net import PoseNet
 
     pose = load_recipe(RECIPE).pose
@@ -64,8 +64,8 @@ def write_untrained(output: Path) -> None:
     """The seeded W32 of gpu_w32.py, whose logits depend on the picture, without its refiner."""
     import onnx
 
-    from cfpose_export.fuse import FusedPose
     from cfpose_export.onnx import build_pose
+    from cfpose_training.fused import FusedPose
     from gpu_w32 import w32
 
     network, spec = w32()

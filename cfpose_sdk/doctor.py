@@ -9,11 +9,17 @@ import cv2
 import numpy as np
 
 import cfpose_sdk
-from cfpose_sdk.backends import Device
+from cfpose_sdk.backends import Device, RuntimeOptions
+from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.bounds import BOUNDS
+from cfpose_sdk.backends.device_memory import open_memory
+from cfpose_sdk.backends.openvino import lacking
+from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
+from cfpose_sdk.backends.processor import processor_flags
 from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.errors import CfposeError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.known_answers import Parity, finder_parity, pose_parity
+from cfpose_sdk.known_answers import FULL, Parity, finder_parity, pose_parity
 from cfpose_sdk.machine import (
     listed_providers,
     nvidia_gpus,
@@ -21,7 +27,11 @@ from cfpose_sdk.machine import (
     package_version,
     running_providers,
     tensorrt_flavours,
+    torch_devices,
 )
+
+# what makes lower precisions fast, in Linux' words
+_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16")
 
 # distribution → the extra of cfpose-sdk that brings it ("" where it is part of the core)
 _PACKAGES = {
@@ -53,6 +63,9 @@ def examine() -> dict[str, Any]:
     devices: list[Device] = ["cpu"]
     if "CUDAExecutionProvider" in listed:
         devices.append("cuda")
+    precisions = _try_precisions(packages["openvino"])
+    if packages["openvino"]:
+        devices.append("openvino")
     runs: dict[str, str] = {}
     parity: dict[str, dict[str, str]] = {}
     for device in devices:
@@ -66,9 +79,14 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "providers": listed,
         "providers_run": providers,
+        "cpu_flags": sorted((processor_flags() or frozenset()).intersection(_FLAGS)),
         "gpus": gpus,
+        "cuda": _try_cuda(packages["cuda-bindings"]),
         "tensorrt": tensorrt_flavours(),
         "openvino_devices": openvino_devices(),
+        "openvino_precisions": precisions,
+        "torch": torch_devices(),
+        "checkpoints": plugin_states(),
         "models": {
             "pose": str(BUNDLED_MODEL),
             "finder": str(BUNDLED_FINDER),
@@ -76,7 +94,7 @@ def examine() -> dict[str, Any]:
             "parity": parity,
         },
         "problems": _problems(runs, packages),
-        "advice": _advice(gpus, providers),
+        "advice": _advice(gpus, providers, packages),
     }
 
 
@@ -89,15 +107,7 @@ def describe(report: dict[str, Any]) -> str:
         else:
             absent = f"absent; cv2 {report['cv2']} is of another build"
         lines.append(f"  {name:24}{version or absent}")
-    lines += ["", f"  onnxruntime lists: {', '.join(report['providers']) or 'nothing'}"]
-    lines += [f"    {name}: {state}" for name, state in report["providers_run"].items()]
-    for gpu in report["gpus"]:
-        lines.append(f"  GPU: {', '.join(f'{key} {value}' for key, value in gpu.items())}")
-    if not report["gpus"]:
-        lines.append("  GPU: nvidia-smi shows none")
-    lines += [f"  {name}: {state}" for name, state in report["tensorrt"].items()]
-    if report["openvino_devices"] is not None:
-        lines.append(f"  OpenVINO devices: {report['openvino_devices']}")
+    lines += ["", *(f"  {line}" for line in _runtimes(report))]
     for device, state in report["models"]["runs"].items():
         lines.append(f"  bundled models on {device}: {state}")
         answers = report["models"]["parity"][device]
@@ -106,6 +116,70 @@ def describe(report: dict[str, Any]) -> str:
     lines += [f"advice: {advice}" for advice in report["advice"]]
     lines.append("The defaults work." if report["ok"] else "The defaults do not work.")
     return "\n".join(lines)
+
+
+def _runtimes(report: dict[str, Any]) -> list[str]:
+    """What each runtime says of itself and of this machine."""
+    lines = [f"onnxruntime lists: {', '.join(report['providers']) or 'nothing'}"]
+    lines += [f"  {name}: {state}" for name, state in report["providers_run"].items()]
+    lines.append(f"CPU: {', '.join(report['cpu_flags']) or 'no instructions for bf16 or int8'}")
+    for gpu in report["gpus"]:
+        lines.append(f"GPU: {', '.join(f'{key} {value}' for key, value in gpu.items())}")
+    if not report["gpus"]:
+        lines.append("GPU: nvidia-smi shows none")
+    if report["cuda"] is not None:
+        lines.append(f"CUDA, for engines: {report['cuda']}")
+    lines += [f"{name}: {state}" for name, state in report["tensorrt"].items()]
+    if report["openvino_devices"] is not None:
+        lines.append(f"OpenVINO devices: {report['openvino_devices']}")
+    lines += [f"  {name}: {state}" for name, state in report["openvino_precisions"].items()]
+    torch = report["torch"]
+    if isinstance(torch, dict):
+        lines.append(f"PyTorch {torch['version']}: CPU {torch['cpu']}; CUDA: {torch['cuda']}")
+    elif torch is not None:
+        lines.append(f"PyTorch {torch}")
+    absent = {CHECKPOINT: "nothing opens it; pip install 'cfpose-sdk[train]'"}
+    for suffix, state in {**absent, **report["checkpoints"]}.items():
+        lines.append(f"{suffix} files: {state}")
+    return lines
+
+
+def _try_cuda(version: str | None) -> str | None:
+    """The GPU that engines would run on, or why there is none; None without cuda-bindings."""
+    if version is None:
+        return None
+    try:
+        gpu = open_memory("cuda-bindings", extra="tensorrt", why="running engines").gpu()
+    except CfposeError as error:
+        return str(error)
+    return f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda_major}"
+
+
+def _try_precisions(version: str | None) -> dict[str, str]:
+    """What OpenVINO's precisions do on this CPU with the bundled pose model; {} without it."""
+    if version is None:
+        return {}
+    states: dict[str, str] = {}
+    kinds: tuple[Precision, ...] = ("f32", "bf16", "int8")
+    for kind in kinds:
+        try:
+            if problem := lacking(kind):
+                states[kind] = f"absent: {problem}"
+            elif kind == "int8":
+                states[kind] = "this CPU has it; write a graph: cfpose-export lower"
+            else:
+                states[kind] = _run_precision(kind)
+        except Exception as error:  # plugins raise RuntimeError and worse
+            states[kind] = f"does not run: {' '.join(str(error).split())[:200]}"
+    return states
+
+
+def _run_precision(kind: Precision) -> str:
+    options = RuntimeOptions(precision=kind)
+    bound = FULL if kind == "f32" else BOUNDS[f"OpenVINO {kind}"]
+    with PoseEstimator(device="openvino", options=options) as estimator:
+        said = pose_parity(estimator, bound=bound)
+        return f"{'runs' if said.passed is not False else 'wrong answer'}, {said.message}"
 
 
 def _try_models(device: Device) -> tuple[str, dict[str, str]]:
@@ -126,14 +200,24 @@ def _try_models(device: Device) -> tuple[str, dict[str, str]]:
     return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), said
 
 
-def _advice(gpus: list[dict[str, str]], providers: dict[str, str]) -> list[str]:
-    if not gpus or providers.get("CUDAExecutionProvider") == "runs":
+def _advice(
+    gpus: list[dict[str, str]], providers: dict[str, str], packages: dict[str, str | None]
+) -> list[str]:
+    if not gpus:
         return []
-    state = providers.get("CUDAExecutionProvider", "is not in this onnxruntime")
-    return [
-        f"{gpus[0].get('name', 'a GPU')} is here, but CUDA {state}; "
-        f"run: pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
-    ]
+    name, advice = gpus[0].get("name", "a GPU"), []
+    if providers.get("CUDAExecutionProvider") != "runs":
+        state = providers.get("CUDAExecutionProvider", "is not in this onnxruntime")
+        advice.append(
+            f"{name} is here, but CUDA {state}; "
+            f"run: pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
+        )
+    if not (packages.get("tensorrt") or packages.get("tensorrt-rtx")):
+        advice.append(
+            f"{name} is here, and no TensorRT to run engines on it; run: pip install "
+            f"'cfpose-sdk[tensorrt]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
+        )
+    return advice
 
 
 def _problems(runs: dict[str, str], packages: dict[str, str | None]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cfpose_sdk.backends import Device, RuntimeOptions, open_backend
+from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
 from cfpose_sdk.detector import Detector, Running, as_detections
 from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.errors import BackendError, InputError
@@ -43,7 +43,8 @@ class EstimatorInfo:
 class PoseEstimator:
     """Poses of the people in images. Threads may share one estimator.
 
-    `model`: an exported artifact; None is the bundled one. `detector`: None for the bundled finder,
+    `model`: an exported artifact; None is the bundled one; a checkpoint with the extra train; or an
+    open Backend, which stays the caller's to close. `detector`: None for the bundled finder,
     a finder artifact, a foreign detector's file (see `open_detector`), or any callable image →
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
@@ -55,7 +56,7 @@ class PoseEstimator:
 
     def __init__(
         self,
-        model: PathLike | None = None,
+        model: PathLike | Backend | None = None,
         *,
         detector: PathLike | Detector | None = None,
         detector_options: DetectorOptions | None = None,
@@ -77,12 +78,18 @@ class PoseEstimator:
         self._finding = Finding(detector, detector_options, running)
         try:
             self._model = model
-            path = BUNDLED_MODEL if model is None else Path(model)
-            self._backend = open_backend(path, **running, options=options)
+            if isinstance(model, Backend):
+                if options is not None:
+                    raise InputError("options belong to a model's file, not to an open Backend")
+                self._backend = model
+            else:
+                path = BUNDLED_MODEL if model is None else Path(model)
+                self._backend = open_backend(path, **running, options=options)
             try:
                 self._network = PoseModel(self._backend, batch_size)
             except BaseException:
-                self._backend.close()
+                if self._backend is not model:
+                    self._backend.close()
                 raise
         except BaseException:
             self._finding.close()
@@ -92,10 +99,11 @@ class PoseEstimator:
     @property
     def info(self) -> EstimatorInfo:
         """What is open, for logs and reports."""
-        provider = self._backend.provider
-        device = "cuda" if provider.startswith(("CUDA", "TensorRT")) else "cpu"
-        model = str(self._backend.path)
-        return EstimatorInfo(model, self.spec.name, provider, device, self._finding.description)
+        backend = self._backend
+        return EstimatorInfo(
+            str(backend.path), self.spec.name, backend.provider, backend.device,
+            self._finding.description,
+        )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
@@ -155,23 +163,25 @@ class PoseEstimator:
     def close(self) -> None:
         """Free the models that this estimator opened; a later call to it raises BackendError."""
         self._closed = True
-        self._backend.close()
+        if self._backend is not self._model:
+            self._backend.close()
         self._finding.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its options, opened anew where it is unpickled: in a worker process, say.
 
-        Raises InputError for a detector that cannot be pickled, BackendError when it is closed.
+        Raises InputError for a detector or Backend that cannot be pickled, BackendError when it is
+        closed.
         """
         self._check_open()
-        detector = self._arguments["detector"]
-        try:
-            pickle.dumps(detector)
-        except Exception as error:  # pickle raises whatever the object's own code raises
-            raise InputError(
-                f"a PoseEstimator can go to another process only with a detector that can be "
-                f"pickled, got {detector!r} ({error}); give a file, or a function of a module"
-            ) from error
+        for name, value in (("detector", self._arguments["detector"]), ("model", self._model)):
+            try:
+                pickle.dumps(value)
+            except Exception as error:  # pickle raises whatever the object's own code raises
+                raise InputError(
+                    f"a PoseEstimator can go to another process only with a {name} that can be "
+                    f"pickled, got {value!r} ({error}); give a file, or a function of a module"
+                ) from error
         return functools.partial(PoseEstimator, self._model, **self._arguments), ()
 
     def __enter__(self) -> Self:

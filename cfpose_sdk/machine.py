@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _NOT_LOCAL = {"AzureExecutionProvider"}  # runs models of a remote service, not files
 
 
@@ -30,7 +32,7 @@ def listed_providers() -> list[str]:
 
 
 def running_providers(model: Path, listed: list[str]) -> dict[str, str]:
-    """Provider → "runs", or why it does not, by opening `model` on it alone."""
+    """Provider → "runs", or why it does not, by running `model` on zeros with it alone."""
     states = {}
     for provider in listed:
         if provider in _NOT_LOCAL:
@@ -43,12 +45,50 @@ def running_providers(model: Path, listed: list[str]) -> dict[str, str]:
             session = onnxruntime.InferenceSession(
                 str(model), sess_options=options, providers=[provider], enable_fallback=0
             )
+            got = session.get_providers()[0]
+            if got == provider:
+                session.run(None, {node.name: _zeros(node) for node in session.get_inputs()})
         except Exception as error:  # onnxruntime's own classes are private and many
             states[provider] = f"does not run: {' '.join(str(error).split())[:200]}"
             continue
-        got = session.get_providers()[0]
         states[provider] = "runs" if got == provider else f"does not load; got {got}"
     return states
+
+
+def torch_devices() -> dict[str, str] | str | None:
+    """PyTorch's version, and for CPU and CUDA whether a convolution runs; None when it is absent,
+    and what went wrong when it does not load.
+    """
+    try:
+        torch: Any = importlib.import_module("torch")
+        state = {"version": str(torch.__version__), "cpu": _convolution(torch, "cpu")}
+        if torch.cuda.is_available():
+            name = torch.cuda.get_device_name(0)
+            return {**state, "cuda": f"{_convolution(torch, 'cuda')} on {name}"}
+        built = torch.version.cuda
+        why = f"built for CUDA {built}, reaches no GPU" if built else "built without CUDA"
+        return {**state, "cuda": why}
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # a missing shared library is an ImportError, or worse
+        return f"does not load: {' '.join(str(error).split())[:200]}"
+
+
+def _convolution(torch: Any, device: str) -> str:
+    try:
+        maps = torch.ones(1, 1, 3, 3, device=device)
+        right = float(torch.nn.functional.conv2d(maps, maps)) == 9
+    except RuntimeError as error:
+        return f"does not run: {' '.join(str(error).split())[:200]}"
+    return "runs" if right else "gives a wrong answer"
+
+
+def _zeros(node: Any) -> Any:
+    """A single person, or frame, of nothing, as an onnxruntime input wants it."""
+    shape = [side if isinstance(side, int) else 1 for side in node.shape]
+    words = {"float": "float32", "double": "float64"}
+    kind = str(node.type).removeprefix("tensor(").removesuffix(")")
+    return np.zeros(shape, words.get(kind, kind))
 
 
 def nvidia_gpus() -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cfpose_sdk.backends.base import Backend, Device, RuntimeOptions
 from cfpose_sdk.backends.onnx import OnnxBackend
 from cfpose_sdk.backends.openvino import OpenvinoBackend
+from cfpose_sdk.backends.plugins import CHECKPOINT, open_plugin, plugin_suffixes
 from cfpose_sdk.backends.tensorrt import TensorrtBackend
 from cfpose_sdk.errors import ArtifactError, InputError, is_installed
 
@@ -25,20 +26,22 @@ def open_backend(
     options: RuntimeOptions | None = None,
     allow_fallback: bool = False,
 ) -> Backend:
-    """Open a model file: .onnx, .engine or .plan with its passport, .xml of OpenVINO.
+    """Open a model file: .onnx, .engine or .plan with its passport, .xml of OpenVINO, and with the
+    extra train a checkpoint (.safetensors), or what another package registered (`plugins`).
 
     `device` "openvino" runs an .onnx file with OpenVINO as well, "auto" where onnxruntime is not
     installed and OpenVINO is. `threads`: CPU threads of one
     call, of which engines have none; None lets the runtime choose. `allow_fallback`: when
-    onnxruntime's CUDA is there but does not load, warn and take the CPU, not raise. Raises
-    ArtifactError when the file is missing, corrupt or of an unknown kind, BackendError when this
-    machine cannot run it, MissingDependencyError without the runtime, InputError for an option
-    that it does not have.
+    onnxruntime's CUDA is there but does not load, or OpenVINO's CPU lacks the precision, warn and
+    take the CPU in float32, not raise. Raises ArtifactError when the file is missing, corrupt or of
+    an unknown kind, BackendError when this machine cannot run it, MissingDependencyError without
+    the runtime, InputError for an option that it does not have.
     """
     file, options = Path(path), RuntimeOptions() if options is None else options
     suffix = file.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise ArtifactError(f"{file} has suffix {suffix!r}; expected one of {', '.join(_SUFFIXES)}")
+    if suffix not in (*_SUFFIXES, CHECKPOINT, *plugin_suffixes()):
+        known = dict.fromkeys((*_SUFFIXES, CHECKPOINT, *plugin_suffixes()))
+        raise ArtifactError(f"{file} has suffix {suffix!r}; expected one of {', '.join(known)}")
     if not file.is_file():
         raise ArtifactError(f"{file} does not exist; expected a model file")
     if threads is not None and threads < 1:
@@ -47,7 +50,13 @@ def open_backend(
         device = "openvino" if suffix == ".onnx" else device
     if suffix in _ENGINES:
         return TensorrtBackend(file, device=device, options=options)
-    if suffix == ".xml" or device == "openvino":
-        return OpenvinoBackend(file, device=device, threads=threads, options=options)
+    if suffix == ".xml" or (suffix == ".onnx" and device == "openvino"):
+        return OpenvinoBackend(
+            file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
+        )
+    if suffix not in _SUFFIXES:
+        return open_plugin(
+            file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
+        )
     options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "onnxruntime")
     return OnnxBackend(file, device=device, threads=threads, allow_fallback=allow_fallback)

@@ -17,7 +17,7 @@ from cfpose_sdk.errors import BackendError, InputError
 
 Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class RuntimeOptions:
     One that is not at its default is refused by a runtime without it.
     """
 
-    precision: Precision = "f32"  # OpenVINO: of the arithmetic; bf16 where the CPU has it
+    # OpenVINO, where the CPU has it. bf16: all convolutions and products of the graph; int8: those
+    # that `cfpose-export lower` quantised, and an error when none runs so
+    precision: Precision = "f32"
     cuda: Cuda = "cuda-bindings"  # engines: the package that reaches the GPU's memory
     cuda_graph: bool = False  # engines: from the second run of equal shapes on, launch a CUDA graph
     workers: int = 1  # engines: threads that run at the same time, each with memory of its own
@@ -49,7 +51,9 @@ class RuntimeOptions:
 class Backend(ABC):
     """One opened model. `with open_backend(path) as model: model.run({"crops": crops})`.
 
-    Threads may share it. The arrays that `run` returns belong to the caller.
+    Threads may share it. The arrays that `run` returns belong to the caller. A subclass of your own
+    sets `path`, `provider`, `inputs`, `outputs` and `metadata`; a PoseEstimator takes it in the
+    place of a model's file.
     """
 
     path: Path
@@ -72,6 +76,11 @@ class Backend(ABC):
                 f"{self.path.name} takes inputs {sorted(self.inputs)}, got {sorted(feeds)}"
             )
         return self._run(feeds)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu` or `cuda`."""
+        return "cuda" if self.provider.startswith(("CUDA", "TensorRT")) else "cpu"
 
     @abstractmethod
     def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:

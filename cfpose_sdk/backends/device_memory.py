@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +37,10 @@ class DeviceMemory(ABC):
     """The few things that a worker asks of CUDA, in the primary context of the first device."""
 
     can_capture = True  # CUDA graphs
+
+    def current(self) -> AbstractContextManager[None]:
+        """In it TensorRT works in the context that the memory belongs to, whatever the caller's."""
+        return nullcontext()
 
     @abstractmethod
     def gpu(self) -> Gpu:
@@ -169,9 +174,18 @@ class CudaBindings(DeviceMemory):
     def end_capture(self, stream: int) -> int:
         graph = self._call("cudaStreamEndCapture", stream)
         try:
-            return int(self._call("cudaGraphInstantiate", graph, 0))
-        finally:
+            launchable = int(self._call("cudaGraphInstantiate", graph, 0))
+        except BackendError:
+            with suppress(BackendError):
+                self._call("cudaGraphDestroy", graph)
+            raise
+        try:
             self._call("cudaGraphDestroy", graph)
+        except BackendError:
+            with suppress(BackendError):
+                self.free_graph(launchable)
+            raise
+        return launchable
 
     def launch(self, graph: int, stream: int) -> None:
         self._call("cudaGraphLaunch", graph, stream)

@@ -5,23 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions, onnxruntime_type
+from cfpose_sdk.backends.base import (
+    Backend,
+    Device,
+    Feeds,
+    Precision,
+    RuntimeOptions,
+    onnxruntime_type,
+)
+from cfpose_sdk.backends.processor import processor_flags
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
 
+_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+_HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # layers of OpenVINO
 METADATA = "framework"  # where OpenVINO keeps the metadata of an ONNX file, also in its own files
 
 
 class OpenvinoBackend(Backend):
     """A compiled model with as many requests as threads run it at once.
 
-    The arithmetic is float32 unless `options.precision` asks for bf16: OpenVINO itself would
-    choose bf16 in silence where the CPU has it. Raises as `open_backend`.
+    The arithmetic is the graph's own, float32 but for typed and quantised layers, unless
+    `options.precision` asks for bf16: OpenVINO itself would choose bf16 in silence where the CPU
+    has it. `provider` names the types that the compiled model's convolutions and products have.
+    A precision that this CPU lacks is an error, or with `allow_fallback` a warning and f32. Raises
+    as `open_backend`.
     """
 
     def __init__(
@@ -31,6 +45,7 @@ class OpenvinoBackend(Backend):
         device: Device = "auto",
         threads: int | None = None,
         options: RuntimeOptions | None = None,
+        allow_fallback: bool = False,
     ) -> None:
         options = RuntimeOptions() if options is None else options
         options.check_unused(("cuda", "cuda_graph", "workers"), "OpenVINO")
@@ -44,7 +59,10 @@ class OpenvinoBackend(Backend):
         require("openvino", extra="openvino", why=f"running {path.name} with OpenVINO")
         self.path = path
         self._lock, self._idle = threading.Lock(), list[Any]()
-        model, self._compiled = _compile(path, threads, options)
+        precision = _available(path, options.precision, allow_fallback)
+        model, self._compiled = _compile(path, threads, precision)
+        found = _arithmetic(self._compiled)
+        _check_arithmetic(path, precision, found)
         if model.has_rt_info([METADATA]):
             record = model.get_rt_info([METADATA]).value
             self.metadata = {
@@ -62,7 +80,7 @@ class OpenvinoBackend(Backend):
         }
         self.input_types = {name: onnxruntime_type(kind) for name, kind in self._dtypes.items()}
         self.outputs = tuple(output.get_any_name() for output in model.outputs)
-        self.provider = f"OpenVINO CPU {options.precision}"
+        self.provider = f"OpenVINO CPU {'+'.join(found) or precision}"
 
     def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
@@ -104,17 +122,40 @@ def ir_record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _compile(path: Path, threads: int | None, options: RuntimeOptions) -> tuple[Any, Any]:
+def lacking(precision: Precision) -> str:
+    """Why OpenVINO cannot compute so on this CPU; "" when it can. OpenVINO must be installed."""
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in able:
+        return f"this CPU has only {sorted(able)}, no AVX512_BF16 and no AMX"
+    flags = processor_flags()
+    if precision == "int8" and flags is not None and not flags.intersection(_INT8_FLAGS):
+        return "this CPU has no int8 products (AVX512_VNNI, AVX_VNNI, AMX_INT8)"
+    return ""
+
+
+def _available(path: Path, precision: Precision, allow_fallback: bool) -> Precision:
+    """The asked-for precision where the CPU has it, f32 where it may take its place."""
+    problem = "" if precision == "f32" else lacking(precision)
+    if not problem:
+        return precision
+    if not allow_fallback:
+        raise BackendError(
+            f"precision {precision!r} was asked for, but {problem}. To run {path.name} in float32: "
+            f"precision='f32', or allow_fallback=True"
+        )
+    warnings.warn(f"{problem}; running {path.name} in float32", RuntimeWarning, stacklevel=2)
+    return "f32"
+
+
+def _compile(path: Path, threads: int | None, precision: Precision) -> tuple[Any, Any]:
     import openvino
 
     core = openvino.Core()
-    if options.precision == "bf16":
-        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if "BF16" not in able:
-            raise BackendError(
-                f"precision 'bf16' was asked for, but this CPU has only {sorted(able)}; use 'f32'"
-            )
-    settings = {"INFERENCE_PRECISION_HINT": options.precision, "PERFORMANCE_HINT": "LATENCY"}
+    # int8 is no hint: quantised layers run so by themselves, and the rest stays float32
+    hint = "bf16" if precision == "bf16" else "f32"
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     if path.suffix.lower() == ".xml":
@@ -126,6 +167,31 @@ def _compile(path: Path, threads: int | None, options: RuntimeOptions) -> tuple[
         raise ArtifactError(
             f"{path} is not a model that OpenVINO can open; export it again ({_last(error)})"
         ) from error
+
+
+def _arithmetic(compiled: Any) -> list[str]:
+    """The types that the compiled model's convolutions and products really have."""
+    kinds = set()
+    for layer in compiled.get_runtime_model().get_ordered_ops():
+        facts = layer.get_rt_info()
+        if facts["layerType"].astype(str) in _HEAVY:
+            kinds.add(facts["runtimePrecision"].astype(str))
+    return sorted({"int8" if kind in ("u8", "i8") else str(kind) for kind in kinds})
+
+
+def _check_arithmetic(path: Path, precision: Precision, found: list[str]) -> None:
+    if precision == "f32" or precision in found or (precision == "bf16" and not found):
+        return
+    if precision == "int8":
+        raise ArtifactError(
+            f"precision 'int8' was asked for, but {path.name} holds no quantised layer that "
+            f"OpenVINO runs so, only {found}; run: cfpose-export lower MODEL.onnx --precision int8 "
+            f"-o {path.stem}-int8.onnx"
+        )
+    raise BackendError(
+        f"precision {precision!r} was asked for, but OpenVINO compiled {path.name} to {found}; "
+        f"use precision='f32'"
+    )
 
 
 def _check_parts(path: Path) -> None:

@@ -13,7 +13,7 @@ from cfpose_sdk.errors import BackendError
 
 
 class PyCuda(DeviceMemory):
-    """The primary context, current for the length of each call alone. No CUDA graphs."""
+    """The primary context, current while something is done in it alone. No CUDA graphs."""
 
     can_capture = False
 
@@ -34,42 +34,42 @@ class PyCuda(DeviceMemory):
             return Gpu(str(self._device.name()), f"{major}.{minor}", int(version))
 
     def allocate(self, size: int) -> int:
-        with self._current():
+        with self.current():
             return self._keep(self._cuda.mem_alloc(size))
 
     def free(self, address: int) -> None:
-        with self._current():
+        with self.current():
             self._kept.pop(address).free()
 
     def pin(self, size: int) -> Bytes:
-        with self._current():
+        with self.current():
             array: Bytes = self._cuda.pagelocked_empty(size, np.uint8)
             return array
 
     def unpin(self, array: Bytes) -> None:
-        with self._current():
+        with self.current():
             array.base.free()  # type: ignore[union-attr]
 
     def open_stream(self) -> int:
-        with self._current():
+        with self.current():
             stream = self._cuda.Stream()
             self._kept[int(stream.handle)] = stream
             return int(stream.handle)
 
     def close_stream(self, stream: int) -> None:
-        with self._current():
+        with self.current():
             del self._kept[stream]
 
     def upload(self, address: int, array: Bytes, stream: int) -> None:
-        with self._current():
+        with self.current():
             self._cuda.memcpy_htod_async(address, array, self._kept[stream])
 
     def download(self, array: Bytes, address: int, stream: int) -> None:
-        with self._current():
+        with self.current():
             self._cuda.memcpy_dtoh_async(array, address, self._kept[stream])
 
     def wait(self, stream: int) -> None:
-        with self._current():
+        with self.current():
             self._kept[stream].synchronize()
 
     def _keep(self, allocation: Any) -> int:
@@ -77,8 +77,8 @@ class PyCuda(DeviceMemory):
         return int(allocation)
 
     @contextmanager
-    def _current(self) -> Iterator[None]:
-        """The primary context on top of this thread's stack, for the length of one call."""
+    def current(self) -> Iterator[None]:
+        """The primary context on top of this thread's stack; it may be entered again inside."""
         with self._errors():
             self._context.push()
             try:

@@ -51,7 +51,8 @@ class TensorrtBackend(Backend):
         if options.cuda_graph and not memory.can_capture:
             raise InputError("cuda_graph needs cuda='cuda-bindings', got cuda='pycuda'")
         self._memory, self._options = memory, options
-        self._runtime, self._engine = _deserialise(path, self.passport, trt, data)
+        with memory.current():
+            self._runtime, self._engine = _deserialise(path, self.passport, trt, data)
         self._tensors = _tensors(trt, self._engine)
         self.inputs = tuple(tensor.name for tensor in self._tensors[0])
         self.outputs = tuple(tensor.name for tensor in self._tensors[1])
@@ -92,7 +93,7 @@ class TensorrtBackend(Backend):
         arrays = {name: np.asarray(array) for name, array in feeds.items()}
         if self._check(arrays):
             return self._nobody()
-        with self._borrowed() as worker:
+        with self._memory.current(), self._borrowed() as worker:
             return worker.run(arrays)
 
     def close(self) -> None:
@@ -103,14 +104,17 @@ class TensorrtBackend(Backend):
                     f"{self.path.name} is running in another thread; close it when that has ended"
                 )
             workers, self._idle, self._made = self._idle, [], 0
-            self._engine = self._runtime = None
+            engine, self._engine = self._engine, None
             self._condition.notify_all()
         failures = []
-        for worker in workers:
-            try:
-                worker.close()
-            except BackendError as error:
-                failures.append(error)
+        with self._memory.current():
+            for worker in workers:
+                try:
+                    worker.close()
+                except BackendError as error:
+                    failures.append(error)
+            del engine  # after the contexts of its workers, and before its runtime
+            self._runtime = None
         if failures:
             raise failures[0]
 

@@ -17,7 +17,6 @@ from cfpose_export.finder import (
     write_proven_finder,
 )
 from cfpose_export.frame_parity import judge_frame, measure_frame, write_proven_frame
-from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure, write_proven
@@ -25,6 +24,7 @@ from cfpose_export.proof_crops import read_people
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import Decode, ModelSpec
 from cfpose_training.checkpoint import load_pose
+from cfpose_training.fused import FusedPose
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from cfpose_export.graph import check_graph
 from cfpose_export.onnx import trace
@@ -22,10 +21,9 @@ from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image
-from cfpose_sdk.spec import FINDER_KEY, FinderSpec
+from cfpose_sdk.spec import FINDER_KEY
 from cfpose_training.checkpoint import load_finder, load_tensors
-from cfpose_training.nets.finder import FinderNet, pick_people
-from cfpose_training.stages import Normalise
+from cfpose_training.fused import FusedFinder
 
 OUTPUTS = ("boxes", "scores")
 COMPARED = 10  # best candidates of a photo; the many below score next to nothing
@@ -45,20 +43,6 @@ class FinderDrift:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-
-class FusedFinder(nn.Module):
-    """uint8 BGR letterboxes (N, H, W, 3) → boxes (N, M, 4) xyxy letterbox pixels, scores (N, M)."""
-
-    def __init__(self, network: FinderNet, spec: FinderSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.normalise = Normalise()
-        self.network = network
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return pick_people(self.network(self.normalise(images)))
 
 
 def is_finder(checkpoint: Path) -> bool:

@@ -11,10 +11,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from cfpose_export.fuse import FusedOutput, FusedPose
 from cfpose_export.graph import LOGITS, OPSET, POSE_OUTPUTS, SCOPES_KEY, check_graph, write_spec
 from cfpose_sdk import __version__
 from cfpose_sdk.errors import ExportError
+from cfpose_training.fused import FusedOutput, FusedPose
 
 
 def build_pose(fused: FusedPose) -> onnx.ModelProto:

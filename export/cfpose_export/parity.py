@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from cfpose_export.agreement import MAX_PX, MIN_CONFIDENCE
-from cfpose_export.fuse import FusedOutput, FusedPose
 from cfpose_export.gate_report import report_path
 from cfpose_export.graph import LOGITS, POSE_OUTPUTS, with_outputs, write_spec
 from cfpose_export.proof_crops import Crops
@@ -23,6 +22,7 @@ from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import ModelSpec
+from cfpose_training.fused import FusedOutput, FusedPose
 
 BATCHES = (0, 1, 2, 7, 32)
 POOL = sum(BATCHES)  # crops that a proof looks at

@@ -12,13 +12,13 @@ from onnx import numpy_helper
 
 from cfpose_export.bundle import bundle
 from cfpose_export.cli import main
-from cfpose_export.fuse import FusedPose
 from cfpose_sdk.detector import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.image import read_image
 from cfpose_sdk.spec import FinderSpec
 from cfpose_training.checkpoint import save_finder, save_pose
+from cfpose_training.fused import FusedPose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 from cfpose_training.nets.pose_net import RefinedPoseNet
 

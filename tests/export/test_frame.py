@@ -20,7 +20,6 @@ from onnx import TensorProto, numpy_helper
 from cfpose_export.cli import main
 from cfpose_export.frame import core_graph, frame_graph
 from cfpose_export.frame_parity import SIZES_WH, judge_frame, measure_frame
-from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import (
     FRAME_INPUTS,
     LOGITS,
@@ -39,6 +38,7 @@ from cfpose_sdk.errors import ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.image import read_image
 from cfpose_training.checkpoint import save_pose
+from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 # of a frame (w, h): a person, one cut by the border, tiny, huge, outside

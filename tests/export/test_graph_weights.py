@@ -9,13 +9,13 @@ import onnx
 import pytest
 import torch
 
-from cfpose_export.fuse import FusedPose
 from cfpose_export.onnx import build_pose
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_training.checkpoint import load_pose
 from cfpose_training.cli import main
 from cfpose_training.conversion import initialise
+from cfpose_training.fused import FusedPose
 from cfpose_training.nets.lite import LiteConfig
 from cfpose_training.nets.pose_net import PoseNet
 from tests.export.conftest import SPEC, live_network

@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from cfpose_export.fuse import FusedPose
 from cfpose_export.onnx import build_pose
+from cfpose_training.fused import FusedPose
 
 
 def test_the_graph_leaves_confident_joints_alone(fused: FusedPose) -> None:

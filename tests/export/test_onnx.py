@@ -13,7 +13,6 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import (
     LOGITS,
     OPSET,
@@ -26,6 +25,7 @@ from cfpose_export.graph import (
 )
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.spec import SPEC_KEY
+from cfpose_training.fused import FusedPose
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, object]:

@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 import torch
 
-from cfpose_export.fuse import FusedPose
 from cfpose_export.graph import LOGITS, POSE_OUTPUTS, check_graph, read_spec
 from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure
 from cfpose_export.proof_crops import read_people
 from cfpose_sdk.keypoints import covariance
 from cfpose_training.flip_test import flip_test
+from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 Variant = tuple[FusedPose, onnx.ModelProto]

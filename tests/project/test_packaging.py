@@ -7,6 +7,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from configparser import ConfigParser
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
@@ -91,9 +92,14 @@ def test_the_version_is_the_packages_own(wheel: dict[str, bytes]) -> None:
     assert Parser().parsestr(_dist_info(wheel, "METADATA"))["Version"] == cfpose_sdk.__version__
 
 
-def test_the_console_scripts(wheel: dict[str, bytes]) -> None:
-    lines = _dist_info(wheel, "entry_points.txt").splitlines()
-    scripts = dict(line.replace(" ", "").split("=") for line in lines if "=" in line)
+def test_the_entry_points(wheel: dict[str, bytes]) -> None:
+    groups = ConfigParser(delimiters=["="])
+    groups.read_string(_dist_info(wheel, "entry_points.txt"))
+    assert set(groups.sections()) == {"console_scripts", "cfpose.backends"}
+    assert dict(groups["cfpose.backends"]) == {
+        "safetensors": "cfpose_training.checkpoint_backend:CheckpointBackend"
+    }
+    scripts = dict(groups["console_scripts"])
     assert set(scripts) == {"cfpose", "cfpose-bench", "cfpose-export", "cfpose-train"}
     assert {target.split(":")[0] for target in scripts.values()} == {"cfpose_sdk.commands"}
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 
-def _load_tiny_models() -> ModuleType:
-    # tests are no packages, so the builder beside this file is loaded by its path
-    name = "cfpose_tests_tiny_models"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny_models.py"))
+def _load(stem: str) -> ModuleType:
+    # tests are no packages, so what stands beside this file is loaded by its path
+    name = f"cfpose_tests_{stem}"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
     if spec is None or spec.loader is None:
-        raise RuntimeError("tiny_models.py is gone")
+        raise RuntimeError(f"{stem}.py is gone")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -25,7 +27,24 @@ def _load_tiny_models() -> ModuleType:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The module tiny_models: SPEC, FINDER, save_pose_model, save_finder."""
-    return _load_tiny_models()
+    return _load("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """The module fake_gpu."""
+    return _load("fake_gpu")
+
+
+@pytest.fixture
+def gpu(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A fake GPU in the place of the real one; after the test all must have been given back."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    device = fake.FakeGpu(cuda, trt)
+    device.install(monkeypatch)
+    yield device
+    assert device.alive == {}, f"leaked: {sorted(device.kinds.values())}"
 
 
 @pytest.fixture(scope="session")

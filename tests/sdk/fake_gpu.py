@@ -2,25 +2,44 @@
 
 Every function here stands in for one of `cuda.bindings.runtime` and is called with its signature;
 engine, context and runtime are specced from `tensorrt_rtx`, so a name that the libraries do not
-have fails. What is allocated is counted. The engine's function: each joint of a crop lies at
-(mean, maximum) of the crop's bytes, with confidence minimum / 255.
+have fails. What is allocated is counted. An engine's bytes name its network; that of b"plan" is
+POSE, whose function is: each joint of a crop lies at (mean, maximum) of the crop's bytes, with
+confidence minimum / 255. `FakePycuda` is the same device through pycuda.driver.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 
+from cfpose_sdk.passport import Passport, passport_path, sha256
+
 JOINTS = 17
+Values = Mapping[str, np.ndarray]
 DEVICE = {"name": b"NVIDIA Fake 1\0\0", "major": 8, "minor": 9}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What an engine computes; -1 in an output stands for the length of the first input."""
+
+    inputs: Mapping[str, tuple[str, Sequence[tuple[int, ...]]]]  # name → type, (least, best, most)
+    outputs: Mapping[str, tuple[int, ...]]  # all float32
+    answer: Callable[[Values], Values]
+
+    def shape(self, name: str, count: int) -> tuple[int, ...]:
+        return tuple(count if size < 0 else size for size in self.outputs[name])
 
 
 class FakeGpu:
@@ -34,6 +53,8 @@ class FakeGpu:
         self.fail: dict[str, int] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.before_execute: Callable[[], None] = lambda: None
+        self.before_deserialise: Callable[[], None] = lambda: None
+        self.networks: dict[bytes, Network] = {b"plan": POSE}
         self.devices = 1
         self.contexts = 0
 
@@ -134,62 +155,165 @@ class FakeGpu:
 
     def _runtime(self) -> Any:
         runtime = create_autospec(self.runtime_class, instance=True)
-        runtime.deserialize_cuda_engine.side_effect = lambda data: (
-            None if data == b"refused" else self._engine()
-        )
+
+        def deserialise(data: bytes) -> Any:
+            self.before_deserialise()
+            return self._engine(self.networks[data]) if data in self.networks else None
+
+        runtime.deserialize_cuda_engine.side_effect = deserialise
         return runtime
 
-    def _engine(self) -> Any:
+    def _engine(self, network: Network) -> Any:
         trt = self.trt
-        shapes = {"crops": (-1, 64, 48, 3), "keypoints": (-1, JOINTS, 2), "confidence": (-1, 17)}
-        names = list(shapes)
+        types = {"uint8": trt.DataType.UINT8, "float32": trt.DataType.FLOAT}
+        types["float16"] = trt.DataType.HALF
+        names = [*network.inputs, *network.outputs]
         engine = create_autospec(trt.ICudaEngine, instance=True)
         engine.num_io_tensors = len(names)
         engine.get_tensor_name.side_effect = lambda index: names[index]
-        engine.get_tensor_shape.side_effect = lambda name: shapes[name]
-        engine.get_tensor_dtype.side_effect = lambda name: (
-            trt.DataType.UINT8 if name == "crops" else trt.DataType.FLOAT
+        engine.get_tensor_shape.side_effect = lambda name: (
+            network.outputs[name] if name in network.outputs else network.inputs[name][1][2]
         )
-        engine.get_tensor_mode.side_effect = lambda name: (
-            trt.TensorIOMode.INPUT if name == "crops" else trt.TensorIOMode.OUTPUT
-        )
-        engine.get_tensor_profile_shape.side_effect = lambda name, profile: [
-            (n, 64, 48, 3) for n in (1, 2, 4)
+        engine.get_tensor_dtype.side_effect = lambda name: types[
+            network.inputs[name][0] if name in network.inputs else "float32"
         ]
-        engine.create_execution_context.side_effect = lambda: self._context(shapes)
+        engine.get_tensor_mode.side_effect = lambda name: (
+            trt.TensorIOMode.INPUT if name in network.inputs else trt.TensorIOMode.OUTPUT
+        )
+        engine.get_tensor_profile_shape.side_effect = lambda name, profile: list(
+            network.inputs[name][1]
+        )
+        engine.create_execution_context.side_effect = lambda: self._context(network)
         return engine
 
-    def _context(self, shapes: dict[str, tuple[int, ...]]) -> Any:
+    def _context(self, network: Network) -> Any:
         if self.fail.pop("context", 0):
             return None
         self.contexts += 1
         context = create_autospec(self.trt.IExecutionContext, instance=True)
-        state: dict[str, Any] = {"crops": (4, 64, 48, 3)}
+        state = {name: shapes[2] for name, (_, shapes) in network.inputs.items()}
+        most = next(iter(state.values()))[0]
         addresses: dict[str, int] = {}
 
         def shape(name: str) -> tuple[int, ...]:
-            return state["crops"] if name == "crops" else (state["crops"][0], *shapes[name][1:])
+            count = next(iter(state.values()))[0]
+            return state[name] if name in state else network.shape(name, count)
 
         def set_shape(name: str, value: Sequence[int]) -> bool:
+            least, _, largest = network.inputs[name][1]
             state[name] = tuple(value)
-            return 1 <= value[0] <= 4
+            return all(a <= b <= c for a, b, c in zip(least, value, largest, strict=True))
+
+        def compute(shapes: Mapping[str, tuple[int, ...]]) -> None:
+            given = {
+                name: _array(addresses[name], shapes[name], kind)
+                for name, (kind, _) in network.inputs.items()
+            }
+            for name, value in network.answer(given).items():
+                _array(addresses[name], value.shape, np.float32)[...] = value
 
         def execute(stream_handle: int) -> bool:
             self.before_execute()
             if self.fail.pop("execute", 0):
                 return False
-            count = state["crops"][0]
-            self.do(stream_handle, lambda: _compute(addresses, count))
+            shapes = dict(state)
+            self.do(stream_handle, lambda: compute(shapes))
             return True
 
         context.set_input_shape.side_effect = set_shape
         context.get_tensor_shape.side_effect = shape
-        context.get_max_output_size.side_effect = lambda name: int(np.prod(shapes[name][1:])) * 16
+        context.get_max_output_size.side_effect = lambda name: (
+            4 * int(np.prod(network.shape(name, most)))
+        )
         context.set_tensor_address.side_effect = lambda name, memory: (
             addresses.update({name: memory}) is None
         )
         context.execute_async_v3.side_effect = execute
         return context
+
+
+class FakePycuda(SimpleNamespace):
+    """The part of pycuda.driver that is used, over a FakeGpu, with pycuda's stack of contexts.
+
+    `fail` names a function whose next call raises pycuda's own error.
+    """
+
+    class Error(Exception):
+        """pycuda's own."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__(gpu=gpu, stack=[], fail=set())
+        context = SimpleNamespace(push=lambda: self.stack.append(1), pop=lambda: self.stack.pop())
+        device = SimpleNamespace(
+            retain_primary_context=lambda: context,
+            compute_capability=lambda: (8, 9),
+            name=lambda: "NVIDIA Fake 2",
+        )
+        self.Device = type(
+            "Device", (), {"__new__": lambda *_: device, "count": lambda: gpu.devices}
+        )
+        gpu.before_execute = gpu.before_deserialise = self.check  # TensorRT works in the context
+
+    def check(self, name: str = "") -> None:
+        assert self.stack, "no current context"
+        if name in self.fail:
+            self.fail.remove(name)
+            raise self.Error(f"{name}: out of memory")
+
+    def init(self) -> None: ...
+
+    def get_version(self) -> tuple[int, int, int]:
+        return (int(self.gpu.cuda.cudaRuntimeGetVersion()[1]) // 1000, 0, 0)
+
+    def mem_alloc(self, size: int) -> Any:
+        self.check("mem_alloc")
+        address = self.gpu._memory(size, "device")
+
+        class DeviceAllocation:
+            def __int__(self) -> int:
+                return address
+
+            def free(allocation) -> None:  # noqa: N805
+                self.check("free")
+                self.gpu._free(address, "device")
+
+        return DeviceAllocation()
+
+    def pagelocked_empty(self, size: int, kind: type) -> np.ndarray:
+        self.check("pagelocked_empty")
+        address = self.gpu._memory(size, "host")
+
+        def free() -> None:
+            self.check("free")
+            self.gpu._free(address, "host")
+
+        array = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
+        return np.asarray(SimpleNamespace(__array_interface__=array, free=free))
+
+    def Stream(self) -> Any:  # noqa: N802
+        self.check("Stream")
+        stream = self.gpu._handle("stream")
+
+        class Stream:
+            handle = stream
+
+            def synchronize(_) -> None:  # noqa: N805
+                self.check("synchronize")
+
+            def __del__(_) -> None:  # noqa: N805
+                self.gpu._free(stream, "stream")
+
+        return Stream()
+
+    def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: Any) -> None:
+        self.check("memcpy_htod_async")
+        self.gpu.do(stream.handle, lambda: ctypes.memmove(dest, src.ctypes.data, src.size) and None)
+
+    def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: Any) -> None:
+        self.check("memcpy_dtoh_async")
+        self.gpu.do(
+            stream.handle, lambda: ctypes.memmove(dest.ctypes.data, src, dest.size) and None
+        )
 
 
 GIVES = ("cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaGraphInstantiate",
@@ -210,7 +334,52 @@ def _array(address: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
     return np.frombuffer(block, kind).reshape(shape)
 
 
-def _compute(addresses: dict[str, int], count: int) -> None:
-    points, sure = expected(_array(addresses["crops"], (count, 64, 48, 3), np.uint8))
-    _array(addresses["keypoints"], points.shape, np.float32)[...] = points
-    _array(addresses["confidence"], sure.shape, np.float32)[...] = sure
+def _pose(given: Values) -> Values:
+    points, sure = expected(given["crops"])
+    return {"keypoints": points, "confidence": sure}
+
+
+POSE = Network(
+    inputs={"crops": ("uint8", [(n, 64, 48, 3) for n in (1, 2, 4)])},
+    outputs={"keypoints": (-1, JOINTS, 2), "confidence": (-1, JOINTS)},
+    answer=_pose,
+)
+
+
+def write_engine(
+    path: Path,
+    trt: ModuleType,
+    cuda: ModuleType,
+    metadata: Mapping[str, str],
+    *,
+    network: Network = POSE,
+    data: bytes = b"plan",
+    **changes: Any,
+) -> Path:
+    """An engine's file and its passport, as `cfpose-export engine` would leave them."""
+    path.write_bytes(data)
+    passport = Passport(
+        flavour="rtx",
+        flavour_version=trt.__version__,
+        gpu="",
+        sm="",
+        targets=(),
+        cuda_major=int(cuda.cudaRuntimeGetVersion()[1]) // 1000,
+        source="default",
+        source_sha256="",
+        onnx_sha256="",
+        engine_sha256=sha256(data),
+        engine_bytes=len(data),
+        precision="fp32",
+        achieved={},
+        inputs={name: f"{kind} {shapes[2]}" for name, (kind, shapes) in network.inputs.items()},
+        outputs={name: f"float32 {shape}" for name, shape in network.outputs.items()},
+        profile={name: (a, b, c) for name, (_, (a, b, c)) in network.inputs.items()},
+        flags={},
+        metadata=metadata,
+        gate={},
+        command=("cfpose-export", "engine", "--model", "default"),
+        key="",
+    )
+    passport_path(path).write_text(dataclasses.replace(passport, **changes).to_json())
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 
 from cfpose_sdk.backends import open_backend
+from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.spec import SPEC_KEY
@@ -64,7 +66,7 @@ def test_corrupt_and_missing_files(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors"])
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.tflite"])
 def test_unknown_suffix(name: str) -> None:
     with pytest.raises(ArtifactError, match="suffix"):
         open_backend(name)
@@ -146,3 +148,20 @@ def test_auto_takes_openvino_where_onnxruntime_is_absent(
         assert estimator.info.device == "cpu"
         box = [[2.0, 2.0, 40.0, 60.0]]
         assert len(estimator.predict(np.zeros((64, 48, 3), np.uint8), boxes=box)) == 1
+
+
+def test_the_readme_lists_the_bounds_of_parity(root: Path) -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (root / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    listed = {cells[0]: cells[2:] for cells in rows if cells[0] in BOUNDS}
+    assert listed == {
+        name: [
+            "any" if math.isinf(bound.max_px) else f"{bound.max_px:g}",
+            f"{bound.median_px:g}",
+            f"{bound.far:.0%}".replace("%", " %"),
+        ]
+        for name, bound in BOUNDS.items()
+    }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnxruntime
 import pytest
 
 from cfpose_sdk import doctor, known_answers, machine
+from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 
@@ -96,6 +99,7 @@ def test_what_is_absent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.importlib, "import_module", absent)
     assert machine.openvino_devices() is None
     assert machine.tensorrt_flavours() == {}
+    assert machine.torch_devices() is None
 
     def broken(name: str) -> object:
         raise ImportError("libnvinfer.so.11: no such file")
@@ -103,12 +107,96 @@ def test_what_is_absent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.importlib, "import_module", broken)
     assert "libnvinfer" in machine.tensorrt_flavours()["tensorrt"]
     assert "does not load" in str(machine.openvino_devices())
+    assert "does not load" in str(machine.torch_devices())
 
 
 def test_a_gpu_that_lies_idle_is_told() -> None:
     gpus = [{"name": "NVIDIA T4"}]
-    (advice,) = doctor._advice(gpus, {"CPUExecutionProvider": "runs"})
+    engines: dict[str, str | None] = {"tensorrt": "11.0", "tensorrt-rtx": None}
+    (advice,) = doctor._advice(gpus, {"CPUExecutionProvider": "runs"}, engines)
     assert "NVIDIA T4 is here" in advice
     assert "cfpose-sdk[gpu]" in advice
-    assert doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}) == []
-    assert doctor._advice([], {}) == []
+    assert doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}, engines) == []
+    (advice,) = doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}, {})
+    assert "cfpose-sdk[tensorrt]" in advice
+    assert doctor._advice([], {}, {}) == []
+
+
+def test_a_provider_that_opens_and_does_not_run_is_told(
+    pose_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("cuDNN is of another version")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    states = machine.running_providers(pose_model, ["CPUExecutionProvider"])
+    assert states == {"CPUExecutionProvider": "does not run: cuDNN is of another version"}
+
+
+class _Torch:
+    """As much of PyTorch as doctor asks."""
+
+    def __init__(self, cuda: str | None, reachable: bool, answer: float) -> None:
+        self.__version__ = "2.9"
+        self.version = SimpleNamespace(cuda=cuda)
+        self.cuda = SimpleNamespace(
+            is_available=lambda: reachable, get_device_name=lambda number: "NVIDIA T4"
+        )
+        self.nn = SimpleNamespace(functional=SimpleNamespace(conv2d=lambda a, b: answer))
+
+    def ones(self, *shape: int, device: str) -> None:
+        if device == "cuda":
+            raise RuntimeError("CUDA error: no kernel image")
+
+
+@pytest.mark.parametrize(
+    ("torch", "cpu", "cuda"),
+    [
+        (_Torch(None, False, 9), "runs", "built without CUDA"),
+        (_Torch("13.0", False, 9), "runs", "built for CUDA 13.0, reaches no GPU"),
+        (_Torch("13.0", True, 9), "runs", "does not run: CUDA error: no kernel image on NVIDIA T4"),
+        (_Torch(None, False, 8), "gives a wrong answer", "built without CUDA"),
+    ],
+)
+def test_pytorch_is_run(
+    torch: _Torch, cpu: str, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.importlib, "import_module", lambda name: torch)
+    assert machine.torch_devices() == {"version": "2.9", "cpu": cpu, "cuda": cuda}
+
+
+def test_the_gpu_of_engines_is_asked(gpu: Any) -> None:
+    assert str(doctor._try_cuda("13")).startswith("NVIDIA Fake 1, SM 8.9, CUDA 1")
+    gpu.devices = 0
+    assert doctor._try_cuda("13") == "this machine has no NVIDIA GPU that CUDA can see"
+    assert doctor._try_cuda(None) is None
+
+
+def test_precisions_are_run_where_the_cpu_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO has no wheel for this platform")
+    lacks = {"bf16": "no AMX", "int8": "no VNNI"}
+    monkeypatch.setattr(doctor, "lacking", lambda kind: lacks.get(kind, ""))
+    states = doctor._try_precisions("2026")
+    assert states["f32"].startswith("runs, 0.0")
+    assert (states["bf16"], states["int8"]) == ("absent: no AMX", "absent: no VNNI")
+
+    def broken(kind: str) -> str:
+        raise RuntimeError("plugin\nis gone")
+
+    monkeypatch.setattr(doctor, "lacking", broken)
+    assert set(doctor._try_precisions("2026").values()) == {"does not run: plugin is gone"}
+    assert doctor._try_precisions(None) == {}
+
+
+def test_a_lower_precision_is_held_to_its_median(tmp_path: Path) -> None:
+    bound = BOUNDS["OpenVINO bf16"]
+    with PoseEstimator(device="cpu") as estimator:
+        digest = known_answers._digest(BUNDLED_MODEL)
+        for moved, passed in ((1, True), (17, False)):
+            known = json.loads(known_answers.ANSWERS.read_text())
+            for point in known[digest]["xy"][5 : 5 + moved]:
+                point[0] += 30.0
+            (tmp_path / "answers.json").write_text(json.dumps(known))
+            assert known_answers.pose_parity(
+                estimator, tmp_path / "answers.json", bound
+            ).passed is passed  # fmt: skip

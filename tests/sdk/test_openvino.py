@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.backends import RuntimeOptions, open_backend
+from cfpose_sdk.backends import openvino as runtime
+from cfpose_sdk.backends.processor import processor_flags
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
@@ -98,8 +100,37 @@ def test_bf16_only_where_the_cpu_has_it(ir: Path, monkeypatch: pytest.MonkeyPatc
                 "<Type: 'bfloat16'>"
             )
     monkeypatch.setattr(openvino.Core, "get_property", lacks)
-    with pytest.raises(BackendError, match="this CPU has only"):
-        open_backend(ir, options=RuntimeOptions(precision="bf16"))
+    options = RuntimeOptions(precision="bf16")
+    with pytest.raises(BackendError, match=r"this CPU has only.*precision='f32', or allow_fallb"):
+        open_backend(ir, options=options)
+    with pytest.warns(RuntimeWarning, match=r"running tiny\.xml in float32"):
+        backend = open_backend(ir, options=options, allow_fallback=True)
+    with backend:
+        assert backend.provider == "OpenVINO CPU f32"
+        asked = str(backend._compiled.get_property("INFERENCE_PRECISION_HINT"))  # type: ignore[attr-defined]
+        assert asked == "<Type: 'float32'>"
+
+
+def test_int8_only_where_cpu_and_graph_have_it(ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RuntimeOptions(precision="int8")
+    monkeypatch.setattr(runtime, "processor_flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    for fallback in (False, True):  # a file that is not quantised is no matter of the CPU
+        with pytest.raises(ArtifactError, match=r"lower MODEL\.onnx --precision int8"):
+            open_backend(ir, options=options, allow_fallback=fallback)
+    monkeypatch.setattr(runtime, "processor_flags", lambda: frozenset({"avx2"}))
+    with pytest.raises(BackendError, match="no int8 products"):
+        open_backend(ir, options=options)
+    with pytest.warns(RuntimeWarning, match="no int8 products"):
+        open_backend(ir, options=options, allow_fallback=True).close()
+
+
+def test_the_processor_tells_its_flags(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nvmx flags\t: x\nflags\t\t: fpu amx_bf16\n\nflags\t: other\n")
+    assert processor_flags(told) == {"fpu", "amx_bf16"}
+    told.write_text("Features : asimddp bf16\n")
+    assert processor_flags(told) == {"asimddp", "bf16"}
+    assert processor_flags(tmp_path / "gone") is None
 
 
 def test_feeds_are_checked_and_empty_is_answered(ir: Path) -> None:

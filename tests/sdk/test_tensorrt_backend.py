@@ -5,83 +5,39 @@ The fake is specced from the real modules; no engine of this project has run on 
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
+import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cfpose_sdk.backends import Backend, RuntimeOptions, open_backend
-from cfpose_sdk.backends.pycuda import PyCuda
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.passport import Passport, passport_path, sha256
+from cfpose_sdk.passport import passport_path
 from cfpose_sdk.spec import SPEC_KEY
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 
-
-@pytest.fixture(scope="module")
-def fake() -> ModuleType:
-    """The module fake_gpu."""
-    path = Path(__file__).with_name("fake_gpu.py")
-    spec = importlib.util.spec_from_file_location("cfpose_tests_fake_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+Write = Callable[..., Path]
 
 
 @pytest.fixture
-def gpu(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A device; after the test everything must have been given back."""
-    device = fake.FakeGpu(cuda, trt)
-    device.install(monkeypatch)
-    yield device
-    assert device.alive == {}, f"leaked: {sorted(device.kinds.values())}"
-
-
-def _write(path: Path, tiny: ModuleType, data: bytes = b"plan", **changes: Any) -> Path:
-    path.write_bytes(data)
-    passport = Passport(
-        flavour="rtx",
-        flavour_version=trt.__version__,
-        gpu="",
-        sm="",
-        targets=(),
-        cuda_major=int(cuda.cudaRuntimeGetVersion()[1]) // 1000,
-        source="default",
-        source_sha256="",
-        onnx_sha256="",
-        engine_sha256=sha256(data),
-        engine_bytes=len(data),
-        precision="fp32",
-        achieved={},
-        inputs={"crops": "uint8 [N, 64, 48, 3]"},
-        outputs={"keypoints": "float32 [N, 17, 2]", "confidence": "float32 [N, 17]"},
-        profile={"crops": ((1, 64, 48, 3), (2, 64, 48, 3), (4, 64, 48, 3))},
-        flags={},
-        metadata={SPEC_KEY: tiny.SPEC.to_json()},
-        gate={},
-        command=("cfpose-export", "engine", "--model", "default"),
-        key="",
-    )
-    passport_path(path).write_text(dataclasses.replace(passport, **changes).to_json())
-    return path
+def write(fake: ModuleType, tiny: ModuleType) -> Write:
+    """Write an engine of the fake's pose network, with changes to its passport."""
+    metadata = {SPEC_KEY: tiny.SPEC.to_json()}
+    return lambda path, **changes: fake.write_engine(path, trt, cuda, metadata, **changes)
 
 
 @pytest.fixture
-def engine(tmp_path: Path, tiny: ModuleType) -> Path:
-    return _write(tmp_path / "tiny.engine", tiny)
+def engine(tmp_path: Path, write: Write) -> Path:
+    return write(tmp_path / "tiny.engine")
 
 
 def _crops(count: int, seed: int = 0) -> np.ndarray:
@@ -216,6 +172,59 @@ def test_close_during_a_run_is_refused(gpu: Any, engine: Path) -> None:
     backend.close()
 
 
+def test_a_worker_keeps_a_few_graphs_alone(
+    gpu: Any, engine: Path, fake: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfpose_sdk.backends.worker.MAX_GRAPHS", 2)
+    with open_backend(engine, options=RuntimeOptions(cuda_graph=True)) as backend:
+        for seed in range(3):
+            for count in (1, 2, 3, 4):
+                _check(backend, fake, _crops(count, seed))
+        assert gpu.count("exec") == 2
+
+
+def test_a_worker_that_fails_leaves_the_others_alone(
+    gpu: Any, engine: Path, fake: ModuleType
+) -> None:
+    """Of two threads one fails to allocate; the other's memory stays, the waiting one goes on."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        if not entered.is_set():
+            entered.set()
+            assert leave.wait(10)
+
+    gpu.before_execute = wait
+    with open_backend(engine, options=RuntimeOptions(workers=2)) as backend:
+        thread = threading.Thread(target=_check, args=(backend, fake, _crops(1)))
+        thread.start()
+        assert entered.wait(10)
+        gpu.fail["cudaHostAlloc"] = 2
+        with pytest.raises(BackendError, match="out of memory"):
+            backend.run({"crops": _crops(2)})
+        assert (gpu.count("device"), gpu.count("host"), gpu.count("stream")) == (3, 3, 1)
+        _check(backend, fake, _crops(3))
+        leave.set()
+        thread.join()
+        assert gpu.count("stream") == 2
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_run_gives_its_memory_back(
+    gpu: Any, engine: Path, fake: ModuleType, wrong: type[BaseException]
+) -> None:
+    def interrupt() -> None:
+        raise wrong
+
+    with open_backend(engine) as backend:
+        gpu.before_execute = interrupt
+        with pytest.raises(wrong):
+            backend.run({"crops": _crops(1)})
+        assert gpu.alive == {}
+        gpu.before_execute = lambda: None
+        _check(backend, fake, _crops(1))
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_share_the_workers(gpu: Any, engine: Path, fake: ModuleType, workers: int) -> None:
     wrong: list[BaseException] = []
@@ -257,7 +266,11 @@ def test_cuda_graphs_give_the_same(gpu: Any, engine: Path, fake: ModuleType) -> 
     assert gpu.alive == {}
 
 
-@pytest.mark.parametrize("name", ["execute", "cudaGraphInstantiate", "cudaStreamEndCapture"])
+CAPTURE = ["execute", "cudaStreamBeginCapture", "cudaMemcpyAsync", "cudaGraphInstantiate",
+           "cudaStreamEndCapture", "cudaGraphLaunch"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURE)
 def test_a_failed_capture_leaks_nothing(
     gpu: Any, engine: Path, fake: ModuleType, name: str
 ) -> None:
@@ -271,8 +284,25 @@ def test_a_failed_capture_leaks_nothing(
         _check(backend, fake, _crops(1))
 
 
+@pytest.mark.parametrize("name", ["cudaGraphDestroy", "cudaGraphExecDestroy"])
+def test_a_graph_that_cannot_be_freed_leaves_the_rest_free(
+    gpu: Any, engine: Path, name: str
+) -> None:
+    backend = open_backend(engine, options=RuntimeOptions(cuda_graph=True))
+    backend.run({"crops": _crops(1)})
+    gpu.fail[name] = 1
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(BackendError, match=name))
+        backend.run({"crops": _crops(1)})
+        backend.close()
+    assert list(gpu.kinds.values()) == ["graph" if name == "cudaGraphDestroy" else "exec"]
+    gpu.alive.clear()
+    gpu.kinds.clear()
+    backend.close()
+
+
 def test_what_cannot_be_opened(
-    gpu: Any, tmp_path: Path, tiny: ModuleType, engine: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: Any, tmp_path: Path, write: Write, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = "run: cfpose-export engine --model default -o"
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -284,14 +314,14 @@ def test_what_cannot_be_opened(
         ({"outputs": {"boxes": "float32 [N, 4]"}}, ArtifactError, "its passport says otherwise"),
     ]
     for changes, kind, said in cases:
-        path = _write(tmp_path / "bad.engine", tiny, **changes)
+        path = write(tmp_path / "bad.engine", **changes)
         with pytest.raises(kind, match=said) as caught:
             open_backend(path)
         assert f"{again} {path}" in str(caught.value)
     passport_path(engine).unlink()
     with pytest.raises(ArtifactError, match="has no passport"):
         open_backend(engine)
-    _write(engine, tiny)
+    write(engine)
     for device in ("cpu", "openvino"):
         with pytest.raises(BackendError, match="runs on an NVIDIA GPU only"):
             open_backend(engine, device=device)  # type: ignore[arg-type]
@@ -306,67 +336,9 @@ def test_what_cannot_be_opened(
 
 
 @pytest.mark.parametrize("suffix", [".engine", ".plan", ".ENGINE"])
-def test_without_a_driver(tmp_path: Path, tiny: ModuleType, suffix: str) -> None:
+def test_without_a_driver(tmp_path: Path, write: Write, suffix: str) -> None:
     if int(cuda.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("this machine has an NVIDIA GPU")
     with pytest.raises(BackendError, match="this machine has no NVIDIA") as caught:
-        open_backend(_write(tmp_path / f"tiny{suffix}", tiny))
+        open_backend(write(tmp_path / f"tiny{suffix}"))
     assert "use the .onnx file" in str(caught.value)
-
-
-class FakeDriver(SimpleNamespace):
-    """The part of pycuda.driver that is used, with a stack of contexts as pycuda keeps it."""
-
-    class Error(Exception):
-        """pycuda's own."""
-
-    def __init__(self) -> None:
-        super().__init__(stack=[], freed=[], next=1000, Stream=self._stream)
-        context = SimpleNamespace(push=lambda: self.stack.append(1), pop=lambda: self.stack.pop())
-        device = SimpleNamespace(
-            retain_primary_context=lambda: context,
-            compute_capability=lambda: (8, 6),
-            name=lambda: "NVIDIA Fake 2",
-        )
-        self.Device = type("Device", (), {"__new__": lambda *_: device, "count": lambda: 1})
-
-    def init(self) -> None: ...
-
-    def get_version(self) -> tuple[int, int, int]:
-        return (13, 0, 0)
-
-    def mem_alloc(self, size: int) -> Any:
-        assert self.stack, "no current context"
-        if size > 100:
-            raise self.Error("out of memory")
-        self.next += 1
-        allocation = type("DeviceAllocation", (), {"__int__": lambda a, n=self.next: n})()
-        allocation.free = lambda: self.freed.append(int(allocation))
-        return allocation
-
-    def _stream(self) -> Any:
-        self.next += 1
-        return SimpleNamespace(handle=self.next, synchronize=lambda: None)
-
-
-def test_pycuda_uses_the_primary_context_for_each_call_alone() -> None:
-    driver = FakeDriver()
-    memory = PyCuda(driver)
-    assert (memory.gpu().sm, memory.gpu().cuda_major) == ("8.6", 13)
-    address, stream = memory.allocate(8), memory.open_stream()
-    memory.wait(stream)
-    memory.free(address)
-    memory.close_stream(stream)
-    assert driver.freed == [address]
-    with pytest.raises(BackendError, match="pycuda failed: out of memory"):
-        memory.allocate(1000)
-    assert driver.stack == []  # the caller's own context is on top again
-    with pytest.raises(BackendError, match="no CUDA graphs"):
-        memory.begin_capture(stream)
-
-
-def test_pycuda_must_be_there(gpu: Any, engine: Path) -> None:
-    if importlib.util.find_spec("pycuda") is not None:
-        pytest.skip("pycuda is installed")
-    with pytest.raises(MissingDependencyError, match=r"cfpose-sdk\[pycuda\]"):
-        open_backend(engine, options=RuntimeOptions(cuda="pycuda"))

@@ -1,4 +1,7 @@
-"""The whole inference of a model as one module: what is exported, and what it is proven against."""
+"""The whole inference of a checkpoint as one module: what is exported, and what proves the export.
+
+A checkpoint that the SDK opens runs as these too, so that it answers as its graph will.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cfpose_sdk.spec import ModelSpec
+from cfpose_sdk.spec import FinderSpec, ModelSpec
 from cfpose_training.flip_test import average_logits, flip_order, mirror_xy, unmirror_logits
 from cfpose_training.nets.decode import calibrate, covariance, decode_simcc, full_precision
+from cfpose_training.nets.finder import FinderNet, pick_people
 from cfpose_training.nets.hrnet import Taps
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
@@ -83,6 +87,20 @@ class FusedPose(nn.Module):
     def run(self, crops: Tensor) -> FusedOutput:
         """`forward` without gradients."""
         return self(crops)  # type: ignore[no-any-return]
+
+
+class FusedFinder(nn.Module):
+    """uint8 BGR letterboxes (N, H, W, 3) → boxes (N, M, 4) xyxy letterbox pixels, scores (N, M)."""
+
+    def __init__(self, network: FinderNet, spec: FinderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalise = Normalise()
+        self.network = network
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return pick_people(self.network(self.normalise(images)))
 
 
 def _views(values: Tensor) -> tuple[Tensor, Tensor]:

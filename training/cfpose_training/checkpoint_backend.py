@@ -1,0 +1,160 @@
+"""Checkpoints of a training run behind the SDK's door: `PoseEstimator("refined.safetensors")`.
+
+For development: what `cfpose-export onnx` would write answers the same, without PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfpose_sdk.backends import Backend, Device, RuntimeOptions
+from cfpose_sdk.backends.base import Feeds
+from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY
+from cfpose_training.checkpoint import load_finder, load_pose, load_tensors
+from cfpose_training.fused import FusedFinder, FusedOutput, FusedPose
+
+_POSE_OUTPUTS = ("keypoints", "confidence", "covariance", "coarse")
+_FINDER_OUTPUTS = ("boxes", "scores")
+
+
+class CheckpointBackend(Backend):
+    """A pose or finder checkpoint in PyTorch, float32, with the inputs and outputs of its graph.
+
+    `device` "auto" is CUDA where this PyTorch can reach a GPU, else the CPU; `provider` says which.
+    With `allow_fallback` a CUDA that was asked for and is not there is a warning and the CPU.
+    `threads` are set for the length of a run, which then excludes other such runs: PyTorch has one
+    number of them for the whole process. It can be pickled. Raises ArtifactError (SpecError) for a
+    file that is no checkpoint of cfpose, BackendError for a device that is not there.
+    """
+
+    _settings: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        options: RuntimeOptions | None = None,
+        allow_fallback: bool = False,
+    ) -> None:
+        if options is not None:
+            options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "PyTorch")
+        self.path, self._threads = Path(path), threads
+        self._again = functools.partial(
+            type(self), path, device=device, threads=threads, allow_fallback=allow_fallback
+        )
+        self._device = _choose(self.path, device, allow_fallback)
+        module = _load(self.path)
+        try:
+            self._module: FusedPose | FusedFinder | None = module.to(self._device)
+        except RuntimeError as error:  # out of memory is one, too
+            raise BackendError(f"{path} cannot be opened on {self._device}: {error}") from error
+        if isinstance(module, FusedPose):
+            name, self.outputs, metadata = "crops", _POSE_OUTPUTS, {SPEC_KEY: module.spec.to_json()}
+        else:
+            name, self.outputs = "images", _FINDER_OUTPUTS
+            metadata = {FINDER_KEY: module.spec.to_json()}
+        width, height = module.spec.size_wh
+        self.inputs, self.metadata = (name,), metadata
+        self.input_shapes = {name: (None, height, width, 3)}
+        self.input_types = {name: "tensor(uint8)"}
+        where = "CPU"
+        if self._device.type == "cuda":
+            where = f"CUDA on {torch.cuda.get_device_name(self._device)}"
+        self.provider = f"PyTorch {torch.__version__} {where}"
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return self._device.type
+
+    def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        module = self._module
+        if module is None:
+            raise BackendError(f"{self.path.name} is closed; open it again")
+        (name,) = self.inputs
+        images = np.asarray(feeds[name])
+        shape = self.input_shapes[name]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape[1:]:
+            raise BackendError(
+                f"{self.path.name} failed to run: {name} must be uint8 of shape "
+                f"(N, {', '.join(map(str, shape[1:]))}), got {images.dtype} {images.shape}"
+            )
+        try:
+            with self._as_asked(), torch.inference_mode():
+                values = module(torch.tensor(images, device=self._device))
+                return {
+                    output: value.cpu().numpy()
+                    for output, value in zip(self.outputs, _graph_outputs(values), strict=True)
+                }
+        except RuntimeError as error:  # out of memory is one, too
+            raise BackendError(f"{self.path.name} failed to run: {error}") from error
+
+    def close(self) -> None:
+        self._module = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options, opened anew where it is unpickled."""
+        return self._again, ()
+
+    @contextmanager
+    def _as_asked(self) -> Iterator[None]:
+        """PyTorch's settings of the process for the length of a run: threads, and no TF32."""
+        tf32 = torch.backends.cudnn.allow_tf32
+        exact = not tf32 or self._device.type == "cpu"
+        if self._threads is None and exact:
+            yield
+            return
+        with self._settings:
+            count = torch.get_num_threads()
+            try:
+                torch.backends.cudnn.allow_tf32 = False
+                torch.set_num_threads(self._threads or count)
+                yield
+            finally:
+                torch.backends.cudnn.allow_tf32 = tf32
+                torch.set_num_threads(count)
+
+
+def _load(path: Path) -> FusedPose | FusedFinder:
+    if FINDER_KEY in load_tensors(path)[1]:
+        return FusedFinder(*load_finder(path))
+    return FusedPose(*load_pose(path))
+
+
+def _graph_outputs(values: Any) -> tuple[torch.Tensor, ...]:
+    """Without the logits, which do not leave the graph."""
+    return values[: len(_POSE_OUTPUTS)] if isinstance(values, FusedOutput) else values
+
+
+def _choose(path: Path, device: Device, allow_fallback: bool) -> torch.device:
+    """The device to run on. Raises BackendError when it is not there."""
+    if device not in ("auto", "cpu", "cuda", "openvino"):
+        raise InputError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "openvino":
+        raise BackendError(
+            f"device 'openvino' was asked for, and {path.name} is a checkpoint; export it with: "
+            f"cfpose-export onnx --checkpoint {path} -o {path.with_suffix('.onnx').name}"
+        )
+    reachable = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not reachable:
+        problem = f"PyTorch {torch.__version__} reaches no GPU here; see: nvidia-smi, cfpose doctor"
+        if not allow_fallback:
+            raise BackendError(
+                f"device 'cuda' was asked for, but {problem}. To run on the CPU: device='cpu', or "
+                f"allow_fallback=True"
+            )
+        warnings.warn(f"{problem}; running on the CPU", RuntimeWarning, stacklevel=2)
+    return torch.device("cuda" if reachable else "cpu")
