@@ -63,7 +63,7 @@ def test_a_run_can_start_from_a_graph(
 
 def test_the_bundled_graph_converts(tmp_path: Path) -> None:
     target = tmp_path / "s.safetensors"
-    assert main(["convert", str(BUNDLED_MODEL), "-o", str(target), "--network", "s"]) == 0
+    assert main(["convert", str(BUNDLED_MODEL), "-o", str(target)]) == 0
     assert load_pose(target)[1].name == "cfpose-s"
 
 

@@ -110,8 +110,7 @@ def _record(config: FinderConfig, files: Record) -> Record:
 
 
 def _start_from(network: FinderNet, path: Path) -> None:
-    state = read_state(path)
-    if HEAT_KEY in state:
+    if path.suffix == ".safetensors" and HEAT_KEY in (state := read_state(path)):
         if problems := misfits(network.state_dict(), state):
             raise ArtifactError(f"{path} does not fit the recipe's finder: {'; '.join(problems)}")
         network.load_state_dict(state)
@@ -122,7 +121,7 @@ def _start_from(network: FinderNet, path: Path) -> None:
             f"the recipe's finder has a {network.config.body} body, which takes no {path.name}; "
             f"set finder.net.body to 'efficientnet-lite0', or leave --init out"
         )
-    dropped = network.body.load_imagenet(state)
+    dropped = network.body.load_imagenet(read_state(path))
     print(f"{path.name} gives the body; {len(dropped)} tensors of the file are not used")
 
 
