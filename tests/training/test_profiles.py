@@ -73,6 +73,9 @@ def without_later_options(now: Any, before: Any) -> tuple[Any, dict[str, Any]]:
             cut[key], more = without_later_options(now[key], before[key])
             later |= {f"{key}.{name}": value for name, value in more.items()}
         return cut, later
+    if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
+        pairs = [without_later_options(n, b) for n, b in zip(now, before, strict=True)]
+        return [cut for cut, _ in pairs], {k: v for _, more in pairs for k, v in more.items()}
     return now, {}
 
 
