@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ from cfpose_training.augment import colour_jitter
 from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import AugmentConfig, load_recipe
 from cfpose_training.conversion import initialise
+from cfpose_training.data import DataOptions
+from cfpose_training.loop import RunOptions
 from cfpose_training.nets.efficientnet import EfficientNetLite0
 from cfpose_training.nets.lite import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet
+from cfpose_training.pose_training import train_stage1
 from tests.training.test_efficientnet import published_state
 
 TINY = LiteConfig(neck=(12, 8, 4))
@@ -102,7 +106,7 @@ def test_starts_from_imagenet_and_from_itself(tmp_path: Path, model_spec: ModelS
 
 def test_another_neck_is_refused(tmp_path: Path, model_spec: ModelSpec) -> None:
     save_pose(tmp_path / "a.safetensors", PoseNet(TINY, model_spec), model_spec)
-    with pytest.raises(ArtifactError, match=r"lateral32\.0\.weight"):
+    with pytest.raises(ArtifactError, match=r"neck=\(12, 8, 4\).*neck=\(16, 8, 4\)"):
         initialise(PoseNet(LiteConfig(neck=(16, 8, 4)), model_spec), tmp_path / "a.safetensors")
 
 
@@ -135,3 +139,14 @@ def test_colour_jitter() -> None:
     for channel in range(3):  # one gain a channel, to rounding
         assert np.ptp(around[0, :, channel]) == 0
         assert abs(around[0, 0, channel] - 1) <= 0.5
+
+
+def test_frozen_blocks_need_weights(tiny_recipe: Path, tiny_root: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    lite = dataclasses.replace(recipe.pose, hrnet=None, lite=TINY)
+    with pytest.raises(TrainingError, match=r"first 3 blocks .* give --init"):
+        train_stage1(
+            dataclasses.replace(recipe, pose=lite),
+            DataOptions(tiny_root, tmp_path / "cache"),
+            RunOptions(tmp_path / "run"),
+        )

@@ -107,6 +107,11 @@ def _train_pose(
     init: Path | None = None,
 ) -> Path | None:
     spec = pose_spec(recipe)
+    if init is None and recipe.pose.lite is not None and recipe.pose.lite.frozen:
+        raise TrainingError(
+            f"{recipe.pose.name} keeps its first {recipe.pose.lite.frozen} blocks as they are, and "
+            f"nothing says what they are; give --init EfficientNet-Lite0's weights, or frozen = 0"
+        )
     taught_by = None if teacher is None else load_teacher(teacher, spec)
     torch.manual_seed(recipe.stage1.seed)
     network = PoseNet(recipe.pose.backbone, spec)
