@@ -48,7 +48,11 @@ def w32_contestants(w32: Path, simcc: Path, int8: Path | None) -> list[Contestan
     ]
     if int8 is not None:
         label = "cfpose, OpenVINO int8"
-        found.append(Contestant(label, str(int8), "openvino", arithmetic="int8", optional=True))
+        found += [
+            Contestant(label, str(int8), "openvino", arithmetic="int8", optional=True),
+            # the layers that are not quantised, in bf16
+            Contestant(f"{label} and bf16", str(int8), "openvino", "bf16", "int8+bf16", True),
+        ]
     return found
 
 
