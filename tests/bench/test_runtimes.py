@@ -32,7 +32,7 @@ from cfpose_bench.workers import ProcessWorker, Setting
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.detector import BUNDLED_FINDER, Detections
 from cfpose_sdk.errors import BackendError, InputError
-from cfpose_sdk.estimator import BUNDLED_MODEL
+from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 
 BOXES = np.array([[152.0, 330.0, 200.0, 451.0], [449.0, 242.0, 481.0, 343.0]])
 ADAPTER = """
@@ -259,7 +259,8 @@ def test_the_clock_has_the_networks_of_the_very_call(root: Path) -> None:
         assert Backend.run is plain
         assert candidate.finder is not None
         assert candidate.finder.people is None
-        assert len(candidate.model.predict(photo)) == 6  # as many as are found
+        with PoseEstimator(device="cpu", threads=1) as bundled:
+            assert len(candidate.model.predict(photo)) == len(bundled.predict(photo))
         served.candidate = open_candidate(parse_name("default"), device="cpu", threads=1)
         with pytest.raises(InputError, match="no finder"), served.prepared(photo, None, 1):
             pass
