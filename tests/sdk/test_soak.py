@@ -51,7 +51,7 @@ def test_a_leak_would_be_seen(soak: ModuleType, pose_model: Path, finder_model: 
 
     def leaky() -> PoseEstimator:
         kept.append(open(pose_model, "rb"))  # noqa: SIM115
-        kept.append(bytearray(b"x" * 12_000_000))
+        kept.append(bytearray(b"x" * 40_000_000))
         thread = threading.Thread(target=over.wait)
         thread.start()
         return PoseEstimator(pose_model, detector=finder_model, threads=1)

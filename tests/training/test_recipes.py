@@ -37,7 +37,7 @@ def tiny(recipe: Recipe) -> Recipe:
     teacher = recipe.teacher
     return dataclasses.replace(
         recipe,
-        pose=dataclasses.replace(recipe.pose, hrnet=TINY, size_wh=(36, 48)),
+        pose=dataclasses.replace(recipe.pose, hrnet=TINY, lite=None, size_wh=(36, 48)),
         teacher=teacher and dataclasses.replace(teacher, hrnet=TINY_TEACHER),
         stage1=short(recipe.stage1),
         stage2=dataclasses.replace(
