@@ -67,6 +67,18 @@ def covariance(
     return matrices * scale
 
 
+def widen(covariance: Float64, confidence: Float64, odds_power: float) -> Float64:
+    """Covariances (N, K, 2, 2) over the odds of the confidence (N, K) to a power.
+
+    A joint that was taken for another's is far away, and no moment of its bins says so; its
+    confidence does, a little. `odds_power` is the spec's `covariance_odds_power`.
+    """
+    sure = np.clip(confidence, 1e-6, 1 - 1e-6)
+    factor = np.exp(-odds_power * (np.log(sure) - np.log1p(-sure)))
+    wider: Float64 = covariance * factor[..., None, None]
+    return wider
+
+
 def calibrate(score: Float64, calibration: tuple[float, float]) -> Float64:
     """Raw score → confidence: sigmoid(slope * logit(score) + intercept) (Platt scaling)."""
     slope, intercept = calibration

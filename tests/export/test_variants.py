@@ -17,7 +17,7 @@ from cfpose_export.graph import LOGITS, POSE_OUTPUTS, check_graph, read_spec
 from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure
 from cfpose_export.proof_crops import read_people
-from cfpose_sdk.keypoints import covariance
+from cfpose_sdk.keypoints import covariance, widen
 from cfpose_training.flip_test import flip_test
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
@@ -30,7 +30,11 @@ def variant(fused: FusedPose) -> Variant:
     """The tiny model with flip test, Gather lookup and a fitted covariance."""
     assert fused.refiner is not None
     spec = dataclasses.replace(
-        fused.spec, flip_test=True, joint_lookup="gather", covariance_scale=0.6
+        fused.spec,
+        flip_test=True,
+        joint_lookup="gather",
+        covariance_scale=0.6,
+        covariance_odds_power=0.3,
     )
     other = FusedPose(RefinedPoseNet(fused.pose, fused.refiner, spec), spec)
     return other, build_pose(other)
@@ -104,9 +108,10 @@ def test_covariance_in_the_graph_is_that_of_the_reference(
 ) -> None:
     """About the refined keypoints, from the logits inside the graph; no torch in between."""
     crops = read_people(None, fused.spec, 7)
-    for graph, scale in ((model, 1.0), (variant[1], 0.6)):
+    for graph, scale, power in ((model, 1.0, 0.0), (variant[1], 0.6, 0.3)):
         got = run(graph, crops, *LOGITS)
         expected = covariance(got["x_logits"], got["y_logits"], got["keypoints"], 2.0, scale)
+        expected = widen(expected, got["confidence"], power)
         np.testing.assert_allclose(got["covariance"], expected, rtol=1e-4)
         assert np.linalg.det(got["covariance"]).min() > 0
 

@@ -24,6 +24,7 @@ FULL = ModelSpec(
     std_rgb=(0.4, 0.5, 0.6),
     calibration=(0.7, -0.3),
     covariance_scale=0.6,
+    covariance_odds_power=0.2,
     flip_test=True,
     joint_lookup="gather",
     antialias=2,
@@ -41,10 +42,13 @@ def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
 
 
-def test_version_1_is_read_with_the_defaults() -> None:
-    record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": 1}
-    for key in ("covariance_scale", "flip_test", "joint_lookup", "antialias"):
-        del record[key]
+@pytest.mark.parametrize("version", [1, 2])
+def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
+    record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": version}
+    del record["covariance_odds_power"]
+    if version == 1:
+        for key in ("covariance_scale", "flip_test", "joint_lookup", "antialias"):
+            del record[key]
     assert ModelSpec.from_json(json.dumps(record)) == ModelSpec("old", COCO_17, (192, 256))
     assert json.loads(FINDER.to_json())["spec_version"] == 1  # it has no new key
 
@@ -87,11 +91,14 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
         (changed(std_rgb=[1, 0, 1]), "std_rgb"),
         (changed(calibration=[1]), "calibration"),
         (changed(covariance_scale=0), "covariance_scale"),
+        (changed(covariance_odds_power=-0.1), "covariance_odds_power"),
+        (changed(covariance_odds_power=float("nan")), "covariance_odds_power"),
         (changed(flip_test=1), "flip_test"),
         (changed(joint_lookup="conv"), "joint_lookup must be one of"),
         (changed(antialias=0), "antialias must be 1 to 8"),
         (changed(antialias=2.0), "antialias must be 1 to 8"),
         (changed(spec_version=1), r"spec_version 1 has unknown keys \['antialias', 'cov"),
+        (changed(spec_version=2), r"spec_version 2 has unknown keys \['covariance_odds_power'\]"),
         (changed(limbs=[[0, 99]]), "limbs must join"),
         (changed(limbs=[[0, 1, 2]]), "malformed"),
         (changed(oks_sigmas=[0.1]), "oks_sigmas"),

@@ -15,7 +15,7 @@ from cfpose_training.calibration import (
     TWO_SIGMA_SHARE,
     calibration_error,
     fit_calibration,
-    fit_covariance_scale,
+    fit_covariance,
     good_joints,
 )
 from cfpose_training.data import People
@@ -66,14 +66,26 @@ def test_the_covariance_scale_is_the_one_that_spread_the_joints() -> None:
     covariance = factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(2)
     drawn = np.linalg.cholesky(2.5 * covariance) @ rng.standard_normal((40_000, 2, 1))
     xy = truth + drawn[..., 0]
-    assert fit_covariance_scale(xy, covariance, truth) == pytest.approx(2.5, rel=0.03)
+    even = np.full(len(xy), 0.5)  # odds of 1: no power changes anything
+    assert fit_covariance(xy, covariance, even, truth) == (pytest.approx(2.5, rel=0.03), 0)
     xy[::10] += 150
-    scale = fit_covariance_scale(xy, covariance, truth)
+    scale, _ = fit_covariance(xy, covariance, even, truth)
     # nine joints in ten are Gaussian: 0.9 (1 - exp(-n^2 q)) within n, q = scale / (2 * 2.5)
     grid = np.linspace(2, 4, 2001)
     within = [0.9 * (1 - np.exp(-(n**2) * grid / 5)) for n in (1, 2)]
     gaps = np.maximum(abs(within[0] - SIGMA_SHARE), abs(within[1] - TWO_SIGMA_SHARE))
     assert scale == pytest.approx(grid[gaps.argmin()], rel=0.03)
-    assert fit_covariance_scale(truth, covariance, truth) == 1
+    assert fit_covariance(truth, covariance, even, truth) == (1, 0)
     with pytest.raises(TrainingError, match="fit the covariance on"):
-        fit_covariance_scale(xy[:0], covariance[:0], truth[:0])
+        fit_covariance(xy[:0], covariance[:0], even[:0], truth[:0])
+
+
+def test_the_odds_power_is_the_one_that_spread_the_joints() -> None:
+    rng = np.random.default_rng(2)
+    confidence = rng.uniform(0.02, 0.98, 20_000)
+    odds = confidence / (1 - confidence)
+    xy = rng.standard_normal((20_000, 2)) * np.sqrt(3 * odds**-0.6)[:, None]
+    flat = np.tile(np.eye(2), (20_000, 1, 1))
+    scale, power = fit_covariance(xy, flat, confidence, np.zeros_like(xy))
+    assert power == pytest.approx(0.6, abs=0.051)
+    assert scale == pytest.approx(3, rel=0.05)

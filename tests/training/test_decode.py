@@ -129,6 +129,18 @@ def test_covariance_equals_the_reference(seed: int, scale: float) -> None:
     assert single.dtype == np.float32
 
 
+@given(seed=st.integers(0, 2**16), power=st.floats(0, 1))
+def test_widened_covariance_equals_the_reference(seed: int, power: float) -> None:
+    rng = np.random.default_rng(seed)
+    matrices, confidence = rng.uniform(1, 9, (2, 17, 2, 2)), rng.uniform(0, 1, (2, 17))
+    confidence[0, :2] = 0, 1  # finite there too
+    expected = keypoints.widen(matrices, confidence, power)
+    got = decode.widen(torch.from_numpy(matrices), torch.from_numpy(confidence), power)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9)
+    odds = confidence[1] / (1 - confidence[1])
+    np.testing.assert_allclose(expected[1], matrices[1] / odds[:, None, None] ** power, rtol=1e-3)
+
+
 def test_covariance_of_nobody_and_of_half_precision_logits() -> None:
     x, y = (torch.from_numpy(v).bfloat16() for v in peaks(5))
     xy = torch.full((2, 17, 2), 90.0)

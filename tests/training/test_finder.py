@@ -15,14 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ArtifactError, DatasetError, TrainingError
-from cfpose_training.config import (
-    FinderAugmentConfig,
-    FinderConfig,
-    OptimConfig,
-    PhotoSource,
-    load_recipe,
-)
+from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions
+from cfpose_training.finder_config import FinderAugmentConfig, FinderConfig, PhotoSource
 from cfpose_training.finder_data import (
     PAD_VALUE,
     FinderDataset,
@@ -47,6 +42,7 @@ from cfpose_training.nets.finder import (
     pick_people,
     sides_to_boxes,
 )
+from cfpose_training.optim_config import OptimConfig
 from cfpose_training.photos import cache_photos
 
 TINY = FinderNetConfig(channels=(8, 8, 8, 8, 8), blocks=(1, 1, 1, 1, 1), head_channels=8)

@@ -20,7 +20,7 @@ from cfpose_training.config import AugmentConfig, load_recipe
 from cfpose_training.conversion import initialise
 from cfpose_training.data import DataOptions
 from cfpose_training.loop import RunOptions
-from cfpose_training.nets.efficientnet import EfficientNetLite0
+from cfpose_training.nets.efficientnet import EfficientNetLite, LiteName
 from cfpose_training.nets.lite import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose_training import train_stage1
@@ -59,7 +59,7 @@ def test_maps_are_those_of_hrnet(size_hw: tuple[int, int]) -> None:
 
 def test_training_and_export_compute_the_same() -> None:
     """One convolution of scaled weights, or convolution and norm: equal, and so the gradients."""
-    body = shaken(EfficientNetLite0()).double()
+    body = shaken(EfficientNetLite()).double()
     plain = copy.deepcopy(body).eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     folded, unfolded = body.train()(x), plain(x)
@@ -150,3 +150,23 @@ def test_frozen_blocks_need_weights(tiny_recipe: Path, tiny_root: Path, tmp_path
             DataOptions(tiny_root, tmp_path / "cache"),
             RunOptions(tmp_path / "run"),
         )
+
+
+@pytest.mark.parametrize("body", ["lite1", "lite2"])
+def test_larger_body_survives_its_files(
+    body: LiteName, model_spec: ModelSpec, tmp_path: Path
+) -> None:
+    """Checkpoint and start weights name the body; another one's weights are refused."""
+    config = LiteConfig(neck=(12, 8, 4), frozen=4, body=body)
+    network = PoseNet(config, model_spec).eval()
+    path = tmp_path / "teacher.safetensors"
+    save_pose(path, network, model_spec)
+    again, _ = load_pose(path)
+    assert isinstance(again, PoseNet)
+    assert again.backbone.config == config
+    other = PoseNet(dataclasses.replace(config, frozen=0), model_spec)
+    initialise(other, path)
+    crops = torch.randn(1, 3, 48, 36)
+    torch.testing.assert_close(other.eval()(crops).x_logits, network(crops).x_logits)
+    with pytest.raises(ArtifactError, match="the network to start is"):
+        initialise(PoseNet(TINY, model_spec), path)

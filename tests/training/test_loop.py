@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.batches import Shard
-from cfpose_training.config import OptimConfig
 from cfpose_training.data import Batch
 from cfpose_training.ema import Ema
 from cfpose_training.loop import RunOptions, fit
+from cfpose_training.optim_config import OptimConfig
 from cfpose_training.optimiser import build_optimiser, learning_rate
 from cfpose_training.probe import untouched
 from cfpose_training.run_log import RunLog

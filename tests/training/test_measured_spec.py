@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cfpose_sdk.crops import invert_transforms, transform_points
-from cfpose_sdk.keypoints import covariance
+from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, widen
 from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions, plain_crops
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
@@ -41,6 +41,9 @@ def test_the_covariance_scale_covers_the_development_joints(
     spread = covariance(
         x_logits.numpy(), y_logits.numpy(), xy, spec.split_ratio, measured.covariance_scale
     )
+    _, score = decode_simcc(x_logits.numpy(), y_logits.numpy(), spec.split_ratio, spec.decode)
+    confidence = calibrate(score, measured.calibration)
+    spread = widen(spread, confidence, measured.covariance_odds_power)
     truth = transform_points(transforms, dev.people.joints[..., :2])
     labelled = dev.people.joints[..., 2] > 0
     # without rotation a crop is the photo scaled, which leaves Mahalanobis distances as they are

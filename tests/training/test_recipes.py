@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from cfpose_training.checkpoint import load_pose
-from cfpose_training.config import OptimConfig, Recipe, load_recipe
+from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.loop import RunOptions
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.optim_config import OptimConfig
 from cfpose_training.pose_training import (
     SKELETONS,
     pose_spec,

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from cfpose_training.config import OptimConfig
+from cfpose_training.optim_config import OptimConfig
 from cfpose_training.loop import RunOptions, fit, leave_processes
 from cfpose_training.stages import Stage
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_training.config import OptimConfig
 from cfpose_training.data import Batch
+from cfpose_training.optim_config import OptimConfig
 
 
 class Shard(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.keypoints import calibrate
+from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_training.data import People
 from cfpose_training.evaluation import Predictions
 
@@ -24,6 +24,7 @@ RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perf
 BINS = 15  # of the calibration error
 SIGMA_SHARE = 1 - math.exp(-0.5)  # 39.3 %: of a two-dimensional Gaussian within 1 sigma
 TWO_SIGMA_SHARE = 1 - math.exp(-2.0)  # 86.5 %: within 2
+ODDS_POWERS = tuple(step / 20 for step in range(21))  # that are tried
 
 
 def good_joints(
@@ -72,22 +73,37 @@ def squared_sigmas(xy: Float64, covariance: Float64, truth: Float64) -> Float64:
     return distance
 
 
-def fit_covariance_scale(xy: Float64, covariance: Float64, truth: Float64) -> float:
-    """The factor on the covariances whose shares of joints within 1 and 2 sigma err the least.
+def fit_covariance(
+    xy: Float64, covariance: Float64, confidence: Float64, truth: Float64
+) -> tuple[float, float]:
+    """(scale, odds_power) of the covariances whose shares of joints within 1 and 2 sigma err least.
 
-    xy and truth (M, 2), covariance (M, 2, 2) unscaled, all in one unit of pixels. The larger of the
-    two gaps to a Gaussian's shares is made as small as it can be. Shares, not a mean: joints that
-    were taken for another's are outliers of no Gaussian. Raises TrainingError without joints.
+    xy and truth (M, 2), covariance (M, 2, 2) as the bins give it, all in one unit of pixels, and
+    confidence (M,). The larger of the two gaps to a Gaussian's shares is made as small as it can
+    be. Shares, not a mean: joints that were taken for another's are outliers of no Gaussian. Raises
+    TrainingError without joints.
     """
     if not len(xy):
         raise TrainingError("there are no labelled development joints to fit the covariance on")
-    squared = np.sort(squared_sigmas(xy, covariance, truth))
+    fits = []
+    for power in ODDS_POWERS:
+        scale, gap = _fit_scale(squared_sigmas(xy, widen(covariance, confidence, power), truth))
+        fits.append((gap, power, scale))
+    _, power, scale = min(fits)
+    return scale, power
+
+
+def _fit_scale(squared: Float64) -> tuple[float, float]:
+    """The best factor on covariances whose squared distances are (M,), and its larger gap."""
+    squared = np.sort(squared)
     edges = squared[squared > 0]
-    scales = np.concatenate([edges, edges / 4])  # where a share changes
     if not len(edges):
-        return 1.0  # every joint is where it should be: any factor covers them
+        return 1.0, 0.0  # every joint is where it should be: any factor covers them
+    scales = np.concatenate([edges, edges / 4])  # where a share changes
     gaps = [
         np.abs(np.searchsorted(squared, sigmas**2 * scales, side="right") / len(squared) - share)
         for sigmas, share in ((1, SIGMA_SHARE), (2, TWO_SIGMA_SHARE))
     ]
-    return float(scales[np.argmin(np.maximum(*gaps))])
+    worst = np.maximum(*gaps)
+    best = int(np.argmin(worst))
+    return float(scales[best]), float(worst[best])

@@ -13,9 +13,11 @@ from cfpose_training.file_commands import add_convert, add_data, convert, data
 from cfpose_training.label_command import add_label, label
 
 if TYPE_CHECKING:
-    from cfpose_training.config import OptimConfig, PhotoSource, Source
+    from cfpose_training.config import Source
     from cfpose_training.data import DataOptions
+    from cfpose_training.finder_config import PhotoSource
     from cfpose_training.loop import RunOptions
+    from cfpose_training.optim_config import OptimConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,10 +15,11 @@ import dacite
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import Decode
-from cfpose_training.nets.finder import FinderNetConfig
+from cfpose_training.finder_config import FinderConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
 from cfpose_training.nets.lite import LiteConfig
+from cfpose_training.optim_config import OptimConfig
 
 SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
@@ -75,29 +76,6 @@ class LabelConfig:
         """Deviation in bins along x and along y."""
         sigma = self.sigma_bins
         return sigma if isinstance(sigma, tuple) else (sigma, sigma)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """One optimisation run. `schedule`: multistep divides lr by 10 at each milestone epoch."""
-
-    epochs: int
-    batch_size: int = 128
-    optimiser: Literal["adam", "adamw"] = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0  # adamw: not on norms and biases
-    schedule: Literal["multistep", "cosine"] = "multistep"
-    milestones: tuple[int, ...] = (170, 200)
-    warmup_steps: int = 0
-    final_lr: float = 0.0  # cosine
-    cosine_from: float = 0.0  # the cosine begins after this share of the epochs, lr before
-    mild_epochs: int = 0  # the last epochs, augmented as the recipe's [mild_augment] says
-    clip_norm: float = 0.0  # gradient norm; 0: off
-    ema_decay: float = 0.0  # 0: off
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    seed: int = 2025
-    workers: int = 0  # loader processes
-    final: Literal["last", "best"] = "last"  # epoch that is kept in the end; best: by dev_AP
 
 
 @dataclass(frozen=True)
@@ -196,47 +174,6 @@ class RefinerConfig:
     refine: RefineMode = "all"  # low_conf: only joints scored below `refine_below` are replaced
     refine_below: float = 0.0  # raw score
     init_noise_px: float = 0.0  # Gaussian noise on the coarse pose, in training only
-
-
-@dataclass(frozen=True)
-class PhotoSource:
-    """Photos for the finder, with COCO boxes where there are any; paths below the data root."""
-
-    name: str
-    images: str
-    annotations: str = ""
-    empty: bool = False  # nobody is in these photos: whatever is found there is false
-    repeat: int = 1
-    holdout_every: int = 0  # 1: all of them
-    files: str = "*"  # only photos whose name fits this pattern
-
-
-@dataclass(frozen=True)
-class FinderAugmentConfig:
-    """Random view of a photo: mirrored, zoomed about its letterbox, shifted, brightness changed."""
-
-    flip_p: float = 0.5
-    zoom: tuple[float, float] = (0.6, 1.8)
-    contrast: float = 0.3  # pixel values are scaled by 1 ± this
-    brightness: float = 30.0  # and moved by up to this, of 255
-
-
-@dataclass(frozen=True)
-class FinderConfig:
-    """The person finder: network, letterbox, labels and run."""
-
-    name: str
-    optim: OptimConfig
-    sources: tuple[PhotoSource, ...]
-    net: FinderNetConfig = field(default_factory=FinderNetConfig)
-    augment: FinderAugmentConfig = field(default_factory=FinderAugmentConfig)
-    size_wh: tuple[int, int] = (320, 320)
-    label_score: float = 0.4  # boxes of the labelling detector count from this score on
-    ignore_score: float = 0.1  # between the two they are neither person nor background
-    threshold: float = 0.3  # written into the artifact
-    nms_iou: float = 0.5
-    trained_on: tuple[str, ...] = ()
-    license: str = ""
 
 
 @dataclass(frozen=True)

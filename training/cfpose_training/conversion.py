@@ -105,7 +105,7 @@ def save_state(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
 def initialise(network: PoseNet, path: Path) -> Initialised:
     """Start a network from any understood checkpoint.
 
-    The backbone must fit whole; EfficientNet-Lite0's body also takes its ImageNet weights, and then
+    The backbone must fit whole; an EfficientNet body also takes its ImageNet weights, and then
     the neck above it stays as it was. Of a SimCC head each layer is taken that fits: another number
     of joints leaves `final_layer` as it was. Raises ArtifactError.
     """

@@ -11,8 +11,9 @@ from typing import Any
 from cfpose_bench.annotations import is_counted, read_annotations
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_training.config import PhotoSource, Recipe
+from cfpose_training.config import Recipe
 from cfpose_training.data import clipped_box
+from cfpose_training.finder_config import PhotoSource
 
 COCO_PAGE = "the Download page of the COCO site (cocodataset): the 2017 {} and annotations"
 CROWDPOSE_PAGE = (

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from cfpose_sdk.image import Image
-from cfpose_training.config import FinderAugmentConfig
 from cfpose_training.data import Batch
+from cfpose_training.finder_config import FinderAugmentConfig
 from cfpose_training.finder_labels import LabelledPhoto
 from cfpose_training.nets.finder import STRIDE
 from cfpose_training.photos import PhotoCache

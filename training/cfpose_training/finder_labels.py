@@ -23,7 +23,7 @@ from cfpose_bench.annotations import is_counted, read_annotations
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import iou_matrix, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, DatasetError
-from cfpose_training.config import FinderConfig, PhotoSource
+from cfpose_training.finder_config import FinderConfig, PhotoSource
 from cfpose_training.photos import PhotoCache
 
 Float64 = NDArray[np.float64]

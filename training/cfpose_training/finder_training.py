@@ -16,14 +16,15 @@ from cfpose_sdk.errors import ArtifactError, TrainingError
 from cfpose_sdk.spec import FinderSpec
 from cfpose_training.batches import batches_per_epoch, epoch_batches
 from cfpose_training.checkpoint import misfits, save_finder
-from cfpose_training.config import FinderConfig, Recipe
+from cfpose_training.config import Recipe
 from cfpose_training.data import DataOptions
+from cfpose_training.finder_config import FinderConfig
 from cfpose_training.finder_data import PAD_VALUE, FinderDataset
 from cfpose_training.finder_labels import PhotoTruth, label_photos, list_photos
 from cfpose_training.finder_stage import FinderStage
 from cfpose_training.foreign import read_state
 from cfpose_training.loop import RunOptions, fit
-from cfpose_training.nets.efficientnet import EfficientNetLite0
+from cfpose_training.nets.efficientnet import EfficientNetLite
 from cfpose_training.nets.finder import FinderNet, pick_people
 from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded, recorded_files
@@ -38,7 +39,7 @@ def finder_spec(config: FinderConfig) -> FinderSpec:
     """The contract of the finder that a recipe trains."""
     return FinderSpec(
         name=config.name,
-        size_wh=config.size_wh,
+        size_wh=config.artifact_size_wh,
         threshold=config.threshold,
         nms_iou=config.nms_iou,
         pad_value=PAD_VALUE,
@@ -105,7 +106,14 @@ def _save(
 
 def _record(config: FinderConfig, files: Record) -> Record:
     """What decides a run, without what only labels its artifact or says how it is used."""
-    free = FREE_OPTIM_FIELDS | {"name", "threshold", "nms_iou", "trained_on", "license"}
+    free = FREE_OPTIM_FIELDS | {
+        "name",
+        "threshold",
+        "nms_iou",
+        "trained_on",
+        "license",
+        "deploy_size_wh",
+    }
     return {"stage": "finder", **recorded(config, "finder", free), **files}
 
 
@@ -116,7 +124,7 @@ def _start_from(network: FinderNet, path: Path) -> None:
         network.load_state_dict(state)
         print(f"{path.name} gives the whole finder")
         return
-    if not isinstance(network.body, EfficientNetLite0):
+    if not isinstance(network.body, EfficientNetLite):
         raise TrainingError(
             f"the recipe's finder has a {network.config.body} body, which takes no {path.name}; "
             f"set finder.net.body to 'efficientnet-lite0', or leave --init out"
@@ -166,7 +174,7 @@ class FinderDevelopmentSet:
     def _find(self, network: nn.Module, index: int) -> NDArray[np.float64]:
         """(N, 4) xyxy boxes in photo pixels above the recipe's threshold, after NMS."""
         device = next(network.parameters()).device
-        canvas, scale = letterbox(self.cache[index], self.config.size_wh, PAD_VALUE)
+        canvas, scale = letterbox(self.cache[index], self.config.artifact_size_wh, PAD_VALUE)
         was_training = network.training
         network.eval()
         with torch.no_grad():

@@ -25,6 +25,7 @@ from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoint import load_tensors, misfits
 from cfpose_training.graph_weights import read_graph
+from cfpose_training.nets.efficientnet import SCALING, LiteName, block_shapes
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.lite import LiteConfig
 from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, build_backbone
@@ -162,7 +163,18 @@ def _reference_names(
 def _lite_of(plain: Mapping[str, Tensor]) -> LiteConfig:
     widths = (plain.get(f"smooth{stride}.0.weight", torch.empty(0)) for stride in (16, 8, 4))
     sixteenth, eighth, quarter = (weight.shape[0] for weight in widths)
-    return LiteConfig(neck=(sixteenth, eighth, quarter))
+    return LiteConfig(neck=(sixteenth, eighth, quarter), body=_lite_body(plain))
+
+
+def _lite_body(plain: Mapping[str, Tensor]) -> LiteName:
+    """The body whose blocks these are; lite0 when none is, to be refused by its keys."""
+    found: list[int] = []
+    while (key := f"body.blocks.{len(found)}.project_conv.weight") in plain:
+        found.append(plain[key].shape[0])
+    for name in SCALING:
+        if found == [shape.out for shape in block_shapes(name)]:
+            return name
+    return "lite0"
 
 
 def _hrnet_of(plain: Mapping[str, Tensor], origin: Path) -> HRNetConfig:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cfpose_sdk.spec import FinderSpec, ModelSpec
 from cfpose_training.flip_test import average_logits, flip_order, mirror_xy, unmirror_logits
-from cfpose_training.nets.decode import calibrate, covariance, decode_simcc, full_precision
+from cfpose_training.nets.decode import calibrate, covariance, decode_simcc, full_precision, widen
 from cfpose_training.nets.finder import FinderNet, pick_people
 from cfpose_training.nets.hrnet import Taps
 from cfpose_training.nets.igp_gcn import IGPGCN
@@ -70,6 +70,7 @@ class FusedPose(nn.Module):
         keypoints = self._refine(taps, coarse, score)
         spread = covariance(x_logits, y_logits, keypoints, spec.split_ratio, spec.covariance_scale)
         confidence = calibrate(score, spec.calibration)
+        spread = widen(spread, confidence, spec.covariance_odds_power)
         return FusedOutput(keypoints, confidence, spread, coarse, x_logits, y_logits)
 
     def _refine(self, taps: Taps, coarse: Tensor, score: Tensor) -> Tensor:

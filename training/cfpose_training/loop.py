@@ -13,9 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from cfpose_training.batches import Batches
-from cfpose_training.config import OptimConfig
 from cfpose_training.data import Batch
 from cfpose_training.kept_checkpoints import KeptCheckpoints, SaveCheckpoint
+from cfpose_training.optim_config import OptimConfig
 from cfpose_training.optimiser import learning_rate
 from cfpose_training.run_log import Meter, RunLog
 from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from cfpose_training.config import OptimConfig
+from cfpose_training.optim_config import OptimConfig
 
 
 def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

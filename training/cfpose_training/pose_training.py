@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.calibration import (
     calibration_error,
     fit_calibration,
-    fit_covariance_scale,
+    fit_covariance,
     good_joints,
     squared_sigmas,
 )
@@ -241,10 +242,11 @@ def measured_spec(
     calibration = fit_calibration(score, good)
     labelled = dev.people.joints[..., 2] > 0
     assert predictions.covariance is not None
-    found = predictions.xy[labelled], predictions.covariance[labelled]
-    truth = dev.people.joints[..., :2][labelled]
-    scale = round(fit_covariance_scale(*found, truth), 4)
-    sigmas = np.sqrt(squared_sigmas(*found, truth) / scale)
+    xy, truth = predictions.xy[labelled], dev.people.joints[..., :2][labelled]
+    confidence, raw = calibrate(score, calibration), predictions.covariance[labelled]
+    scale, power = fit_covariance(xy, raw, confidence, truth)
+    scale = round(scale, 4)
+    sigmas = np.sqrt(squared_sigmas(xy, scale * widen(raw, confidence, power), truth))
     metrics = {
         "dev_AP": dev.accuracy(predictions).AP,
         "dev_AP_coarse": dev.accuracy(coarse).AP,
@@ -255,7 +257,11 @@ def measured_spec(
     }
     rounded = {name: round(value, 4) for name, value in metrics.items()}
     return dataclasses.replace(
-        spec, calibration=calibration, covariance_scale=scale, metrics=rounded
+        spec,
+        calibration=calibration,
+        covariance_scale=scale,
+        covariance_odds_power=power,
+        metrics=rounded,
     )
 
 

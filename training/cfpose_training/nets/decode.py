@@ -44,6 +44,15 @@ def covariance(
     return torch.stack(moments, dim=2).unsqueeze(3) * unit
 
 
+def widen(covariance: Tensor, confidence: Tensor, odds_power: float) -> Tensor:
+    """Covariances (B, K, 2, 2) over the odds of the confidence: `cfpose_sdk.keypoints.widen`."""
+    if odds_power == 0:
+        return covariance
+    sure = full_precision(confidence).clamp(1e-6, 1 - 1e-6)
+    factor = torch.exp(-odds_power * (torch.log(sure) - torch.log(1 - sure)))
+    return covariance * factor.unsqueeze(2).unsqueeze(3)
+
+
 def soft_argmax(logits: Tensor, split_ratio: float, tau: float) -> Tensor:
     """Mean coordinate in crop pixels under softmax(tau * logits): (B, K, bins) → (B, K).
 

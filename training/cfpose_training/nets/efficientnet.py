@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le, ICML 2019; the Lite variant without squeeze-and-excitation).
+"""EfficientNet-Lite (Tan and Le, ICML 2019; the Lite variants without squeeze-and-excitation).
 
 A body that starts from ImageNet weights, for networks that see too few photos to learn edges and
 textures themselves. Padding is symmetric, not TensorFlow's: a cell i of a stride-s map is centred
@@ -8,8 +8,9 @@ are only read at another phase.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +18,62 @@ from torch import Tensor, nn
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
-STEM = 32
-# out channels, expansion, kernel, stride of each block
-BLOCKS = (
-    (16, 1, 3, 1),
-    (24, 6, 3, 2),
-    (24, 6, 3, 1),
-    (40, 6, 5, 2),
-    (40, 6, 5, 1),
-    (80, 6, 3, 2),
-    (80, 6, 3, 1),
-    (80, 6, 3, 1),
-    (112, 6, 5, 1),
-    (112, 6, 5, 1),
-    (112, 6, 5, 1),
-    (192, 6, 5, 2),
-    (192, 6, 5, 1),
+LiteName = Literal["lite0", "lite1", "lite2"]
+# width and depth coefficients
+SCALING: dict[LiteName, tuple[float, float]] = {
+    "lite0": (1.0, 1.0),
+    "lite1": (1.0, 1.1),
+    "lite2": (1.1, 1.2),
+}
+STEM = 32  # in all of them
+# Lite0's stages: out channels, blocks, expansion, kernel, stride. The first has one block in all of
+# them. Of the last, published with more blocks, two are enough for 1/32.
+STAGES = (
+    (16, 1, 1, 3, 1),
+    (24, 2, 6, 3, 2),
+    (40, 2, 6, 5, 2),
+    (80, 3, 6, 3, 2),
+    (112, 3, 6, 5, 1),
+    (192, 2, 6, 5, 2),
 )
-# the last block of each of these scales; the last of all ends 1/32
-QUARTER, EIGHTH, SIXTEENTH = 2, 4, 10
-QUARTER_CHANNELS = 24
-CHANNELS = (40, 112, 192)  # of the maps at 1/8, 1/16, 1/32
+QUARTER, EIGHTH, SIXTEENTH, LAST = 1, 2, 4, 5  # the stages whose ends are the maps of Pyramid
 EPS = 1e-3  # of batch norm, as the weights were trained
 # its ImageNet weights were trained on (pixel - 127) / 128
 PIXEL_MEAN, PIXEL_STD = 127.0, 128.0
+
+
+class BlockShape(NamedTuple):
+    """One inverted residual of a body."""
+
+    out: int
+    expansion: int
+    kernel: int
+    stride: int
+    stage: int
+
+
+def block_shapes(name: LiteName) -> list[BlockShape]:
+    """The blocks of a body in order."""
+    width, depth = SCALING[name]
+    shapes = []
+    for stage, (channels, blocks, expansion, kernel, stride) in enumerate(STAGES):
+        out = _to_eights(channels * width)
+        count = math.ceil(blocks * depth) if 0 < stage < LAST else blocks
+        for number in range(count):
+            shapes.append(BlockShape(out, expansion, kernel, 1 if number else stride, stage))
+    return shapes
+
+
+def _to_eights(channels: float) -> int:
+    """The nearest multiple of 8, never more than a tenth below."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def map_channels(name: LiteName) -> tuple[int, int, int, int]:
+    """Channels of a body's maps at 1/4, 1/8, 1/16 and 1/32."""
+    by_stage = {shape.stage: shape.out for shape in block_shapes(name)}
+    return by_stage[QUARTER], by_stage[EIGHTH], by_stage[SIXTEENTH], by_stage[LAST]
 
 
 class Pyramid(NamedTuple):
@@ -98,23 +131,29 @@ class MBConv(nn.Module):
         return x + out if self.has_shortcut else out
 
 
-class EfficientNetLite0(nn.Module):
-    """Normalised RGB images (B, 3, H, W) → Pyramid; the blocks up to 1/32 that BLOCKS lists.
+class EfficientNetLite(nn.Module):
+    """Normalised RGB images (B, 3, H, W) → Pyramid; the blocks that `block_shapes` lists.
 
     Batch norms keep their ImageNet statistics in training, because a batch of detection views is
     too small for its own. The stem and the first `frozen` blocks do not learn.
     """
 
-    def __init__(self, frozen: int = 0) -> None:
+    def __init__(self, name: LiteName = "lite0", frozen: int = 0) -> None:
         super().__init__()
+        self.name: LiteName = name
         self.frozen = frozen
         self.conv_stem = nn.Conv2d(3, STEM, 3, 2, 1, bias=False)
         self.bn0 = nn.BatchNorm2d(STEM, eps=EPS)
         self.blocks = nn.ModuleList()
+        self.map_ends: list[int] = []  # the blocks that end the maps
         incoming = STEM
-        for out, expansion, kernel, stride in BLOCKS:
+        shapes = block_shapes(name)
+        for index, (out, expansion, kernel, stride, stage) in enumerate(shapes):
             self.blocks.append(MBConv(incoming, out, expansion, kernel, stride))
             incoming = out
+            ends_stage = index + 1 == len(shapes) or shapes[index + 1].stage != stage
+            if ends_stage and stage in (QUARTER, EIGHTH, SIXTEENTH, LAST):
+                self.map_ends.append(index)
         if frozen:
             still = nn.ModuleList([self.conv_stem, self.bn0, *self.blocks[:frozen]])
             still.requires_grad_(False)
@@ -124,10 +163,13 @@ class EfficientNetLite0(nn.Module):
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in (QUARTER, EIGHTH, SIXTEENTH):
+            if index in self.map_ends:
                 maps.append(x)
-        quarter, eighth, sixteenth = maps
-        return Pyramid(quarter, eighth, sixteenth, x)
+        return Pyramid(*maps)
+
+    @property
+    def _title(self) -> str:
+        return f"EfficientNet-{self.name.capitalize()}"
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -145,10 +187,10 @@ class EfficientNetLite0(nn.Module):
         renamed = {".".join(p.lstrip("_") for p in key.split(".")): key for key in state}
         own = self.state_dict()
         if missing := sorted(key for key in own if key not in renamed):
-            raise ArtifactError(f"these are no EfficientNet-Lite0 weights: they lack {missing[:5]}")
+            raise ArtifactError(f"these are no {self._title} weights: they lack {missing[:5]}")
         taken = {key: state[renamed[key]] for key in own}
         if bad := sorted(key for key in own if taken[key].shape != own[key].shape):
-            raise ArtifactError(f"these are no EfficientNet-Lite0 weights: {bad[:5]} do not fit")
+            raise ArtifactError(f"these are no {self._title} weights: {bad[:5]} do not fit")
         self.load_state_dict(_for_our_pixels(taken))
         return tuple(sorted(renamed[key] for key in renamed.keys() - own.keys()))
 

@@ -7,6 +7,7 @@ sides of the box. Centre heat and box supervision follow TTFNet (Liu et al., AAA
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfpose_training.nets.efficientnet import CHANNELS, EfficientNetLite0
+from cfpose_training.nets.efficientnet import EfficientNetLite, map_channels
 from cfpose_training.nets.hrnet import BasicBlock, conv_bn
 
 STRIDE = 8
@@ -80,11 +81,13 @@ class FinderNet(nn.Module):
         self.config = config
         head = config.head_channels
         self.body: nn.Module
-        widths: tuple[int, ...]
+        widths: Sequence[int]
         if config.body == "plain":
-            self.body, widths = PlainBody(config), config.channels[1:]
+            self.body = PlainBody(config)
+            widths = config.channels[1:]
         else:
-            self.body, widths = EfficientNetLite0(config.frozen), CHANNELS
+            self.body = EfficientNetLite("lite0", config.frozen)
+            _, *widths = map_channels("lite0")
         self.laterals = nn.ModuleList(conv_bn(width, head, 1) for width in widths)
         self.smooths = nn.ModuleList(conv_bn(head, head, 3) for _ in widths[:-1])
         self.heat = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 1, 1))
@@ -94,7 +97,7 @@ class FinderNet(nn.Module):
 
     def forward(self, images: Tensor) -> FinderOutput:
         maps = self.body(images)
-        if isinstance(self.body, EfficientNetLite0):
+        if isinstance(self.body, EfficientNetLite):
             maps = maps[1:]  # no lateral reads the 1/4 map
         merged = self.laterals[-1](maps[-1])
         for index in reversed(range(len(maps) - 1)):

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 under a top-down neck: a pose backbone that starts from ImageNet weights.
+"""EfficientNet-Lite under a top-down neck: a pose backbone that starts from ImageNet weights.
 
 Its maps have the meaning and scales of HRNet's, so the SimCC head and the refiner stand on either.
 The neck is a feature pyramid (Lin et al., CVPR 2017) that narrows on its way to 1/4.
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfpose_training.nets.efficientnet import CHANNELS, QUARTER_CHANNELS, EfficientNetLite0
+from cfpose_training.nets.efficientnet import EfficientNetLite, LiteName, map_channels
 from cfpose_training.nets.hrnet import Taps, conv_bn
 
 
 @dataclass(frozen=True)
 class LiteConfig:
-    """Widths of the neck at 1/16, 1/8, 1/4, and how much of the body learns."""
+    """The body, widths of the neck at 1/16, 1/8, 1/4, and how much of the body learns."""
 
     neck: tuple[int, int, int]
     frozen: int = 3  # the stem and this many first blocks of the body keep their weights
+    body: LiteName = "lite0"
 
     @property
     def width(self) -> int:
@@ -35,15 +36,16 @@ class LiteBackbone(nn.Module):
         super().__init__()
         self.config = config
         sixteenth, eighth, quarter = config.neck
-        self.body = EfficientNetLite0(config.frozen)
-        self.lateral32 = conv_bn(CHANNELS[2], sixteenth, 1, relu=False)
-        self.lateral16 = conv_bn(CHANNELS[1], sixteenth, 1, relu=False)
+        self.body = EfficientNetLite(config.body, config.frozen)
+        from4, from8, from16, from32 = map_channels(config.body)
+        self.lateral32 = conv_bn(from32, sixteenth, 1, relu=False)
+        self.lateral16 = conv_bn(from16, sixteenth, 1, relu=False)
         self.smooth16 = conv_bn(sixteenth, sixteenth, 3)
         self.down16 = conv_bn(sixteenth, eighth, 1, relu=False)
-        self.lateral8 = conv_bn(CHANNELS[0], eighth, 1, relu=False)
+        self.lateral8 = conv_bn(from8, eighth, 1, relu=False)
         self.smooth8 = conv_bn(eighth, eighth, 3)
         self.down8 = conv_bn(eighth, quarter, 1, relu=False)
-        self.lateral4 = conv_bn(QUARTER_CHANNELS, quarter, 1, relu=False)
+        self.lateral4 = conv_bn(from4, quarter, 1, relu=False)
         self.smooth4 = conv_bn(quarter, quarter, 3)
 
     @property
