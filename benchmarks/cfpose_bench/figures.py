@@ -18,7 +18,7 @@ from cfpose_bench.graph_cost import GraphCost, graph_cost
 from cfpose_bench.latency import stage_timings
 from cfpose_bench.predictions import Predictions, join_photos
 from cfpose_bench.protocol import Protocol
-from cfpose_bench.reliability import calibration, judge
+from cfpose_bench.reliability import calibration, coverage, judge
 from cfpose_bench.report import Measured
 from cfpose_bench.rounds import Entrant, ratios
 from cfpose_bench.store import digest
@@ -92,6 +92,7 @@ def measured(
         drift=away,
         ratio=None if entrant is base else ratios(entrant, base),
         calibration=calibration(people),
+        coverage=coverage(people),
         reference=subject.is_reference or None,
         details={
             "total_ms": [speed["total"] for speed in done.speed_ms if "total" in speed],

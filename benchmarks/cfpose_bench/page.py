@@ -51,6 +51,8 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "total p99": (("latency_ms", "total", "p99"), ".1f"),
     "time ratio": (("ratio", "total"), ".2f"),
     "ECE": (("calibration", "ece"), ".3f"),
+    "1 sigma": (("coverage", "within_1_sigma"), ".3f"),
+    "2 sigma": (("coverage", "within_2_sigma"), ".3f"),
     "drift max px": (("drift", "max_px"), ".3g"),
     "drift p99 px": (("drift", "p99_px"), ".3g"),
     "delta AP": (("drift", "delta_ap"), "+.4f"),

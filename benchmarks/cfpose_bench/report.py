@@ -19,7 +19,8 @@ SCHEMA = 1
 STAGES = ("read", "detect", "crop", "infer", "post", "total")
 FACTS = ("model", "boxes", "precision", "provider", "params", "macs", "bytes", "sha256", "versions")
 FIGURES = (
-    "people_curve", "throughput", "memory_mb", "drift", "ratio", "calibration", "reference",
+    "people_curve", "throughput", "memory_mb", "drift", "ratio", "calibration", "coverage",
+    "reference",
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class Measured:
     drift: Mapping[str, float | int] | None = None
     ratio: Mapping[str, Any] | None = None  # of times, to the first model's or the reference's
     calibration: Mapping[str, Any] | None = None
+    coverage: Mapping[str, Any] | None = None
     reference: bool | None = None  # True for the model that the others drift from
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)  # for the HTML page
 
@@ -124,9 +126,9 @@ def table(models: Sequence[Measured]) -> str:
 
 
 def side_table(models: Sequence[Measured]) -> str:
-    """What else was measured: size, cost, memory, tail, speed ratio, drift, calibration."""
+    """What else was measured: tail, speed ratio, cost, size, memory, ECE, coverage, drift."""
     head = ["model", "boxes", "p99 ms", "ratio", "M params", "GMACs", "MB", "RSS MB", "ECE"]
-    rows = [[*head, "drift px", "delta AP"]]
+    rows = [[*head, "1 sigma", "2 sigma", "drift px", "delta AP"]]
     for row in models:
         total = row.latency_ms.get("total")
         away = row.drift or {}
@@ -138,6 +140,8 @@ def side_table(models: Sequence[Measured]) -> str:
             (row.bytes and row.bytes / 1e6, ".1f"),
             ((row.memory_mb or {}).get("peak_rss"), ".0f"),
             ((row.calibration or {}).get("ece"), ".3f"),
+            ((row.coverage or {}).get("within_1_sigma"), ".3f"),
+            ((row.coverage or {}).get("within_2_sigma"), ".3f"),
             (away.get("max_px"), ".3g"),
             (away.get("delta_ap"), "+.4f"),
         )

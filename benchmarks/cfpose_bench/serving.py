@@ -14,6 +14,7 @@ import numpy as np
 from cfpose_bench.candidates import Candidate, open_candidate, parse_name
 from cfpose_bench.networks import network_clock
 from cfpose_bench.peers.serve import Record, UnreadableError, pin, serve
+from cfpose_bench.predictions import plain_poses
 from cfpose_sdk.errors import ImageError, InputError
 from cfpose_sdk.image import read_image
 
@@ -36,14 +37,7 @@ class ServedCandidate:
             poses = self.candidate.model.predict(image, boxes=boxes)
         except ImageError as error:
             raise UnreadableError(str(error)) from error
-        return {
-            "xy": poses.xy.tolist(),
-            "confidence": poses.confidence.tolist(),
-            "boxes": poses.boxes.tolist(),
-            "box_scores": poses.box_scores.tolist(),
-            "size_wh": list(poses.image_size_wh),
-            "speed_ms": dict(poses.speed_ms),
-        }
+        return plain_poses(poses)
 
     @contextmanager
     def prepared(self, image: str, boxes: Any, people: int) -> Iterator[Callable[[], Record]]:

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
+from cfpose_bench.predictions import plain_poses, poses_of
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
@@ -48,7 +47,8 @@ class Store:
     def add(self, image_id: int, turn: int, poses: Poses | None) -> None:
         """Keep one photo's poses; None says that the photo cannot be read."""
         self.done[image_id] = (turn, poses)
-        self._line({"photo": image_id, "turn": turn, "poses": _plain(poses)})
+        plain = None if poses is None else plain_poses(poses)
+        self._line({"photo": image_id, "turn": turn, "poses": plain})
 
     def close(self) -> None:
         """Close the file; it stays for the next run."""
@@ -64,36 +64,10 @@ class Store:
         if whole != text:
             self.path.write_text(whole, encoding="utf-8")  # the next line starts on its own
         records = [json.loads(line) for line in whole.splitlines()]
-        return {
-            record["photo"]: (record["turn"], _poses(record["poses"], skeleton))
-            for record in records
-            if "photo" in record
-        }
-
-
-def _plain(poses: Poses | None) -> dict[str, Any] | None:
-    if poses is None:
-        return None
-    return {
-        "xy": poses.xy.tolist(),
-        "confidence": poses.confidence.tolist(),
-        "boxes": poses.boxes.tolist(),
-        "box_scores": poses.box_scores.tolist(),
-        "size_wh": list(poses.image_size_wh),
-        "speed_ms": dict(poses.speed_ms),
-    }
-
-
-def _poses(record: Mapping[str, Any] | None, skeleton: Skeleton) -> Poses | None:
-    if record is None:
-        return None
-    people, joints = len(record["boxes"]), len(skeleton)
-    return Poses(
-        xy=np.array(record["xy"], dtype=np.float32).reshape(people, joints, 2),
-        confidence=np.array(record["confidence"], dtype=np.float32).reshape(people, joints),
-        boxes=np.array(record["boxes"], dtype=np.float32).reshape(people, 4),
-        box_scores=np.array(record["box_scores"], dtype=np.float32),
-        skeleton=skeleton,
-        image_size_wh=(record["size_wh"][0], record["size_wh"][1]),
-        speed_ms=record["speed_ms"],
-    )
+        done: dict[int, tuple[int, Poses | None]] = {}
+        for record in records:
+            if "photo" in record:
+                plain = record["poses"]
+                poses = None if plain is None else poses_of(plain, skeleton)
+                done[record["photo"]] = (record["turn"], poses)
+        return done

@@ -21,6 +21,7 @@ import numpy as np
 from cfpose_bench import peers
 from cfpose_bench.candidates import Name, open_candidate
 from cfpose_bench.peers.serve import memory_mb
+from cfpose_bench.predictions import poses_of
 from cfpose_sdk import errors
 from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.base import Precision
@@ -155,17 +156,8 @@ class ProcessWorker:
         said = self.ask({"do": "predict", "image": str(image), "boxes": given})
         if "unreadable" in said:
             raise ImageError(said["unreadable"])
-        joints, people = len(self.facts.skeleton), len(said["boxes"])
         try:
-            return Poses(
-                xy=np.array(said["xy"], dtype=np.float32).reshape(people, joints, 2),
-                confidence=np.array(said["confidence"], dtype=np.float32).reshape(people, joints),
-                boxes=np.array(said["boxes"], dtype=np.float32).reshape(people, 4),
-                box_scores=np.array(said["box_scores"], dtype=np.float32),
-                skeleton=self.facts.skeleton,
-                image_size_wh=(said["size_wh"][0], said["size_wh"][1]),
-                speed_ms=said["speed_ms"],
-            )
+            return poses_of(said, self.facts.skeleton)
         except ValueError as error:
             raise BackendError(f"{self._label}: its answer is no set of poses ({error})") from error
 

@@ -65,6 +65,7 @@ class KnowsTheAnswer:
             skeleton=COCO_17,
             image_size_wh=(width, height),
             speed_ms={"infer": 1.0 + self.delay_ms, "total": 2.0 + self.delay_ms},
+            covariance=np.tile(np.float32([[16, 0], [0, 1]]), (len(joints), 17, 1, 1)),
         )
 
     def close(self) -> None:
@@ -122,6 +123,8 @@ def test_report_has_the_stable_keys(
         assert row["macs"] > 0
         assert row["memory_mb"]["peak_rss"] > 0
         assert row["calibration"]["bins"][0] == {"confidence": 0.5, "good": 1.0, "joints": 51}
+        covered = {"within_1_sigma": 1.0, "within_2_sigma": 1.0, "joints": 51, "left_out": 0}
+        assert row["coverage"] == covered
         missing = {"drift", "ratio", "people_curve", "throughput", "unreadable", "reference"}
         assert not missing & row.keys()  # not measured
     printed = capsys.readouterr().out
@@ -142,6 +145,8 @@ def test_added_noise_and_delay_show_in_the_figures(dataset_folder: Path, stand_i
     recalled = (oks[:, None] >= thresholds).mean(axis=0)
     assert row["accuracy"]["AR"] == pytest.approx(recalled.mean(), abs=1e-9)
     assert row["accuracy"]["AR"] < 1
+    # 5 pixels where sigma is 4
+    assert (row["coverage"]["within_1_sigma"], row["coverage"]["within_2_sigma"]) == (0.0, 1.0)
 
 
 def test_repeated_poses_are_suppressed_with_found_boxes(

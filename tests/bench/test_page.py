@@ -17,7 +17,7 @@ from cfpose_bench.accuracy import evaluate
 from cfpose_bench.dataset import KeypointDataset, open_dataset
 from cfpose_bench.latency import stage_timings
 from cfpose_bench.page import page
-from cfpose_bench.reliability import calibration, judge
+from cfpose_bench.reliability import calibration, coverage, judge
 from cfpose_bench.report import Measured, report, side_table
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
@@ -79,6 +79,7 @@ def measured(dataset: KeypointDataset, name: str, noise: float) -> Measured:
             box_scores=np.ones(len(boxes), np.float32),
             skeleton=COCO_17,
             image_size_wh=(320, 240),
+            covariance=np.tile(np.float32(np.eye(2) * noise**2), (*xy.shape[:2], 1, 1)),
         )
         photos[image_id] = poses
         results += poses.to_coco(image_id)
@@ -90,6 +91,7 @@ def measured(dataset: KeypointDataset, name: str, noise: float) -> Measured:
         latency_ms=stage_timings(speed), drift={"max_px": 0.25, "p99_px": 0.125},
         people_curve=[{"people": n, "p50": 1.0 * n} for n in (1, 5, 20)],
         memory_mb={"peak_rss": 99.5, "gpu": None}, calibration=calibration(judged),
+        coverage=coverage(judged),
         details={"total_ms": [s["total"] for s in speed], "worst": judged[:2],
                  "skeleton": COCO_17},
     )  # fmt: skip
@@ -109,7 +111,13 @@ def test_the_figures_are_the_reports_and_the_page_stands_alone(
         for name in keys:
             entry = entry[name]
         assert value == entry, key
-    assert {"0.accuracy.AP", "1.latency_ms.total.p99", "0.drift.max_px"} <= reader.values.keys()
+    assert {
+        "0.accuracy.AP",
+        "1.latency_ms.total.p99",
+        "0.drift.max_px",
+        "0.calibration.ece",
+        "1.coverage.within_2_sigma",
+    } <= reader.values.keys()
     assert not any("gpu" in key for key in reader.values)  # not measured
     stands_alone(reader, text)
 
@@ -136,7 +144,7 @@ def test_the_second_table_has_a_column_each() -> None:
     nothing = {"images": [], "annotations": [], "categories": [{"id": 1}]}
     row = Measured("m", "gt", None, None, None, evaluate(nothing, []), {})
     cells = side_table([row]).splitlines()[1].split()
-    assert cells == ["m", "gt", *["-"] * 9]
+    assert cells == ["m", "gt", *["-"] * 11]
 
 
 def test_a_browser_opens_it(shown: tuple[dict[str, Any], str], tmp_path: Path) -> None:
