@@ -141,3 +141,24 @@ def test_the_hole_comes_as_often_as_asked_and_with_a_seed_the_same() -> None:
 def test_a_hole_may_be_all_of_the_crop_and_is_a_pixel_at_least(side: tuple[float, float]) -> None:
     _, black = hole(0, AugmentConfig(dropout_p=1, dropout_side=side))
     assert black.sum() == (black.size if side[0] == 1 else 1)
+
+
+def test_a_box_that_is_off_moves_and_scales_the_crop_within_bounds() -> None:
+    """Each edge by at most 2 sigma of its side; sigma 0 draws nothing, so old runs stay."""
+    off = AugmentConfig(flip_p=0, zoom_sigma=0, rotation_p=0, half_body_p=0, box_sigma=0.1)
+    plain = crop_transforms(BOX, SIZE_WH, 1.25)[0]
+    centre, sides = (BOX[:2] + BOX[2:]) / 2, BOX[2:] - BOX[:2]
+    middle = (np.array(SIZE_WH) - 1) / 2
+    shifts, zooms = [], []
+    for seed in range(400):
+        transform, _ = draw(off, seed)
+        back = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))
+        shifts.append((back[:2, :2] @ middle + back[:2, 2] + 0.5 - centre) / sides)
+        zooms.append(plain[0, 0] / transform[0, 0])
+    # the mean of two edges that are off by clip(N(0, 0.1), 0.2) each
+    assert np.abs(shifts).max() <= 0.2
+    assert np.std(shifts, axis=0) == pytest.approx([0.068, 0.068], rel=0.1)
+    assert 0.6 <= min(zooms) < 0.8
+    assert 1.2 < max(zooms) <= 1.4
+    for seed in range(5):
+        assert draw(STILL, seed)[0].tolist() == plain.tolist()

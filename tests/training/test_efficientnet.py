@@ -32,7 +32,8 @@ def published_state(name: LiteName = "lite0") -> dict[str, Tensor]:
         head, _, leaf = key.rpartition(".")
         parts = [part if part.isdigit() else f"_{part}" for part in head.split(".")]
         state[".".join([*parts, leaf])] = value.clone()
-    return state | {"_fc.weight": torch.zeros(1000, 1280), "_blocks.15._bn2.bias": torch.zeros(320)}
+    last = f"_blocks.{len(body.blocks) + 2}._bn2.bias"
+    return state | {"_fc.weight": torch.zeros(1000, 1280), last: torch.zeros(320)}
 
 
 # parameters of the published classifiers, counted from their files; blocks of 1/32 in each, widths

@@ -94,6 +94,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
         "mild_epochs": 0, "alpha_auto": 0.0, "alpha_auto_batches": 20, "teacher_flip": False,
         "teacher_confidence": False, "mild_augment": None, "final": "last",
         "lite": None, "files": "*", "contrast": 0.0, "brightness": 0.0,
+        "body": "lite0", "box_sigma": 0.0, "deploy_size_wh": [0, 0],
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} <= set(off)
     assert {
@@ -106,6 +107,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
     [
         ("[distill]\nalpha_auto = 'yes'", "distill.alpha_auto"),
         ("[labels]\nsoftmax_beta = 0.0", "softmax_beta is 0"),
+        ("[mild_augment]\nbox_sigma = 0.3", "box_sigma is 0.3"),
         ("[labels]\nsigma_bins = [1.0, 2.0, 3.0]", "sigma_bins"),
         ("[mild_augment]\ndropout_side = [0.5, 0.4]", r"dropout_side is \(0.5, 0.4\)"),
         (

@@ -23,6 +23,7 @@ from cfpose_training.pose_training import (
     train_stage2,
     train_teacher,
 )
+from cfpose_training.schemes import scheme
 
 TINY = HRNetConfig(width=4, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 TINY_TEACHER = dataclasses.replace(TINY, width=8)
@@ -39,7 +40,10 @@ def tiny(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe,
         pose=dataclasses.replace(recipe.pose, hrnet=TINY, lite=None, size_wh=(36, 48)),
-        teacher=teacher and dataclasses.replace(teacher, hrnet=TINY_TEACHER),
+        teacher=teacher
+        and dataclasses.replace(
+            teacher, hrnet=TINY_TEACHER, lite=None, optim=teacher.optim and short(teacher.optim)
+        ),
         stage1=short(recipe.stage1),
         stage2=dataclasses.replace(
             recipe.stage2,
@@ -63,13 +67,16 @@ def losses(folder: Path) -> list[set[str]]:
         ("paper-coco", {"kl", "fea", "l1", "cst"}),
         ("paper-crowdpose", {"kl", "fea", "l1", "cst"}),
         ("improved-coco", {"kl", "fea", "l1", "cst", "logit"}),
-        ("cfpose-s", {"kl"}),
+        ("cfpose-s", {"kl", "fea", "l1", "cst", "logit", "alpha"}),
+        ("cfpose-s-ablation", {"kl", "fea", "l1", "cst", "alpha"}),
     ],
 )
 def test_a_recipe_trains(
     name: str, terms: set[str], root: Path, tmp_path: Path, write_data: Callable[..., None]
 ) -> None:
     recipe = tiny(load_recipe(root / "training" / "recipes" / f"{name}.toml"))
+    if name.endswith("-ablation"):
+        recipe = scheme(recipe, "6")
     skeleton = SKELETONS[recipe.skeleton]
     for source in recipe.sources:
         photos = {0: 4, 1: 1, 10: 10}[source.holdout_every]  # one is held out, if any are

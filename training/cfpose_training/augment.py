@@ -1,8 +1,9 @@
-"""Random crops of one person: zoom, rotation, half body, mirror; then colours, then a hole.
+"""Random crops of one person: box, zoom, rotation, half body, mirror; then colours, then a hole.
 
-Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these four, so a crop is
-resampled once. The hole is RTMPose's: coarse dropout (DeVries and Taylor, "Improved Regularization
-of Convolutional Neural Networks with Cutout").
+Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these five, so a crop is
+resampled once. The box is that of a detector which is a little off. The hole is RTMPose's:
+coarse dropout (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
+Cutout").
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def random_transform(
         half = _half_body_box(joints, labelled, skeleton, rng)
         if half is not None:
             box, box_scale = half, HALF_BODY_SCALE
+    if config.box_sigma:
+        box = _missed_box(box, config.box_sigma, rng)
     sigma, turn = config.zoom_sigma, config.rotation_sigma_deg
     enlarge = np.clip(1 + sigma * rng.standard_normal(), 1 - sigma, 1 + sigma)
     rotation = np.clip(turn * rng.standard_normal(), -2 * turn, 2 * turn)
@@ -86,6 +89,14 @@ def coarse_dropout(
     holed = crop.copy()
     holed[top : top + size[0], left : left + size[1]] = 0
     return holed
+
+
+def _missed_box(box: Float64, sigma: float, rng: np.random.Generator) -> Float64:
+    """The xyxy box, each edge moved by clip(sigma * N, -2 sigma, 2 sigma) of the box's side."""
+    off = np.clip(sigma * rng.standard_normal(4), -2 * sigma, 2 * sigma)
+    sides = np.tile(box[2:] - box[:2], 2)
+    moved: Float64 = box + off * sides
+    return moved
 
 
 def _half_body_box(

@@ -25,6 +25,8 @@ SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
 GcnTarget = Literal["off", "gt", "teacher", "mix"]
 
+MAX_BOX_SIGMA = 0.2  # opposite edges, off by 2 sigma each, keep a fifth of the side between them
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,6 +46,7 @@ class AugmentConfig:
     """SimCC's augmentation (METHOD: HRNet's JointsDataset). Probabilities are per sample."""
 
     flip_p: float = 0.5
+    box_sigma: float = 0.0  # each edge of the box is off, by this share of the box's side
     zoom_sigma: float = 0.35  # the box is scaled by clip(1 + sigma * N, 1 - sigma, 1 + sigma)
     rotation_p: float = 0.6
     rotation_sigma_deg: float = 45.0  # clipped at twice this
@@ -232,6 +235,8 @@ def _contradiction(recipe: Recipe) -> str:
         if not 0 <= optim.cosine_from < 1:
             return f"{name}.cosine_from is {optim.cosine_from}, expected a share of [0, 1)"
     for augment in filter(None, (recipe.augment, recipe.mild_augment)):
+        if not 0 <= augment.box_sigma <= MAX_BOX_SIGMA:
+            return f"box_sigma is {augment.box_sigma}, expected 0 to {MAX_BOX_SIGMA}"
         low, high = augment.dropout_side
         if not 0 < low <= high <= 1:
             return f"dropout_side is ({low}, {high}), expected two rising shares of (0, 1]"
