@@ -22,13 +22,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cfpose_bench.annotations import read_annotations
+from cfpose_bench.reliability import squared_sigmas
 from cfpose_export.graph import LOGITS, load_model, read_spec
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
-from cfpose_training.calibration import SIGMA_SHARE, squared_sigmas
+from cfpose_training.calibration import SIGMA_SHARE
 
 GROUPS = 8
 Float64 = NDArray[np.float64]

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_bench.reliability import squared_sigmas
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_training.data import People
@@ -64,13 +65,6 @@ def calibration_error(
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = [abs(confidence[index == b].sum() - good[index == b].sum()) for b in range(BINS)]
     return float(sum(gaps) / max(1, len(score)))
-
-
-def squared_sigmas(xy: Float64, covariance: Float64, truth: Float64) -> Float64:
-    """(M,) squared Mahalanobis distances of joints (M, 2) from the truth under (M, 2, 2)."""
-    error = (xy - truth)[:, :, None]
-    distance: Float64 = (error * np.linalg.solve(covariance, error)).sum(axis=(1, 2))
-    return distance
 
 
 def fit_covariance(

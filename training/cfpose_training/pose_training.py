@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cfpose_bench.reliability import squared_sigmas
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
@@ -17,7 +18,6 @@ from cfpose_training.calibration import (
     fit_calibration,
     fit_covariance,
     good_joints,
-    squared_sigmas,
 )
 from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import GcnTarget, Recipe, SkeletonName
