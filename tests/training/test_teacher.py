@@ -148,3 +148,19 @@ def test_weights_are_scores_over_their_mean_where_counted() -> None:
     assert (some * counted).sum().item() == pytest.approx(2.0)
     torch.testing.assert_close(some, score / score[:, 0].mean())
     assert confidence_weights(answer, pair_spec(), torch.zeros(2, 2)).isfinite().all()
+
+
+def test_a_teacher_in_bfloat16_says_nearly_the_same() -> None:
+    torch.manual_seed(3)
+    spec = ModelSpec("t", COCO_17, (WIDTH, HEIGHT))
+    tiny = HRNetConfig(width=4, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
+    network, images = PoseNet(tiny, spec).eval(), torch.randn(3, 3, HEIGHT, WIDTH)
+    for flip in (False, True):
+        exact, rounded = (
+            ask_teacher(network, images, spec, flip=flip, bf16=bf16) for bf16 in (False, True)
+        )
+        assert exact.taps.quarter.dtype == torch.float32
+        assert rounded.taps.quarter.dtype == torch.bfloat16
+        for a, b in zip(exact[:2], rounded[:2], strict=True):
+            assert not torch.equal(a, b.float())
+            torch.testing.assert_close(a, b.float(), rtol=0.02, atol=0.02)

@@ -143,7 +143,10 @@ class DistillStage(Stage):
 
     def ask(self, images: Tensor) -> PoseOutput:
         """What the teacher says of normalised crops (B, 3, H, W)."""
-        return ask_teacher(self.teacher, images, self.spec, flip=self.config.teacher_flip)
+        config = self.config
+        return ask_teacher(
+            self.teacher, images, self.spec, flip=config.teacher_flip, bf16=config.teacher_bf16
+        )
 
     def losses(
         self, output: PoseOutput, aligned: Tensor | None, taught: PoseOutput, batch: Batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -12,16 +14,21 @@ from cfpose_training.nets.pose_net import PoseNet, PoseOutput
 
 
 @torch.no_grad()
-def ask_teacher(teacher: PoseNet, images: Tensor, spec: ModelSpec, *, flip: bool) -> PoseOutput:
+def ask_teacher(
+    teacher: PoseNet, images: Tensor, spec: ModelSpec, *, flip: bool, bf16: bool = False
+) -> PoseOutput:
     """The teacher's answer to normalised crops (B, 3, H, W); it carries no gradient.
 
     With `flip` its logits are those of the mean probability of the crops and their mirror images.
-    The maps are those of the crops themselves: the student is compared in its own view.
+    The maps are those of the crops themselves: the student is compared in its own view. With `bf16`
+    it computes in bfloat16, and its answer is in bfloat16.
     """
-    direct: PoseOutput = teacher(images)
-    if not flip:
-        return direct
-    mirrored: PoseOutput = teacher(images.flip(3))
+    # the run's own autocast stays as it is where bf16 is not asked for
+    with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
+        direct: PoseOutput = teacher(images)
+        if not flip:
+            return direct
+        mirrored: PoseOutput = teacher(images.flip(3))
     x_logits, y_logits = average_logits(direct[:2], unmirror_logits(mirrored[:2], spec))
     return direct._replace(x_logits=x_logits, y_logits=y_logits)
 
