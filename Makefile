@@ -12,6 +12,7 @@ PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
 REPORT = benchmarks/results/coco-val-340-cpu.json
 RUNTIMES = benchmarks/results/runtimes-cpu.json
+FRAME = benchmarks/results/frame-input-dev.json
 # An environment with rtmlib; made where it is missing.
 RTMLIB = out/rtmlib
 # make bench LIMIT='--limit 20' REPORT=out/bench.json for a trial
@@ -29,7 +30,7 @@ help:
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
 	@echo "make runtimes  times of cfpose's CPU runtimes against rtmlib and MoveNet, in turns"
 	@echo "make soak    long runs that look for leaks; not part of make test"
-	@echo "make tables  the tables of the documents, from the committed report"
+	@echo "make tables  the tables of the documents, from the committed reports"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -84,6 +85,8 @@ soak: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
+	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
+	$(BIN)/python -m cfpose_export.drift_table export/results/drift.json export/README.md
 
 clean:
 	rm -rf $(VENV) build dist out .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \

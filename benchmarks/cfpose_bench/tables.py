@@ -2,7 +2,8 @@
 
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
-`cfpose-bench runtimes`, between the same marks of `runtimes`.
+`cfpose-bench runtimes`, between the same marks of `runtimes`; for that of `benchmarks/frame_input.py`,
+of `frame`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cfpose_sdk.files import write_file
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 RUNTIMES = ("<!-- runtimes:begin -->", "<!-- runtimes:end -->")
+FRAME = ("<!-- frame:begin -->", "<!-- frame:end -->")
 HEAD = ("model", "boxes", "AP", "95 % interval", "AP50", "AP75", "AR", "ms a photo", "MB")
 
 
@@ -44,6 +46,37 @@ def results_block(report: Mapping[str, Any]) -> str:
     if any("macs" in model for model in report["models"]):
         lines += ["", _costs(report["models"])]
     return "\n".join(lines)
+
+
+def frame_block(record: Mapping[str, Any]) -> str:
+    """Markdown of `benchmarks/frame_input.py`: accuracy by who samples the crops, and the memory."""
+    memory = record["peak_rss_mib_3840x2160"]
+    lines = [
+        f"{record['people']} people of {record['photos']} development photos, annotated boxes, "
+        f"{record['model']}, OpenCV {record['opencv']}; `oks` is that of the "
+        f"{record['people_shrunk']} people who are shrunk by more than √2:",
+        "",
+        "| crops | AP | AP75 | oks |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, row in record["accuracy"].items():
+        figures = [f"{row[key]:.4f}" for key in ("AP", "AP75", "oks_shrunk")]
+        lines.append(f"| {' | '.join([_sampler(name), *figures])} |")
+    lines += [
+        "",
+        "| one frame of 3840 × 2160 | people | peak of the process, MiB |",
+        "|---|---:|---:|",
+    ]
+    for key, mib in memory.items():
+        name, _, people = key.removesuffix(" people").rpartition(", ")
+        lines.append(f"| {_sampler(name)} | {people} | {mib} |")
+    return "\n".join(lines)
+
+
+def _sampler(name: str) -> str:
+    """A row's name in the record, as the documents say it."""
+    said = {"cv2": "OpenCV, bilinear", "area": "OpenCV, `INTER_AREA` first"}
+    return said.get(name) or f"the graph, `--{name.removeprefix('frame, ')}`"
 
 
 def _file_names(protocol: Mapping[str, Any]) -> list[str]:
@@ -94,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = json.loads(report.read_text(encoding="utf-8"))
     if "tasks" in record:
         block, marks = runtimes_block(record), RUNTIMES
+    elif "peak_rss_mib_3840x2160" in record:
+        block, marks = frame_block(record), FRAME
     else:
         block, marks = results_block(record), (BEGIN, END)
     for path in documents:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cfpose_bench.tables import BEGIN, END, fill, main, results_block
+from cfpose_bench.tables import BEGIN, END, fill, frame_block, main, results_block
 from cfpose_sdk.errors import InputError
 
 REPORT = "benchmarks/results/coco-val-340-cpu.json"
@@ -17,6 +17,19 @@ REPORT = "benchmarks/results/coco-val-340-cpu.json"
 def test_documents_show_the_committed_report(root: Path, document: str) -> None:
     block = results_block(json.loads((root / REPORT).read_text(encoding="utf-8")))
     assert block in (root / document).read_text(encoding="utf-8"), "run: make tables"
+
+
+def test_the_export_guide_shows_the_committed_frame_report(root: Path) -> None:
+    record = json.loads((root / "benchmarks/results/frame-input-dev.json").read_text("utf-8"))
+    block = frame_block(record)
+    assert block in (root / "export/README.md").read_text(encoding="utf-8"), "run: make tables"
+    for name, row in record["accuracy"].items():
+        taps = name.removeprefix("frame, ")
+        said = {"cv2": "bilinear", "area": "INTER_AREA"}.get(name, f"--{taps}`")
+        (line,) = [x for x in block.splitlines() if said in x and f"{row['oks_shrunk']:.4f}" in x]
+        assert line.count("|") == 5
+    peak = record["peak_rss_mib_3840x2160"]["frame, antialias 1, 20 people"]
+    assert f"| the graph, `--antialias 1` | 20 | {peak} |" in block
 
 
 def test_a_table_is_filled_between_its_marks(tmp_path: Path) -> None:
