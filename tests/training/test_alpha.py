@@ -28,9 +28,8 @@ from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose_training import pose_spec, train_stage1
 from cfpose_training.stages import Stage
+from tests.training.distill_cases import EVERYTHING, WIDE, batch, pose_net
 
-WIDE = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
-EVERYTHING = DistillConfig(kd_fea=True, kd_l1=True, kd_cst=True, kd_logit=True)
 AUTO = dataclasses.replace(EVERYTHING, alpha_auto=0.3, alpha_auto_batches=3)
 
 
@@ -41,20 +40,8 @@ def recipe(tiny_recipe: Path) -> Recipe:
     return load_recipe(tiny_recipe)
 
 
-def batch(recipe: Recipe, seed: int = 1, size: int = 4) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    width, height = recipe.pose.size_wh
-    return {
-        "crops": torch.randint(0, 256, (size, height, width, 3), generator=generator).byte(),
-        "xy": torch.rand(size, 17, 2, generator=generator) * torch.tensor([width, height]),
-        "weight": torch.ones(size, 17),
-    }
-
-
-def pose_net(recipe: Recipe, config: HRNetConfig, seed: int) -> PoseNet:
-    torch.manual_seed(seed)
-    network = PoseNet(config, pose_spec(recipe))
-    network.head.init_as_marginals()
+def lively_net(recipe: Recipe, config: HRNetConfig, seed: int) -> PoseNet:
+    network = pose_net(recipe, config, seed)
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):  # its own init says the middle of every crop
             torch.nn.init.kaiming_normal_(module.weight)
@@ -63,7 +50,7 @@ def pose_net(recipe: Recipe, config: HRNetConfig, seed: int) -> PoseNet:
 
 def distill_stage(recipe: Recipe, config: DistillConfig = EVERYTHING) -> DistillStage:
     spec = pose_spec(recipe)
-    teacher, student = pose_net(recipe, WIDE, 1), pose_net(recipe, recipe.pose.hrnet, 2)
+    teacher, student = lively_net(recipe, WIDE, 1), lively_net(recipe, recipe.pose.hrnet, 2)
     limbs = torch.linspace(0.5, 1.5, len(spec.skeleton.limbs))
     return DistillStage(student, spec, recipe.labels, config, teacher, spec, limbs)
 
@@ -215,7 +202,7 @@ def test_a_resumed_run_goes_on_with_its_alpha(
     recipe = dataclasses.replace(recipe, distill=AUTO)
     data = DataOptions(tiny_root, tmp_path / "cache")
     teacher = tmp_path / "teacher.safetensors"
-    save_pose(teacher, pose_net(recipe, WIDE, 1), pose_spec(recipe))
+    save_pose(teacher, lively_net(recipe, WIDE, 1), pose_spec(recipe))
     whole = train_stage1(recipe, data, RunOptions(tmp_path / "a", accelerator="cpu"), teacher)
     parts = None
     for _ in range(20):  # each call is out of time after one batch

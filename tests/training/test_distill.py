@@ -20,7 +20,6 @@ from cfpose_training.flip_test import flip_test
 from cfpose_training.loop import RunOptions
 from cfpose_training.losses import simcc_loss
 from cfpose_training.nets.decode import decode_simcc
-from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose_training import (
@@ -30,9 +29,8 @@ from cfpose_training.pose_training import (
     train_teacher,
 )
 from cfpose_training.stages import LabelStage, RefinerStage
+from tests.training.distill_cases import EVERYTHING, WIDE, batch, pose_net
 
-WIDE = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
-EVERYTHING = DistillConfig(kd_fea=True, kd_l1=True, kd_cst=True, kd_logit=True)
 OUTPUT_WEIGHTS = (0.3, 0.5, 1.0)
 
 
@@ -44,23 +42,6 @@ def recipe(tiny_recipe: Path) -> Recipe:
         "bottlenecks = 1, modules = [1, 1, 1], blocks = 1 }\n"
     )
     return load_recipe(tiny_recipe)
-
-
-def batch(recipe: Recipe, size: int = 4) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    width, height = recipe.pose.size_wh
-    return {
-        "crops": torch.randint(0, 256, (size, height, width, 3), generator=generator).byte(),
-        "xy": torch.rand(size, 17, 2, generator=generator) * torch.tensor([width, height]),
-        "weight": torch.ones(size, 17),
-    }
-
-
-def pose_net(recipe: Recipe, config: HRNetConfig, seed: int) -> PoseNet:
-    torch.manual_seed(seed)
-    network = PoseNet(config, pose_spec(recipe))
-    network.head.init_as_marginals()
-    return network
 
 
 def distill_stage(recipe: Recipe, config: DistillConfig = EVERYTHING) -> DistillStage:
@@ -345,7 +326,7 @@ def test_refiner_moves_towards_the_teacher_and_leaves_it_alone(recipe: Recipe) -
 
 
 def test_noise_on_the_coarse_pose_is_gaussian_and_in_training_only(recipe: Recipe) -> None:
-    spec, data = pose_spec(recipe), batch(recipe, 64)
+    spec, data = pose_spec(recipe), batch(recipe, size=64)
     network = refined_network(recipe, output="residual")  # starts as the identity
     seen = []
     network.refiner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))

@@ -14,9 +14,10 @@ import pytest
 from cfpose_bench.annotations import read_annotations
 from cfpose_sdk.errors import ArtifactError, DatasetError, InputError, TrainingError
 from cfpose_training.cli import main
-from cfpose_training.label_run import LabelOptions, run_labelling
+from cfpose_training.label_run import run_labelling
 from cfpose_training.labellers import Labeller
 from cfpose_training.labelling import LabelRules
+from tests.training.label_cases import edit, options
 
 BOXES = ((10.0, 20.0, 60.0, 80.0), (150.0, 20.0, 60.0, 80.0))  # xywh
 
@@ -35,24 +36,6 @@ def data_root(tmp_path: Path, write_spotted: Callable[..., None]) -> Path:
     spots = {n: np.array([[38.0 + n, 61.0], [181.0 - n, 58.0]]) for n in range(1, 7)}
     write_spotted(tmp_path / "data", (240, 120), BOXES, spots)
     return tmp_path / "data"
-
-
-def edit(root: Path, change: Any) -> None:
-    record = json.loads((root / "people.json").read_text())
-    change(record)
-    (root / "people.json").write_text(json.dumps(record))
-
-
-def options(root: Path, models: Path, **changes: Any) -> LabelOptions:
-    plain = LabelOptions(
-        out=root / "labels.json",
-        images=root / "images",
-        labeller=models / "tiny_thunder.onnx",
-        annotations=root / "people.json",
-        views=2,
-        threads=1,
-    )
-    return dataclasses.replace(plain, **changes)
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from cfpose_bench.annotations import read_annotations
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import Source
 from cfpose_training.data import load_people
-from cfpose_training.label_run import LabelOptions, run_labelling
+from cfpose_training.label_run import run_labelling
 from cfpose_training.labellers import VIEWS, Labeller
 from cfpose_training.labelling import LabelRules
+from tests.training.label_cases import edit, options
 
 PHOTO_WH = (240, 120)
 REGION = 1.1 * 80  # px of its crop around a box of 60 x 80
@@ -94,12 +93,6 @@ def data_root(tmp_path: Path, write_spotted: Callable[..., None]) -> Path:
     return tmp_path / "data"
 
 
-def edit(root: Path, change: Any) -> None:
-    record = json.loads((root / "people.json").read_text())
-    change(record)
-    (root / "people.json").write_text(json.dumps(record))
-
-
 def truth(number: int, index: int) -> np.ndarray:
     return spots(number)[index] + beside_px()
 
@@ -109,18 +102,6 @@ def labelled(number: int, index: int, joints: list[bool]) -> dict[str, Any]:
     flat = np.column_stack([truth(number, index), np.full(17, 2)])
     flat[~np.array(joints)] = 0
     return {"keypoints": flat.ravel().tolist(), "num_keypoints": sum(joints)}
-
-
-def options(root: Path, models: Path, **changes: Any) -> LabelOptions:
-    plain = LabelOptions(
-        out=root / "labels.json",
-        images=root / "images",
-        labeller=models / "tiny_thunder.onnx",
-        annotations=root / "people.json",
-        views=2,
-        threads=1,
-    )
-    return dataclasses.replace(plain, **changes)
 
 
 @pytest.mark.parametrize("index", range(len(VIEWS)))

@@ -18,20 +18,9 @@ from cfpose_training.data import DataOptions
 from cfpose_training.loop import RunOptions
 from cfpose_training.pose_training import pose_spec, train_stage1, train_stage2, train_teacher
 from cfpose_training.schemes import SCHEMES, scheme, teacher_recipe
+from tests.training.test_ablation import differences
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
-
-
-def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[object, object]]:
-    """Dotted name of every leaf field in which two dataclasses differ."""
-    found: dict[str, tuple[object, object]] = {}
-    for field in dataclasses.fields(a):
-        mine, theirs = getattr(a, field.name), getattr(b, field.name)
-        if dataclasses.is_dataclass(mine) and type(mine) is type(theirs):
-            found |= differences(mine, theirs, f"{prefix}{field.name}.")
-        elif mine != theirs:
-            found[prefix + field.name] = (mine, theirs)
-    return found
 
 
 @pytest.mark.parametrize("name", ["paper-coco", "paper-crowdpose", "improved-coco"])
