@@ -46,7 +46,6 @@ class AugmentConfig:
     """SimCC's augmentation (METHOD: HRNet's JointsDataset). Probabilities are per sample."""
 
     flip_p: float = 0.5
-    box_sigma: float = 0.0  # each edge of the box is off, by this share of the box's side
     zoom_sigma: float = 0.35  # the box is scaled by clip(1 + sigma * N, 1 - sigma, 1 + sigma)
     rotation_p: float = 0.6
     rotation_sigma_deg: float = 45.0  # clipped at twice this
@@ -56,6 +55,7 @@ class AugmentConfig:
     dropout_side: tuple[float, float] = (0.2, 0.4)  # least and greatest share of the crop's sides
     contrast: float = 0.0  # pixel values are scaled by 1 ± this, each colour channel by its own
     brightness: float = 0.0  # and moved by up to this, of 255, likewise
+    box_sigma: float = 0.0  # each edge of the box is off, by this share of the box's side
 
 
 @dataclass(frozen=True)
