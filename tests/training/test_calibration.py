@@ -18,8 +18,8 @@ from cfpose_training.calibration import (
     fit_covariance,
     good_joints,
 )
-from cfpose_training.data import People
 from cfpose_training.evaluation import Predictions
+from cfpose_training.people import People
 
 
 def test_the_fit_finds_the_curve_that_made_the_outcomes() -> None:

@@ -17,8 +17,9 @@ from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.batches import EpochSampler, Shard, epoch_batches
 from cfpose_training.config import AugmentConfig, LabelConfig, Source
-from cfpose_training.data import CropDataset, load_people, plain_crops
+from cfpose_training.data import CropDataset, plain_crops
 from cfpose_training.optim_config import OptimConfig
+from cfpose_training.people import load_people
 from cfpose_training.photos import cache_photos
 
 SPEC = ModelSpec(name="t", skeleton=COCO_17, size_wh=(36, 48))

@@ -14,8 +14,8 @@ from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_training.cli import main
 from cfpose_training.config import Source, load_recipe
-from cfpose_training.data import load_people
 from cfpose_training.data_check import check_known, check_recipe
+from cfpose_training.people import load_people
 
 Edit = Callable[[dict[str, Any]], None]
 

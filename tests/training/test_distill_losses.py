@@ -14,7 +14,6 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import DistillConfig, LabelConfig
-from cfpose_training.data import People
 from cfpose_training.distill_losses import (
     decay,
     feature_loss,
@@ -26,6 +25,7 @@ from cfpose_training.distill_losses import (
 from cfpose_training.limbs import limb_weights
 from cfpose_training.losses import simcc_loss
 from cfpose_training.nets.decode import soft_argmax
+from cfpose_training.people import People
 
 LIMBS = ((0, 1), (1, 2), (0, 3))
 BETA = DistillConfig().beta

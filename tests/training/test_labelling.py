@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 from cfpose_bench.annotations import read_annotations
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import Source
-from cfpose_training.data import load_people
 from cfpose_training.label_run import run_labelling
 from cfpose_training.labellers import VIEWS, Labeller
 from cfpose_training.labelling import LabelRules
+from cfpose_training.people import load_people
 from tests.training.label_cases import edit, options
 
 PHOTO_WH = (240, 120)

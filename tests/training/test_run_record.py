@@ -13,9 +13,10 @@ import torch
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import Recipe, load_recipe
-from cfpose_training.data import DataOptions, load_people
+from cfpose_training.data import DataOptions
 from cfpose_training.loop import RunOptions
 from cfpose_training.optim_config import OptimConfig
+from cfpose_training.people import load_people
 from cfpose_training.pose_run import people_digest, stage1_record, stage2_record
 from cfpose_training.pose_training import train_stage1, train_stage2
 from cfpose_training.run_record import differences, recorded, recorded_files

@@ -14,7 +14,8 @@ from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.batches import Shard
 from cfpose_training.cli import main
 from cfpose_training.config import load_recipe
-from cfpose_training.data import Batch, load_people
+from cfpose_training.data import Batch
+from cfpose_training.people import load_people
 from cfpose_training.run_log import Meter
 from cfpose_training.speed import loader_rate, some_people
 

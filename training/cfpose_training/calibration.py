@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from cfpose_bench.reliability import squared_sigmas
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate, widen
-from cfpose_training.data import People
 from cfpose_training.evaluation import Predictions
+from cfpose_training.people import People
 
 Float64 = NDArray[np.float64]
 

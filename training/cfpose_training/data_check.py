@@ -12,8 +12,8 @@ from cfpose_bench.annotations import is_counted, read_annotations
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Recipe
-from cfpose_training.data import clipped_box
 from cfpose_training.finder_config import PhotoSource
+from cfpose_training.people import clipped_box
 
 COCO_PAGE = "the Download page of the COCO site (cocodataset): the 2017 {} and annotations"
 CROWDPOSE_PAGE = (

@@ -17,10 +17,11 @@ from cfpose_bench.crowdpose import evaluate_crowdpose
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
-from cfpose_training.data import People, load_people, plain_crops
+from cfpose_training.data import plain_crops
 from cfpose_training.flip_test import flip_test
 from cfpose_training.nets.decode import covariance, decode_simcc
 from cfpose_training.nets.pose_net import RefinedPoseNet
+from cfpose_training.people import People, load_people
 from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.stages import Normalise
 

@@ -14,7 +14,7 @@ from cfpose_bench.annotations import CROWDPOSE_AREA, is_counted
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.frames import expand
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_training.data import clipped_box
+from cfpose_training.people import clipped_box
 
 Float64 = NDArray[np.float64]
 Who = Literal["unlabelled", "fill", "measure"]

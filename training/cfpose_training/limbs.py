@@ -9,7 +9,7 @@ from cfpose_sdk.crops import crop_transforms, transform_points
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import LimbWeights
-from cfpose_training.data import People
+from cfpose_training.people import People
 
 Float64 = NDArray[np.float64]
 

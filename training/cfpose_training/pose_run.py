@@ -17,7 +17,7 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_training.batches import Batches, batches_per_epoch, epoch_batches
 from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import Recipe
-from cfpose_training.data import CropDataset, DataOptions, People, load_people
+from cfpose_training.data import CropDataset, DataOptions
 from cfpose_training.distill import AlignedStudent
 from cfpose_training.evaluation import DevelopmentSet
 from cfpose_training.kept_checkpoints import BEST_FILE
@@ -25,6 +25,7 @@ from cfpose_training.loop import RunOptions, fit
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.optim_config import OptimConfig
+from cfpose_training.people import People, load_people
 from cfpose_training.photos import cache_photos
 from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded
 from cfpose_training.stages import Stage

@@ -16,10 +16,11 @@ from lightning_fabric import Fabric
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.batches import Batches, Shard, batches_per_epoch
 from cfpose_training.config import Recipe
-from cfpose_training.data import Batch, DataOptions, People
+from cfpose_training.data import Batch, DataOptions
 from cfpose_training.loop import RunOptions
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.optim_config import OptimConfig
+from cfpose_training.people import People
 from cfpose_training.pose_run import PoseRun
 from cfpose_training.pose_training import pose_spec
 from cfpose_training.stages import LabelStage, Stage

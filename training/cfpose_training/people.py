@@ -1,0 +1,158 @@
+"""COCO-format annotations → the people of a data set, in parallel arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_bench.annotations import is_counted, read_annotations
+from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.skeleton import Skeleton
+from cfpose_training.config import Source
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class People:
+    """N labelled people in P photos; parallel arrays."""
+
+    photos: tuple[Path, ...]  # P
+    image_ids: tuple[int, ...]  # P, as in the annotation file
+    photo: NDArray[np.intp]  # (N,) index into photos
+    boxes: Float64  # (N, 4) xyxy, clipped to the photo
+    joints: Float64  # (N, K, 3) x, y in photo pixels, and v
+    areas: Float64  # (N,) of the person in the photo, square pixels, as annotated
+    weight: Float64  # (N,) in the loss
+    repeat: NDArray[np.intp]  # (N,) visits an epoch
+    joint_weight: Float64  # (N, K) of each joint in the loss, beside `weight`; in [0, 1]
+
+    def __len__(self) -> int:
+        return len(self.photo)
+
+
+@dataclass(frozen=True)
+class _Person:
+    photo: int
+    box: tuple[float, float, float, float]
+    joints: Sequence[float]
+    area: float
+    source: Source
+    joint_weight: Sequence[float]
+
+
+def load_people(
+    sources: Sequence[Source], root: Path, skeleton: Skeleton, *, held_out: bool = False
+) -> People:
+    """Everybody in `sources` with a labelled joint; crowd regions are left out.
+
+    An annotation may carry `joint_weights`, K numbers in [0, 1] that multiply its joints' weight in
+    the loss, as `cfpose-train label` writes them; without, all are 1. `held_out` gives the
+    development photos of each source instead of its training photos. Raises DatasetError for
+    annotations that are missing, malformed, or of another skeleton.
+    """
+    photos: list[Path] = []
+    image_ids: list[int] = []
+    people: list[_Person] = []
+    for source in sources:
+        index: dict[int, int] = {}
+        for image, person in _read_source(source, root, skeleton, held_out=held_out):
+            box = clipped_box(person["bbox"], *_photo_wh(source.annotations, image))
+            if box is None:
+                continue
+            if image["id"] not in index:
+                index[image["id"]] = len(photos)
+                photos.append(root / source.images / image["file_name"])
+                image_ids.append(image["id"])
+            weights = _joint_weights(source.annotations, person, len(skeleton))
+            people.append(
+                _Person(
+                    index[image["id"]], box, person["keypoints"], person["area"], source, weights
+                )
+            )
+    return _in_arrays(people, photos, image_ids, len(skeleton))
+
+
+def _read_source(
+    source: Source, root: Path, skeleton: Skeleton, *, held_out: bool
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Each counted person of a source's photos, with its image record."""
+    record = read_annotations(root / source.annotations)
+    names = tuple(record["categories"][0].get("keypoints", ()))
+    if names and names != skeleton.keypoints:
+        raise DatasetError(
+            f"{source.annotations} labels {len(names)} keypoints {names}, "
+            f"expected {len(skeleton)}: {skeleton.keypoints}"
+        )
+    images = {
+        image["id"]: image
+        for image in record["images"]
+        if _is_held_out(image["id"], source) == held_out
+        and fnmatchcase(image["file_name"], source.files)
+    }
+    for person in record["annotations"]:
+        image = images.get(person["image_id"])
+        if image is not None and is_counted(person):
+            yield image, person
+
+
+def _in_arrays(
+    people: Sequence[_Person], photos: Sequence[Path], image_ids: Sequence[int], joints: int
+) -> People:
+    def floats(values: Iterable[Any], *shape: int) -> Float64:
+        return np.array(list(values), dtype=np.float64).reshape(-1, *shape)
+
+    return People(
+        photos=tuple(photos),
+        image_ids=tuple(image_ids),
+        photo=np.array([person.photo for person in people], dtype=np.intp),
+        boxes=floats((person.box for person in people), 4),
+        joints=floats((person.joints for person in people), joints, 3),
+        areas=floats(person.area for person in people),
+        weight=floats(person.source.weight for person in people),
+        repeat=np.array([person.source.repeat for person in people], dtype=np.intp),
+        joint_weight=floats((person.joint_weight for person in people), joints),
+    )
+
+
+def _is_held_out(image_id: int, source: Source) -> bool:
+    return bool(source.holdout_every) and image_id % source.holdout_every == 0
+
+
+def _joint_weights(label: str, person: Mapping[str, Any], joints: int) -> Sequence[float]:
+    """An annotation's `joint_weights`, ones where it has none. Raises DatasetError."""
+    weights: Sequence[float] | None = person.get("joint_weights")
+    if weights is None:
+        return [1.0] * joints
+    if not (
+        isinstance(weights, list)
+        and len(weights) == joints
+        and all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights)
+    ):
+        raise DatasetError(
+            f"{label}: annotation {person['id']} needs {joints} numbers of [0, 1] in "
+            f"'joint_weights', got {str(weights)[:80]}"
+        )
+    return weights
+
+
+def _photo_wh(label: str, image: Mapping[str, Any]) -> tuple[int, int]:
+    if "width" not in image or "height" not in image:
+        raise DatasetError(f"{label}: image {image['id']} lacks its width or height")
+    return image["width"], image["height"]
+
+
+def clipped_box(
+    bbox: Sequence[float], width: int, height: int
+) -> tuple[float, float, float, float] | None:
+    """xywh → xyxy inside the photo; None when nothing of it is inside."""
+    x, y, w, h = bbox
+    left, top = max(0.0, x), max(0.0, y)
+    right, bottom = min(float(width), x + w), min(float(height), y + h)
+    return (left, top, right, bottom) if right > left and bottom > top else None
