@@ -205,6 +205,34 @@ def test_views_move_boxes_with_their_pixels(tmp_path: Path, seed: int) -> None:
     np.testing.assert_allclose(box, seen, atol=1.0)
 
 
+def test_a_mosaic_holds_four_photos_and_their_boxes(tmp_path: Path) -> None:
+    """White people on black: every box is white inside, and white outside boxes is ignored."""
+    x1, y1, x2, y2 = 70, 40, 130, 160
+    picture = np.zeros((200, 240, 3), dtype=np.uint8)
+    picture[y1:y2, x1:x2] = 255
+    paths = [tmp_path / f"{n}.png" for n in range(5)]
+    for path in paths:
+        cv2.imwrite(str(path), picture)
+    person = np.array([[x1, y1, x2, y2]], dtype=float)
+    labelled = [LabelledPhoto(path, people=person, ignored=np.zeros((0, 4))) for path in paths]
+    cache = cache_photos(paths, tmp_path / "cache")
+    found = []
+    for seed in range(20):
+        augment = FinderAugmentConfig(contrast=0, brightness=0, mosaic_p=1.0)
+        item = FinderDataset(labelled, cache, (256, 256), augment, seed)[(0, 0, 0)]
+        white = item["image"].numpy()[..., 0] > 190
+        boxes = item["box"][:, item["heat"] == 1].T.numpy()
+        found.append(len(boxes))
+        for left, top, right, bottom in np.rint(boxes).astype(int):
+            assert white[top + 2 : bottom - 2, left + 2 : right - 2].all()
+            white[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = False
+        rows, columns = np.nonzero(white)  # of people too small or too hidden
+        weight = item["heat_weight"].numpy()[np.minimum(rows + 4, 255) // 8, columns // 8]
+        assert (weight == 0).sum() >= 0.7 * len(rows)
+    assert max(found) == 4
+    assert np.mean(found) > 2
+
+
 def test_views_zoom_within_their_range_and_keep_edges() -> None:
     for seed in range(50):
         rng = np.random.default_rng(seed)

@@ -29,6 +29,7 @@ class FinderAugmentConfig:
     zoom: tuple[float, float] = (0.6, 1.8)
     contrast: float = 0.3  # pixel values are scaled by 1 ± this
     brightness: float = 30.0  # and moved by up to this, of 255
+    mosaic_p: float = 0.0  # share of letterboxes that four photos divide among them
 
 
 @dataclass(frozen=True)

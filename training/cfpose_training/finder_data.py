@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +23,16 @@ Float64 = NDArray[np.float64]
 PAD_VALUE = 114
 HEAT_REACH = 0.54  # the Gaussian's 3-sigma ellipse covers this share of the box (TTFNet's alpha)
 MIN_SIDE_PX = 8.0  # people smaller than this in the letterbox are ignored
+MOSAIC_CENTRE = (0.35, 0.65)  # of the letterbox's sides
 MIN_VISIBLE = 0.4  # so are people of whom the view keeps less than this share of the area
+
+
+class View(NamedTuple):
+    """A rendered picture (H, W, 3) and its boxes (N, 4), xyxy in its pixels, clipped to it."""
+
+    image: Image
+    people: Float64
+    ignored: Float64
 
 
 class FinderDataset(Dataset[Batch]):
@@ -49,22 +59,44 @@ class FinderDataset(Dataset[Batch]):
     def __getitem__(self, address: tuple[int, int, int]) -> Batch:
         epoch, index, visit = address
         rng = np.random.default_rng((self.seed, epoch, index, visit))
+        if self.augment.mosaic_p and rng.random() < self.augment.mosaic_p:
+            view = self._mosaic(index, rng)
+        else:
+            view = self._view(index, self.size_wh, rng)
+        return {
+            "image": torch.from_numpy(view.image),
+            **finder_targets(view.people, view.ignored, self.size_wh),
+        }
+
+    def _view(self, index: int, size_wh: tuple[int, int], rng: np.random.Generator) -> View:
         photo, pixels = self.photos[index], self.cache[index]
-        transform = random_view(pixels.shape[:2], self.size_wh, self.augment, rng)
-        image = render_view(pixels, transform, self.size_wh)
+        transform = random_view(pixels.shape[:2], size_wh, self.augment, rng)
+        image = render_view(pixels, transform, size_wh)
         gain = 1 + self.augment.contrast * rng.uniform(-1, 1)
         shift = self.augment.brightness * rng.uniform(-1, 1)
         levels = np.clip(np.rint(gain * np.arange(256) + shift), 0, 255).astype(np.uint8)
-        image = levels[image]
-        people, visible = _view_boxes(photo.people, transform, self.size_wh)
-        ignored, _ = _view_boxes(photo.ignored, transform, self.size_wh)
+        people, visible = _view_boxes(photo.people, transform, size_wh)
+        ignored, _ = _view_boxes(photo.ignored, transform, size_wh)
         usable = (visible >= MIN_VISIBLE) & (np.minimum(*_sides(people)) >= MIN_SIDE_PX)
-        return {
-            "image": torch.from_numpy(image),
-            **finder_targets(
-                people[usable], np.concatenate([ignored, people[~usable]]), self.size_wh
-            ),
-        }
+        return View(levels[image], people[usable], np.concatenate([ignored, people[~usable]]))
+
+    def _mosaic(self, index: int, rng: np.random.Generator) -> View:
+        """The photo and three others, each in a quarter that a random point bounds."""
+        width, height = self.size_wh
+        x, y = (int(side * rng.uniform(*MOSAIC_CENTRE)) for side in self.size_wh)
+        chosen = [index, *rng.integers(0, len(self.photos), 3).tolist()]
+        image = np.empty((height, width, 3), dtype=np.uint8)
+        people, ignored = [], []
+        corners = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
+        for photo, (left, top, right, bottom) in zip(
+            rng.permutation(chosen).tolist(), corners, strict=True
+        ):
+            view = self._view(photo, (right - left, bottom - top), rng)
+            image[top:bottom, left:right] = view.image
+            origin = np.array([left, top, left, top], dtype=np.float64)
+            people.append(view.people + origin)
+            ignored.append(view.ignored + origin)
+        return View(image, np.concatenate(people), np.concatenate(ignored))
 
 
 def random_view(
