@@ -33,7 +33,7 @@ from cfpose_training.finder_labels import (
     list_photos,
 )
 from cfpose_training.finder_stage import FinderStage, focal_loss, giou
-from cfpose_training.finder_training import train_finder
+from cfpose_training.finder_training import finder_spec, train_finder
 from cfpose_training.loop import RunOptions
 from cfpose_training.nets.finder import (
     FinderNet,
@@ -319,3 +319,12 @@ def test_a_finder_without_a_body_to_start_refuses_weights(
             RunOptions(tmp_path / "run"),
             init=tmp_path / "weights.pth",
         )
+
+
+def test_an_artifact_may_have_a_letterbox_of_its_own() -> None:
+    """The spec names the artifact's; training keeps its own."""
+    plain = FinderConfig("f", OptimConfig(1), (), size_wh=(320, 256))
+    assert finder_spec(plain).size_wh == (320, 256)
+    larger = dataclasses.replace(plain, deploy_size_wh=(480, 416))
+    assert finder_spec(larger).size_wh == (480, 416)
+    assert larger.size_wh == (320, 256)
