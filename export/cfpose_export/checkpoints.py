@@ -36,9 +36,11 @@ def export(arguments: argparse.Namespace) -> None:
                 "finder"
             )
         finder = load_fused_finder(arguments.checkpoint)
-        photos = arguments.photos
-        print(write_proven_finder(arguments.output, finder, build_finder(finder), photos).to_json())
+        model = build_finder(finder, half_weights=arguments.half_weights)
+        print(write_proven_finder(arguments.output, finder, model, arguments.photos).to_json())
         return
+    if arguments.half_weights:
+        raise InputError("--half-weights is for finders; a pose model becomes fp16 by: lower")
     network, spec = load_pose(arguments.checkpoint)
     if arguments.antialias != 1 and arguments.input != "frame":
         raise InputError("--antialias goes with --input frame; crops come as they are")

@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument(
         "--input", choices=get_args(Input), default="crops", help="crops, or whole frames and boxes"
     )
+    write.add_argument(
+        "--half-weights",
+        action="store_true",
+        help="a finder's: stored as float16, computed with in float32",
+    )
     frame = commands.add_parser(
         "frame", help="a proven crops-in graph as a frame-in one", formatter_class=defaults
     )

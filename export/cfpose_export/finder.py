@@ -13,7 +13,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from cfpose_export.graph import check_graph
+from cfpose_export.graph import check_graph, holds
+from cfpose_export.half_weights import halve_weights
 from cfpose_export.onnx import trace
 from cfpose_export.proof_crops import DEMO_PHOTOS
 from cfpose_sdk.backends import open_backend
@@ -29,6 +30,8 @@ OUTPUTS = ("boxes", "scores")
 COMPARED = 10  # best candidates of a photo; the many below score next to nothing
 MAX_PX = 0.05
 MAX_SCORE = 1e-3
+MAX_HALF_PX = 0.5  # of a graph whose weights were rounded to float16
+MAX_HALF_SCORE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class FinderDrift:
     candidates: int
     max_px: float  # letterbox pixels, of any box side
     score_max: float
+    half_weights: bool = False  # whether the graph stores float16
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -55,11 +59,16 @@ def load_fused_finder(checkpoint: Path) -> FusedFinder:
     return FusedFinder(*load_finder(checkpoint))
 
 
-def build_finder(fused: FusedFinder) -> onnx.ModelProto:
-    """The graph of a finder, with its FinderSpec in the metadata. Raises ExportError."""
+def build_finder(fused: FusedFinder, *, half_weights: bool = False) -> onnx.ModelProto:
+    """The graph of a finder, with its FinderSpec in the metadata. Raises ExportError.
+
+    `half_weights` stores them as float16; the graph computes in float32 all the same.
+    """
     width, height = fused.spec.size_wh
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     model = trace(fused, example, "images", OUTPUTS)
+    if half_weights:
+        halve_weights(model)
     onnx.helper.set_model_props(model, {FINDER_KEY: fused.spec.to_json()})
     check_graph(model, "images", OUTPUTS)
     return model
@@ -88,15 +97,18 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
                 off.append(score)
                 candidates += min(COMPARED, len(scores))
     # np.max, not max: it passes NaN on
-    return FinderDrift(len(paths), candidates, float(np.max(far)), float(np.max(off)))
+    half = holds(model, onnx.TensorProto.FLOAT16)
+    return FinderDrift(len(paths), candidates, float(np.max(far)), float(np.max(off)), half)
 
 
 def judge_finder(drift: FinderDrift) -> None:
     """Raise ExportError unless the drift keeps to the bounds; NaN does not."""
-    if not (drift.max_px <= MAX_PX and drift.score_max <= MAX_SCORE):
+    max_px = MAX_HALF_PX if drift.half_weights else MAX_PX
+    max_score = MAX_HALF_SCORE if drift.half_weights else MAX_SCORE
+    if not (drift.max_px <= max_px and drift.score_max <= max_score):
         raise ExportError(
-            f"the graph is not the model: boxes drift by {drift.max_px:.3g} px (allowed {MAX_PX}), "
-            f"scores by {drift.score_max:.3g} (allowed {MAX_SCORE})"
+            f"the graph is not the model: boxes drift by {drift.max_px:.3g} px (allowed {max_px}), "
+            f"scores by {drift.score_max:.3g} (allowed {max_score})"
         )
 
 

@@ -104,10 +104,20 @@ def test_starts_from_imagenet_and_from_itself(tmp_path: Path, model_spec: ModelS
         assert torch.equal(other.state_dict()[key], value), key
 
 
-def test_another_neck_is_refused(tmp_path: Path, model_spec: ModelSpec) -> None:
-    save_pose(tmp_path / "a.safetensors", PoseNet(TINY, model_spec), model_spec)
-    with pytest.raises(ArtifactError, match=r"neck=\(12, 8, 4\).*neck=\(16, 8, 4\)"):
-        initialise(PoseNet(LiteConfig(neck=(16, 8, 4)), model_spec), tmp_path / "a.safetensors")
+def test_a_teachers_body_goes_under_another_neck(tmp_path: Path, model_spec: ModelSpec) -> None:
+    teacher = PoseNet(LiteConfig(neck=(16, 8, 8), frozen=4), model_spec)
+    save_pose(tmp_path / "teacher.safetensors", teacher, model_spec)
+    student = PoseNet(TINY, model_spec)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    found = initialise(student, tmp_path / "teacher.safetensors")
+    assert found.fresh == ("neck", "head.final_layer")
+    assert found.taken == ("head.mlp_head_x", "head.mlp_head_y")
+    assert all(key.startswith("backbone.") for key in found.dropped)
+    assert found.dropped
+    assert not any(key.startswith("backbone.body.") for key in found.dropped)
+    for key, value in student.state_dict().items():
+        fresh = not key.startswith(("backbone.body.", "head.mlp_head"))
+        assert torch.equal(value, before[key] if fresh else teacher.state_dict()[key]), key
 
 
 @pytest.mark.parametrize("table", ["", "hrnet = { width = 4 }\nlite = { neck = [4, 4, 4] }\n"])

@@ -31,6 +31,7 @@ from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 
 Layout = Literal["simcc", "mmpose"]
 
+BODY = "backbone.body."
 IMAGENET_STEM = "_conv_stem.weight"  # as `efficientnet_lite_pytorch` names it
 
 SKELETONS = {len(skeleton): skeleton for skeleton in (COCO_17, CROWDPOSE_14)}
@@ -38,10 +39,10 @@ SKELETONS = {len(skeleton): skeleton for skeleton in (COCO_17, CROWDPOSE_14)}
 
 @dataclass(frozen=True)
 class Initialised:
-    """What `initialise` did to a network's head, and what it left in the file."""
+    """What `initialise` did to a network's neck and head, and what it left in the file."""
 
     taken: tuple[str, ...]  # head layers that came from the file
-    fresh: tuple[str, ...]  # head layers that did not fit it, or that it lacks
+    fresh: tuple[str, ...]  # "neck" and head layers that did not fit it, or that it lacks
     dropped: tuple[str, ...]
 
 
@@ -105,9 +106,10 @@ def save_state(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
 def initialise(network: PoseNet, path: Path) -> Initialised:
     """Start a network from any understood checkpoint.
 
-    The backbone must fit whole; an EfficientNet body also takes its ImageNet weights, and then
-    the neck above it stays as it was. Of a SimCC head each layer is taken that fits: another number
-    of joints leaves `final_layer` as it was. Raises ArtifactError.
+    The backbone must fit whole. An EfficientNet body also takes its ImageNet weights, or those of
+    the same body under another neck; then the neck above it stays as it was. Of a SimCC head each
+    layer is taken that fits: another number of joints leaves `final_layer` as it was. Raises
+    ArtifactError.
     """
     state = read_state(path)
     backbone = network.backbone
@@ -115,12 +117,22 @@ def initialise(network: PoseNet, path: Path) -> Initialised:
         dropped = backbone.body.load_imagenet(state)
         return Initialised(taken=(), fresh=("neck", *_head_layers(network)), dropped=dropped)
     adopted = adopt(state, path)
-    given = adopted.backbone
-    if isinstance(given, LiteConfig) and isinstance(backbone.config, LiteConfig):
-        given = dataclasses.replace(given, frozen=backbone.config.frozen)
-    if given != backbone.config:
-        raise ArtifactError(f"{path} is an {given}, the network to start is an {backbone.config}")
-    return _take(network, adopted.tensors, adopted.dropped)
+    given, wanted, fresh = adopted.backbone, backbone.config, tuple[str, ...]()
+    if isinstance(given, LiteConfig) and isinstance(wanted, LiteConfig):
+        given = dataclasses.replace(given, frozen=wanted.frozen)
+        if given.neck != wanted.neck:
+            given, adopted = dataclasses.replace(given, neck=wanted.neck), _without_neck(adopted)
+            fresh = ("neck",)
+    if given != wanted:
+        raise ArtifactError(f"{path} is an {given}, the network to start is an {wanted}")
+    found = _take(network, adopted.tensors, adopted.dropped)
+    return dataclasses.replace(found, fresh=(*fresh, *found.fresh))
+
+
+def _without_neck(adopted: Adopted) -> Adopted:
+    kept = {k: v for k, v in adopted.tensors.items() if k.startswith((BODY, "head."))}
+    left = tuple(key for key in adopted.tensors if key not in kept)
+    return dataclasses.replace(adopted, tensors=kept, dropped=(*adopted.dropped, *left))
 
 
 def _head_layers(network: PoseNet) -> tuple[str, ...]:
