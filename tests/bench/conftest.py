@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from cfpose_bench import candidates, session
 from cfpose_sdk.skeleton import COCO_17, Skeleton
+from tests.bench.known_answer import KnowsTheAnswer
 
 Record = dict[str, Any]
 
@@ -104,3 +107,16 @@ def dataset_folder(
         image = np.full((240, 320, 3), 40 * image_id, np.uint8)
         assert cv2.imwrite(str(folder / "images" / f"{image_id:012d}.png"), image)
     return folder
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[KnowsTheAnswer]:
+    """What cfpose-bench opens in the place of a model; the test may set its attributes."""
+    chosen = type("StandIn", (KnowsTheAnswer,), {})
+    monkeypatch.setattr(candidates, "PoseEstimator", chosen)
+    finder = SimpleNamespace(
+        spec=SimpleNamespace(name="finder-x"), threshold=0.25, close=lambda: None
+    )
+    for module in (candidates, session):
+        monkeypatch.setattr(module, "PersonFinder", lambda path, **options: finder)
+    return chosen

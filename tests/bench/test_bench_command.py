@@ -6,89 +6,16 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cfpose_bench import candidates, session
-from cfpose_bench.cli import main
-from cfpose_bench.dataset import open_dataset
 from cfpose_sdk import commands
-from cfpose_sdk.detector import as_detections
-from cfpose_sdk.errors import DatasetError, InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL
-from cfpose_sdk.image import read_image
 from cfpose_sdk.results import Poses
-from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
-
-
-class KnowsTheAnswer:
-    """Gives each box the annotated joints of its person, moved by `noise_px`; finds no crowds."""
-
-    noise_px = 0.0
-    delay_ms = 0.0
-    repeats = 1  # how often the detector finds each person
-    skeleton = COCO_17
-
-    def __init__(
-        self, model: Any, *, detector: Any = None, device: str = "auto", threads: int | None = None
-    ) -> None:
-        self.folder = Path(__file__).parent if model is None else Path(model).parent
-        self.spec = SimpleNamespace(skeleton=self.skeleton, precision="fp32", size_wh=(192, 256))
-        self.info = SimpleNamespace(provider="StandIn", model=__file__)
-        self.closed = False
-
-    def predict(self, image: Path, boxes: Any = None) -> Poses:
-        height, width = read_image(image).shape[:2]
-        dataset = open_dataset(image.parent.parent)
-        people = [
-            p
-            for p in dataset.annotations["annotations"]
-            if p["image_id"] == int(image.stem) and p["num_keypoints"]
-        ]
-        if boxes is None:
-            xywh = np.array([p["bbox"] for p in people for _ in range(self.repeats)])
-            xyxy = xywh.reshape(-1, 4)
-            xyxy[:, 2:] += xyxy[:, :2]
-            boxes = np.column_stack([xyxy, np.full(len(xyxy), 0.5)])
-        found = as_detections(boxes)
-        by_corner = {tuple(np.float32(p["bbox"][:2])): p["keypoints"] for p in people}
-        points = [by_corner[tuple(box[:2])] for box in found.boxes]
-        joints = np.array(points, dtype=np.float32).reshape(-1, 17, 3)
-        return Poses(
-            xy=joints[..., :2] + np.float32([self.noise_px, 0]),
-            confidence=np.full(joints.shape[:2], 0.5, np.float32),
-            boxes=found.boxes,
-            box_scores=found.scores,
-            skeleton=COCO_17,
-            image_size_wh=(width, height),
-            speed_ms={"infer": 1.0 + self.delay_ms, "total": 2.0 + self.delay_ms},
-            covariance=np.tile(np.float32([[16, 0], [0, 1]]), (len(joints), 17, 1, 1)),
-        )
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[KnowsTheAnswer]:
-    chosen = type("StandIn", (KnowsTheAnswer,), {})
-    monkeypatch.setattr(candidates, "PoseEstimator", chosen)
-    finder = SimpleNamespace(
-        spec=SimpleNamespace(name="finder-x"), threshold=0.25, close=lambda: None
-    )
-    for module in (candidates, session):
-        monkeypatch.setattr(module, "PersonFinder", lambda path, **options: finder)
-    return chosen
-
-
-def run(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    target = folder.parent / "report.json"
-    here = ["--in-process", "--repeats", "0", "--rounds", "2"]
-    code = main(["--dataset", str(folder), "--json", str(target), *here, *arguments])
-    return code, json.loads(target.read_text())
+from cfpose_sdk.skeleton import COCO_17
+from tests.bench.known_answer import run
 
 
 def test_report_has_the_stable_keys(
@@ -200,52 +127,6 @@ def test_limit_and_several_models(dataset_folder: Path, stand_in: Any, tmp_path:
     assert code == 0
     assert found["protocol"]["images"] == 1
     assert [row["model"] for row in found["models"]] == ["default", "b.onnx"]
-
-
-def test_a_model_that_loses_a_box_is_refused(
-    dataset_folder: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = stand_in.predict
-    monkeypatch.setattr(
-        stand_in, "predict", lambda self, image, boxes: whole(self, image, boxes)[1:]
-    )
-    with pytest.raises(DatasetError, match="1 poses for 2 boxes"):
-        run(dataset_folder)
-
-
-def test_a_model_of_another_skeleton_is_refused(dataset_folder: Path, stand_in: Any) -> None:
-    stand_in.skeleton = CROWDPOSE_14
-    with pytest.raises(DatasetError, match="14 keypoints"):
-        run(dataset_folder)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--dataset", "crowdpose", "--data-root", "none"], "crowdpose is not in none"),
-        (["--dataset", "demo", "--min-ap", "0.1"], "--min-ap needs keypoints"),
-        (["--dataset", "demo", "--max-drift", "1"], "--max-drift needs --reference"),
-        (["--dataset", "demo", "--baseline", "none.json"], "--baseline none.json does not exist"),
-        (["--dataset", "demo", "--threads", "-1"], "threads must be at least 1"),
-        (["--dataset", "demo", "--rounds", "0"], "rounds must be at least 1"),
-        (["--dataset", "demo", "--preset", "paper"], "needs the published boxes"),
-        (["--dataset", "x", "--max-p99-ms", "nan"], "--max-p99-ms must be a number"),
-        (["--dataset", "x", "--min-ap", "nan"], "--min-ap must be a number"),
-        (["--dataset", "none.json"], "cannot be read"),
-    ],
-)
-def test_wrong_use_is_a_plain_sentence_and_exit_code_2(
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["cfpose-bench", *arguments])
-    assert commands.bench() == 2
-    printed = capsys.readouterr()
-    assert message in printed.err
-    assert printed.err.count("\n") == 1
-    assert printed.out == ""
 
 
 def test_noise_moves_drift_by_what_was_added(
@@ -370,25 +251,3 @@ def test_people_curve_throughput_and_csv(
     assert float(cells["accuracy.AP"]) == row["accuracy"]["AP"]
     assert float(cells["latency_ms.infer.p99"]) == row["latency_ms"]["infer"]["p99"]
     assert float(cells["people_curve.20.p50"]) == row["people_curve"][2]["p50"]
-
-
-def test_unknown_peers_and_absent_files_are_refused(dataset_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no peer is called 'openpose'"):
-        main(["--dataset", str(dataset_folder), "--model", "openpose:x.onnx"])
-    with pytest.raises(ValueError, match="does not exist"):
-        main(["--dataset", str(dataset_folder), "--model", f"movenet:{tmp_path}/lightning.onnx"])
-    with pytest.raises(SystemExit) as stop:
-        main([])
-    assert stop.value.code == 2
-
-
-def test_help_names_every_promised_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    flags = ["dataset", "data-root", "images", "model", "boxes", "detector", "limit", "json"]
-    flags += ["html", "csv", "min-ap", "max-drift", "max-p99-ms", "baseline", "reference"]
-    flags += ["preset", "flip-test", "threads", "rounds", "repeats", "resume", "peer-python"]
-    for flag in flags:
-        assert f"--{flag} " in text
