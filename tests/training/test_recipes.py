@@ -67,7 +67,7 @@ def losses(folder: Path) -> list[set[str]]:
         ("paper-coco", {"kl", "fea", "l1", "cst"}),
         ("paper-crowdpose", {"kl", "fea", "l1", "cst"}),
         ("improved-coco", {"kl", "fea", "l1", "cst", "logit"}),
-        ("cfpose-s-lite0", {"kl"}),
+        ("cfpose-s-start", {"kl"}),
         ("cfpose-s", {"kl", "fea", "l1", "cst", "logit", "alpha"}),
         ("cfpose-s-ablation", {"kl", "fea", "l1", "cst", "alpha"}),
     ],
