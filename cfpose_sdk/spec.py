@@ -16,12 +16,13 @@ from typing import Any, Literal, cast, get_args
 from cfpose_sdk.errors import InputError, SpecError
 from cfpose_sdk.skeleton import Pair, Skeleton
 
-SPEC_VERSION = 3  # of a ModelSpec; versions 1 and 2 are read too
+SPEC_VERSION = 4  # of a ModelSpec; versions 1 to 3 are read too
 FINDER_VERSION = 1
 SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
 FINDER_KEY = "cfpose.finder"
 
 Decode = Literal["argmax", "subbin"]
+Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
 JointLookup = Literal["gridsample", "gather"]
 
@@ -29,7 +30,7 @@ MAX_ANTIALIAS = 8  # 64 samples a crop pixel
 # the version that brought them
 _LATER_KEYS = {
     "covariance_scale": 2, "flip_test": 2, "joint_lookup": 2, "antialias": 2,
-    "covariance_odds_power": 3,
+    "covariance_odds_power": 3, "evidence": 4,
 }  # fmt: skip
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -49,6 +50,9 @@ class ModelSpec:
     split_ratio: float = 2.0  # SimCC bins a pixel
     mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB  # of pixels scaled to [0, 1]
     std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
+    # the raw score. peak: the mass of the bins near their peak, as the decoder gives it; spread:
+    # the OKS that their spread lets expect, see `cfpose_sdk.keypoints.expected_oks`
+    evidence: Evidence = "peak"
     # confidence = sigmoid(slope * logit(raw score) + intercept), fitted on held-out photos
     calibration: tuple[float, float] = (1.0, 0.0)
     # covariance = scale · (confidence / (1 − confidence))^−power · moments of the bins, both fitted
@@ -68,6 +72,8 @@ class ModelSpec:
         _check_size(self.size_wh)
         if self.decode not in get_args(Decode):
             raise SpecError(f"decode must be one of {get_args(Decode)}, got {self.decode!r}")
+        if self.evidence not in get_args(Evidence):
+            raise SpecError(f"evidence must be one of {get_args(Evidence)}, got {self.evidence!r}")
         if self.input not in get_args(Input):
             raise SpecError(f"input must be one of {get_args(Input)}, got {self.input!r}")
         if self.joint_lookup not in get_args(JointLookup):

@@ -17,7 +17,7 @@ from cfpose_export.graph import LOGITS, POSE_OUTPUTS, check_graph, read_spec
 from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure
 from cfpose_export.proof_crops import read_people
-from cfpose_sdk.keypoints import covariance, widen
+from cfpose_sdk.keypoints import calibrate, covariance, expected_oks, widen
 from cfpose_training.flip_test import flip_test
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
@@ -27,7 +27,7 @@ Variant = tuple[FusedPose, onnx.ModelProto]
 
 @pytest.fixture(scope="module")
 def variant(fused: FusedPose) -> Variant:
-    """The tiny model with flip test, Gather lookup and a fitted covariance."""
+    """The tiny model with flip test, Gather lookup, fitted covariance, confidence from spread."""
     assert fused.refiner is not None
     spec = dataclasses.replace(
         fused.spec,
@@ -35,6 +35,8 @@ def variant(fused: FusedPose) -> Variant:
         joint_lookup="gather",
         covariance_scale=0.6,
         covariance_odds_power=0.3,
+        evidence="spread",
+        calibration=(0.9, 4.0),
     )
     other = FusedPose(RefinedPoseNet(fused.pose, fused.refiner, spec), spec)
     return other, build_pose(other)
@@ -114,6 +116,17 @@ def test_covariance_in_the_graph_is_that_of_the_reference(
         expected = widen(expected, got["confidence"], power)
         np.testing.assert_allclose(got["covariance"], expected, rtol=1e-4)
         assert np.linalg.det(got["covariance"]).min() > 0
+
+
+def test_confidence_from_the_spread_is_that_of_the_reference(variant: Variant) -> None:
+    fused, model = variant
+    got = run(model, read_people(None, fused.spec, 7), *LOGITS)
+    moments = covariance(got["x_logits"], got["y_logits"], got["keypoints"], 2.0)
+    oks = expected_oks(got["keypoints"], moments, fused.spec.skeleton.oks_sigmas)
+    expected = calibrate(oks, fused.spec.calibration)
+    np.testing.assert_allclose(got["confidence"], expected, rtol=1e-4)
+    assert np.ptp(expected) > 0.01
+    assert run(model, read_people(None, fused.spec, 1)[:0])["confidence"].shape == (0, 17)
 
 
 def test_a_graph_of_version_1_has_no_covariance_and_is_read(root: Path) -> None:

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc
+from cfpose_sdk.keypoints import (
+    AREA_SHARE,
+    calibrate,
+    covariance,
+    decode_simcc,
+    expected_oks,
+)
 
 RATIO = 2.0
 WIDTH, HEIGHT = 96, 128
@@ -123,3 +129,27 @@ def test_covariance_sees_the_whole_axis_and_stays_invertible() -> None:
     assert matrices[0, 0, 0, 0] == pytest.approx(4 + 40**2 / 2 + 1 / 48, rel=1e-3)
     assert matrices[0, 0, 1, 1] == pytest.approx(1 / 48, abs=1e-12)
     assert covariance(both[:0], certain[:0], np.zeros((0, 1, 2)), RATIO).shape == (0, 1, 2, 2)
+
+
+def test_expected_oks_is_the_mean_oks_of_truths_around_the_joint() -> None:
+    """Against a million draws: OKS of 4 joints on a 100 x 50 px rectangle."""
+    rng = np.random.default_rng(0)
+    xy = np.array([[[10.0, 20.0], [110.0, 30.0], [40.0, 70.0], [50.0, 50.0]]])
+    spread = rng.uniform(1, 200, (1, 4, 2))
+    sigmas = (0.026, 0.079, 0.107, 0.087)
+    matrices = spread[..., None] * np.eye(2)
+    got = expected_oks(xy, matrices, sigmas)[0]
+    area = AREA_SHARE * 100 * 50
+    for joint, sigma in enumerate(sigmas):
+        off = rng.normal(size=(1_000_000, 2)) * np.sqrt(spread[0, joint])
+        oks = np.exp(-(off**2).sum(axis=1) / (2 * area * (2 * sigma) ** 2))
+        assert got[joint] == pytest.approx(oks.mean(), abs=2e-3)
+
+
+def test_expected_oks_of_the_certain_of_one_point_and_of_nobody() -> None:
+    corners = np.array([[[0.0, 0.0], [30.0, 40.0]]])
+    certain = np.full((1, 2, 2, 2), 1e-9) * np.eye(2)
+    assert expected_oks(corners, certain, (0.05, 0.1)) == pytest.approx(1)
+    one_point = expected_oks(np.zeros((1, 2, 2)), 4 * np.eye(2)[None, None], (0.05, 0.1))
+    assert ((one_point > 0) & (one_point < 0.01)).all()  # nobody is smaller than a pixel
+    assert expected_oks(corners[:0], certain[:0], (0.05, 0.1)).shape == (0, 2)

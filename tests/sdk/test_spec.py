@@ -25,6 +25,7 @@ FULL = ModelSpec(
     calibration=(0.7, -0.3),
     covariance_scale=0.6,
     covariance_odds_power=0.2,
+    evidence="spread",
     flip_test=True,
     joint_lookup="gather",
     antialias=2,
@@ -42,10 +43,12 @@ def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
     record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": version}
-    del record["covariance_odds_power"]
+    del record["evidence"]
+    if version < 3:
+        del record["covariance_odds_power"]
     if version == 1:
         for key in ("covariance_scale", "flip_test", "joint_lookup", "antialias"):
             del record[key]
@@ -98,7 +101,7 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
         (changed(antialias=0), "antialias must be 1 to 8"),
         (changed(antialias=2.0), "antialias must be 1 to 8"),
         (changed(spec_version=1), r"spec_version 1 has unknown keys \['antialias', 'cov"),
-        (changed(spec_version=2), r"spec_version 2 has unknown keys \['covariance_odds_power'\]"),
+        (changed(spec_version=2), r"spec_version 2 has unknown keys \['covariance_odds_power'"),
         (changed(limbs=[[0, 99]]), "limbs must join"),
         (changed(limbs=[[0, 1, 2]]), "malformed"),
         (changed(oks_sigmas=[0.1]), "oks_sigmas"),

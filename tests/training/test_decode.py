@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cfpose_sdk import keypoints
+from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.nets import decode
 
 DECODES = ["argmax", "subbin"]
@@ -139,6 +140,20 @@ def test_widened_covariance_equals_the_reference(seed: int, power: float) -> Non
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9)
     odds = confidence[1] / (1 - confidence[1])
     np.testing.assert_allclose(expected[1], matrices[1] / odds[:, None, None] ** power, rtol=1e-3)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_expected_oks_equals_the_reference(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(0, 190, (2, 17, 2))
+    spread = rng.uniform(0.1, 400, (2, 17, 2, 1)) * np.eye(2)
+    sigmas = COCO_17.oks_sigmas
+    expected = keypoints.expected_oks(xy, spread, sigmas)
+    got = decode.expected_oks(torch.from_numpy(xy), torch.from_numpy(spread), sigmas)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
+    single = [torch.from_numpy(values).float() for values in (xy, spread)]
+    np.testing.assert_allclose(decode.expected_oks(*single, sigmas).numpy(), expected, rtol=1e-4)
+    assert ((expected > 0) & (expected < 1)).all()
 
 
 def test_covariance_of_nobody_and_of_half_precision_logits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,30 @@ import pytest
 import torch
 
 from cfpose_sdk.crops import invert_transforms, transform_points
-from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, widen
+from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks, widen
+from cfpose_sdk.spec import Evidence
 from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions, plain_crops
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.pose_training import development_set, measured_spec, pose_spec
+from cfpose_training.pose_training import (
+    deployed_spec,
+    development_set,
+    measured_spec,
+    pose_spec,
+)
 from cfpose_training.stages import Normalise
 
 
+@pytest.mark.parametrize("evidence", ["peak", "spread"])
 def test_the_covariance_scale_covers_the_development_joints(
-    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+    evidence: Evidence, tiny_recipe: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(tiny_recipe)
-    spec = pose_spec(recipe)
+    recipe = dataclasses.replace(recipe, pose=dataclasses.replace(recipe.pose, evidence=evidence))
+    assert pose_spec(recipe).evidence == "peak"  # epochs are compared by the plain score
+    spec = deployed_spec(recipe)
+    assert spec.evidence == evidence
     torch.manual_seed(0)
     pose = PoseNet(recipe.pose.hrnet, spec)
     refiner = IGPGCNConfig(
@@ -38,12 +49,13 @@ def test_the_covariance_scale_covers_the_development_joints(
         images = Normalise()(torch.from_numpy(crops))
         x_logits, y_logits, _ = pose(images)
         xy = network(images)[0].double().numpy()
-    spread = covariance(
-        x_logits.numpy(), y_logits.numpy(), xy, spec.split_ratio, measured.covariance_scale
-    )
+    moments = covariance(x_logits.numpy(), y_logits.numpy(), xy, spec.split_ratio)
     _, score = decode_simcc(x_logits.numpy(), y_logits.numpy(), spec.split_ratio, spec.decode)
+    if evidence == "spread":
+        score = expected_oks(xy, moments, spec.skeleton.oks_sigmas)
+    assert np.allclose(dev.predict(network).score, score, atol=1e-4)
     confidence = calibrate(score, measured.calibration)
-    spread = widen(spread, confidence, measured.covariance_odds_power)
+    spread = widen(moments, confidence, measured.covariance_odds_power) * measured.covariance_scale
     truth = transform_points(transforms, dev.people.joints[..., :2])
     labelled = dev.people.joints[..., 2] > 0
     # without rotation a crop is the photo scaled, which leaves Mahalanobis distances as they are

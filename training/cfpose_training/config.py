@@ -14,7 +14,7 @@ from typing import Literal
 import dacite
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.spec import Decode
+from cfpose_sdk.spec import Decode, Evidence
 from cfpose_training.finder_config import FinderConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
@@ -129,6 +129,7 @@ class PoseConfig:
     box_scale: float = 1.25  # of the training crops
     deploy_box_scale: float = 0.0  # of the artifact's crops; 0: as in training
     decode: Decode = "argmax"
+    evidence: Evidence = "peak"  # of the artifact's confidence, see ModelSpec; not while training
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 
     @property

@@ -19,7 +19,7 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
 from cfpose_training.data import plain_crops
 from cfpose_training.flip_test import flip_test
-from cfpose_training.nets.decode import covariance, decode_simcc
+from cfpose_training.nets.decode import covariance, decode_simcc, expected_oks
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.people import People, load_people
 from cfpose_training.photos import PhotoCache, cache_photos
@@ -33,7 +33,7 @@ class Predictions:
     """Poses of N people in photo pixels."""
 
     xy: Float64  # (N, K, 2), refined where the network has a refiner
-    score: Float64  # (N, K) raw, in [0, 1]
+    score: Float64  # (N, K) raw, in [0, 1], by the spec's `evidence`; flip test: by the peak
     covariance: Float64 | None = None  # (N, K, 2, 2) photo pixels², unscaled; None: flip test
 
 
@@ -107,4 +107,7 @@ def _run(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, T
     xy, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
     if isinstance(network, RefinedPoseNet):
         xy = network.refiner.apply_to(taps, xy, score)
-    return xy, score, covariance(x_logits, y_logits, xy, spec.split_ratio)
+    spread = covariance(x_logits, y_logits, xy, spec.split_ratio)
+    if spec.evidence == "spread":
+        score = expected_oks(xy, spread, spec.skeleton.oks_sigmas)
+    return xy, score, spread

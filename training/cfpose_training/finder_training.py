@@ -25,7 +25,7 @@ from cfpose_training.finder_stage import FinderStage
 from cfpose_training.foreign import read_state
 from cfpose_training.loop import RunOptions, fit
 from cfpose_training.nets.efficientnet import EfficientNetLite
-from cfpose_training.nets.finder import FinderNet, pick_people
+from cfpose_training.nets.finder import FinderNet
 from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded, recorded_files
 from cfpose_training.stages import Normalise
@@ -33,6 +33,7 @@ from cfpose_training.stages import Normalise
 FINDER_FILE = "finder.safetensors"
 MATCH_IOU = 0.5
 HEAT_KEY = "heat.0.0.weight"  # of a finder's checkpoint
+LATER = "box_refiner."  # keys of what may join a finder that is trained already
 
 
 def finder_spec(config: FinderConfig) -> FinderSpec:
@@ -119,10 +120,13 @@ def _record(config: FinderConfig, files: Record) -> Record:
 
 def _start_from(network: FinderNet, path: Path) -> None:
     if path.suffix == ".safetensors" and HEAT_KEY in (state := read_state(path)):
-        if problems := misfits(network.state_dict(), state):
+        new = {
+            k: v for k, v in network.state_dict().items() if k.startswith(LATER) and k not in state
+        }
+        if problems := misfits(network.state_dict(), {**new, **state}):
             raise ArtifactError(f"{path} does not fit the recipe's finder: {'; '.join(problems)}")
-        network.load_state_dict(state)
-        print(f"{path.name} gives the whole finder")
+        network.load_state_dict({**new, **state})
+        print(f"{path.name} gives the whole finder" + (", but for its second look" if new else ""))
         return
     if not isinstance(network.body, EfficientNetLite):
         raise TrainingError(
@@ -179,7 +183,8 @@ class FinderDevelopmentSet:
         network.eval()
         with torch.no_grad():
             images = Normalise().to(device)(torch.from_numpy(canvas[None]).to(device))
-            boxes, scores = pick_people(network(images))
+            assert isinstance(network, FinderNet)
+            boxes, scores = network.find(images)
         network.train(was_training)
         kept = scores[0].cpu().numpy() >= self.config.threshold
         xyxy = boxes[0].cpu().numpy()[kept].astype(np.float64) / scale

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from cfpose_sdk.spec import FinderSpec, ModelSpec
 from cfpose_training.flip_test import average_logits, flip_order, mirror_xy, unmirror_logits
-from cfpose_training.nets.decode import calibrate, covariance, decode_simcc, full_precision, widen
-from cfpose_training.nets.finder import FinderNet, pick_people
+from cfpose_training.nets.decode import (
+    calibrate,
+    covariance,
+    decode_simcc,
+    expected_oks,
+    full_precision,
+    widen,
+)
+from cfpose_training.nets.finder import FinderNet
 from cfpose_training.nets.hrnet import Taps
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
@@ -68,9 +75,11 @@ class FusedPose(nn.Module):
             x_logits, y_logits = average_logits((x, y), mirrored)
         coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
         keypoints = self._refine(taps, coarse, score)
-        spread = covariance(x_logits, y_logits, keypoints, spec.split_ratio, spec.covariance_scale)
+        moments = covariance(x_logits, y_logits, keypoints, spec.split_ratio)
+        if spec.evidence == "spread":
+            score = expected_oks(keypoints, moments, spec.skeleton.oks_sigmas)
         confidence = calibrate(score, spec.calibration)
-        spread = widen(spread, confidence, spec.covariance_odds_power)
+        spread = widen(spec.covariance_scale * moments, confidence, spec.covariance_odds_power)
         return FusedOutput(keypoints, confidence, spread, coarse, x_logits, y_logits)
 
     def _refine(self, taps: Taps, coarse: Tensor, score: Tensor) -> Tensor:
@@ -101,7 +110,7 @@ class FusedFinder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return pick_people(self.network(self.normalise(images)))
+        return self.network.find(self.normalise(images))
 
 
 def _views(values: Tensor) -> tuple[Tensor, Tensor]:

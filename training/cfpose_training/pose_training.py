@@ -57,13 +57,13 @@ def pose_spec(recipe: Recipe) -> ModelSpec:
 
 
 def deployed_spec(recipe: Recipe) -> ModelSpec:
-    """The contract of the artifact: that of training, but for the margin around a person.
+    """The contract of the artifact: that of training, but for the margin and the raw score.
 
     Zoom augmentation lets a network take tighter crops than its plain ones, and tighter crops
     give each joint more pixels.
     """
     scale = recipe.pose.deploy_box_scale or recipe.pose.box_scale
-    return dataclasses.replace(pose_spec(recipe), box_scale=scale)
+    return dataclasses.replace(pose_spec(recipe), box_scale=scale, evidence=recipe.pose.evidence)
 
 
 def train_teacher(

@@ -7,10 +7,12 @@ is one that autocast lowers. B = 0 is valid everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, SUBBIN_STEPS
+from cfpose_sdk.keypoints import AREA_SHARE, MIN_AREA_PX, SUBBIN_RADIUS_PX, SUBBIN_STEPS
 from cfpose_sdk.spec import Decode
 
 
@@ -42,6 +44,17 @@ def covariance(
     # a product with the unit matrix, not diag_embed: that leaves a scatter in the graph
     unit = torch.tensor([[1, 0], [0, 1]], dtype=moments[0].dtype, device=moments[0].device)
     return torch.stack(moments, dim=2).unsqueeze(3) * unit
+
+
+def expected_oks(xy: Tensor, covariance: Tensor, oks_sigmas: Sequence[float]) -> Tensor:
+    """Raw score (B, K) of xy (B, K, 2) and (B, K, 2, 2): `cfpose_sdk.keypoints.expected_oks`."""
+    points = full_precision(xy)
+    extent = points.amax(dim=1) - points.amin(dim=1)
+    area = (AREA_SHARE * extent[:, 0] * extent[:, 1]).clamp_min(MIN_AREA_PX)
+    squared_k = torch.tensor([(2 * s) ** 2 for s in oks_sigmas], dtype=area.dtype)
+    reach = area.unsqueeze(1) * squared_k.to(area.device)
+    along_x, along_y = 1 + covariance[..., 0, 0] / reach, 1 + covariance[..., 1, 1] / reach
+    return 1 / torch.sqrt(along_x * along_y)
 
 
 def widen(covariance: Tensor, confidence: Tensor, odds_power: float) -> Tensor:

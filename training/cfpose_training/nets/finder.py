@@ -1,7 +1,8 @@
 """The person finder: an anchor-free detector of one class at stride 8.
 
 Every cell scores whether a person's centre lies there and regresses the distances to the four
-sides of the box. Centre heat and box supervision follow TTFNet (Liu et al., AAAI 2020).
+sides of the box. Centre heat and box supervision follow TTFNet (Liu et al., AAAI 2020). A
+BoxRefiner may then correct the picked boxes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfpose_training.nets.box_refiner import BoxRefiner
 from cfpose_training.nets.efficientnet import EfficientNetLite, map_channels
 from cfpose_training.nets.hrnet import BasicBlock, conv_bn
 
@@ -37,6 +39,7 @@ class FinderNetConfig:
     blocks: tuple[int, int, int, int, int] = (1, 2, 2, 2, 1)
     head_channels: int = 64
     frozen: int = 0
+    box_grid: int = 0  # points a side of the second look at each box; 0: there is none
 
 
 class FinderOutput(NamedTuple):
@@ -44,6 +47,7 @@ class FinderOutput(NamedTuple):
 
     heat_logits: Tensor  # (B, h, w)
     sides: Tensor  # (B, 4, h, w) positive distances left, top, right, bottom, in pixels
+    features: Tensor  # (B, C, h, w) that both heads read
 
 
 class PlainBody(nn.Module):
@@ -92,6 +96,9 @@ class FinderNet(nn.Module):
         self.smooths = nn.ModuleList(conv_bn(head, head, 3) for _ in widths[:-1])
         self.heat = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 1, 1))
         self.box = nn.Sequential(conv_bn(head, head, 3), nn.Conv2d(head, 4, 1))
+        self.box_refiner: BoxRefiner | None = None
+        if config.box_grid:
+            self.box_refiner = BoxRefiner(head, config.box_grid, STRIDE)
         # heat starts at PRIOR everywhere
         nn.init.constant_(self.heat[-1].bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
@@ -105,7 +112,15 @@ class FinderNet(nn.Module):
             merged = self.smooths[index](self.laterals[index](maps[index]) + up)
         heat = self.heat(merged).float().squeeze(1)
         sides = torch.exp(self.box(merged).float().clamp(max=6.0)) * STRIDE
-        return FinderOutput(heat, sides)
+        return FinderOutput(heat, sides, merged)
+
+    def find(self, images: Tensor, top_k: int = TOP_K) -> tuple[Tensor, Tensor]:
+        """Boxes and scores as `pick_people` gives them, the boxes corrected by a second look."""
+        output = self(images)
+        boxes, scores = pick_people(output, top_k)
+        if self.box_refiner is not None:
+            boxes = self.box_refiner(output.features, boxes)
+        return boxes, scores
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
@@ -129,7 +144,9 @@ def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tenso
     """Local maxima of the heat: boxes (B, M, 4) xyxy and scores (B, M), by falling score;
     M is `top_k`, or the number of cells where there are fewer.
 
-    A cell that is no maximum of its 3x3 neighbourhood scores 0.
+    A cell that is no maximum of its 3x3 neighbourhood scores 0; else the square root of its heat.
+    The order is the heat's. The root lets a pose's joints say more in box score x confidence, and
+    ranks poses better (training/results).
     """
     heat = torch.sigmoid(output.heat_logits)
     highest = F.max_pool2d(heat.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
@@ -137,4 +154,4 @@ def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tenso
     scores, cells = torch.topk(peaks, min(top_k, peaks.shape[1]), dim=1)
     boxes = sides_to_boxes(output.sides).flatten(2).transpose(1, 2)
     picked = torch.gather(boxes, 1, cells.unsqueeze(-1).expand(-1, -1, 4))
-    return picked, scores
+    return picked, torch.sqrt(scores)
