@@ -20,6 +20,7 @@ POSE_OUTPUTS = ("keypoints", "confidence", "covariance", "coarse")
 OPTIONAL_OUTPUTS = ("covariance",)  # graphs of spec_version 1 lack it
 FRAME_INPUTS = ("frame", "boxes")
 SAMPLER_SCOPE = "'sampler'"  # of the nodes between frame and crops, and of those behind the core
+ZERO_OUTSIDE = (SAMPLER_SCOPE, "'network.box_refiner'")  # scopes of GridSamples that see 0 there
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
 # TensorRT's parser refuses these, or their output shape depends on the data
 FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
@@ -57,7 +58,8 @@ def check_graph(
     """Raise ExportError unless the graph keeps to what every runtime reads alike.
 
     Of `output_names` those in OPTIONAL_OUTPUTS may be missing. GridSamples read maps with their
-    border repeated; the one of the scope `sampler` reads the frame, which is black outside.
+    border repeated, but for the scopes in ZERO_OUTSIDE: the frame is black outside, and outside the
+    letterbox there is nothing for the finder's second look to see.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET}:
@@ -134,7 +136,8 @@ def scopes(node: onnx.NodeProto) -> str:
 
 def _check_grid_sample(node: onnx.NodeProto, types: Mapping[str, int]) -> None:
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    padding = b"zeros" if SAMPLER_SCOPE in scopes(node) else b"border"
+    outside = any(scope in scopes(node) for scope in ZERO_OUTSIDE)
+    padding = b"zeros" if outside else b"border"
     expected = {"mode": b"bilinear", "padding_mode": padding, "align_corners": 1}
     if found != expected:
         raise ExportError(f"{node.name} has {found}, expected {expected}")

@@ -31,9 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, fused: FusedPose) -> Path:
     network = RefinedPoseNet(fused.pose, fused.refiner, fused.spec)
     save_pose(folder / "pose.safetensors", network, fused.spec)
     torch.manual_seed(0)
-    config = FinderNetConfig(channels=(8, 8, 8, 8, 8), blocks=(1, 1, 1, 1, 1), head_channels=8)
+    config = FinderNetConfig(
+        channels=(8, 8, 8, 8, 8), blocks=(1, 1, 1, 1, 1), head_channels=8, box_grid=3
+    )
     spec = FinderSpec("tiny", (192, 128), threshold=0.0, nms_iou=0.5)
-    save_finder(folder / "finder.safetensors", FinderNet(config), spec)
+    finder = FinderNet(config)
+    assert finder.box_refiner is not None
+    torch.nn.init.normal_(finder.box_refiner.sides.weight, std=0.1)  # else it corrects nothing
+    save_finder(folder / "finder.safetensors", finder, spec)
     return folder
 
 
