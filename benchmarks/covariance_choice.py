@@ -32,6 +32,7 @@ from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
 from cfpose_training.calibration import SIGMA_SHARE
 
 GROUPS = 8
+TRUTHS = ("truth", "labelled", "photo", "map", "area")
 Float64 = NDArray[np.float64]
 
 
@@ -68,7 +69,10 @@ def main() -> None:
 
 
 def run(model: onnx.ModelProto, folder: Path) -> dict[str, NDArray[Any]]:
-    """Outputs and logits of every annotated person, with the truth in crop pixels."""
+    """Outputs and logits of every annotated person, with the truth in crop pixels.
+
+    Also `photo` (N,) ids, `map` (N, 2, 3) from photo to crop and `area` (N,) in square crop pixels.
+    """
     spec = read_spec(model)
     for name in LOGITS:
         kind = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
@@ -79,7 +83,7 @@ def run(model: onnx.ModelProto, folder: Path) -> dict[str, NDArray[Any]]:
     names = [output.name for output in session.get_outputs()]
     annotations = read_annotations(folder / "person_keypoints_train.json")
     paths = {i["id"]: folder / "images" / "train" / i["file_name"] for i in annotations["images"]}
-    rows: dict[str, list[NDArray[Any]]] = {n: [] for n in (*names, "truth", "labelled")}
+    rows: dict[str, list[NDArray[Any]]] = {n: [] for n in (*names, *TRUTHS)}
     for person in annotations["annotations"]:
         path = paths[person["image_id"]]
         if person["image_id"] % 10 or not person.get("num_keypoints") or not path.is_file():
@@ -90,6 +94,9 @@ def run(model: onnx.ModelProto, folder: Path) -> dict[str, NDArray[Any]]:
         joints = np.array(person["keypoints"], dtype=np.float64).reshape(1, -1, 3)
         rows["truth"].append(transform_points(maps, joints[..., :2]))
         rows["labelled"].append(joints[..., 2] > 0)
+        rows["photo"].append(np.array([person["image_id"]]))
+        rows["map"].append(maps)
+        rows["area"].append(np.array([person["area"] * maps[0, 0, 0] ** 2]))
         for name, value in zip(names, session.run(None, {"crops": crops}), strict=True):
             rows[name].append(value)
     return {name: np.concatenate(values) for name, values in rows.items()}
