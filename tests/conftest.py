@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# FFmpeg reads it once a process, when a test first opens a video; `cfpose` sets it for itself
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("ci")

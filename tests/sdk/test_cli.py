@@ -147,7 +147,11 @@ def test_videos(cfpose: type[Command], tmp_path: Path) -> None:
 
 
 def test_damaged_videos_and_photos_are_one_complaint_each(
-    cfpose: type[Command], street: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cfpose: type[Command],
+    street: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clip = tmp_path / "good.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 128))
@@ -169,7 +173,9 @@ def test_damaged_videos_and_photos_are_one_complaint_each(
     bad = ["cut.avi", "damaged.avi", "flipped.png", "short.png", "empty.jpg"]
     output = tmp_path / "f.json"
     videos = [tmp_path / "cut.avi", tmp_path / "damaged.avi", clip]
+    monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL")
     assert cfpose.predict(street, *videos, "--json", output) == 1
+    assert os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "-8"
     complaints = capfd.readouterr().err.splitlines()
     for name in bad:
         assert sum(name in line for line in complaints) == 1
