@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ArtifactError, DatasetError, TrainingError
-from cfpose_training.checkpoint import load_finder
+from cfpose_training.checkpoint import load_finder, load_tensors, save_tensors
 from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.finder_config import FinderAugmentConfig, FinderConfig, PhotoSource
@@ -289,6 +289,12 @@ def test_a_second_look_joins_a_trained_finder(
     network, _ = load_finder(second)
     assert network.box_refiner is not None
     assert network.box_refiner.sides.weight.abs().sum() > 0
+    tensors, metadata = load_tensors(second)
+    del tensors["box_refiner.sides.bias"]
+    save_tensors(tmp_path / "half.safetensors", tensors, metadata)
+    options = RunOptions(tmp_path / "e", accelerator="cpu")
+    with pytest.raises(ArtifactError, match=r"missing box_refiner\.sides\.bias"):
+        train_finder(again, labeller, data, options, init=tmp_path / "half.safetensors")
     options = RunOptions(tmp_path / "c", accelerator="cpu")
     assert train_finder(again, labeller, data, options, init=second) is not None
     with pytest.raises(ArtifactError, match="unexpected box_refiner"):

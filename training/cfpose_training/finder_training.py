@@ -120,9 +120,9 @@ def _record(config: FinderConfig, files: Record) -> Record:
 
 def _start_from(network: FinderNet, path: Path) -> None:
     if path.suffix == ".safetensors" and HEAT_KEY in (state := read_state(path)):
-        new = {
-            k: v for k, v in network.state_dict().items() if k.startswith(LATER) and k not in state
-        }
+        new = {}
+        if not any(key.startswith(LATER) for key in state):  # half of one is damage
+            new = {k: v for k, v in network.state_dict().items() if k.startswith(LATER)}
         if problems := misfits(network.state_dict(), {**new, **state}):
             raise ArtifactError(f"{path} does not fit the recipe's finder: {'; '.join(problems)}")
         network.load_state_dict({**new, **state})
