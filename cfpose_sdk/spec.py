@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 from cfpose_sdk.errors import InputError, SpecError
 from cfpose_sdk.skeleton import Pair, Skeleton
 
-SPEC_VERSION = 4  # of a ModelSpec; versions 1 to 3 are read too
+SPEC_VERSION = 5  # of a ModelSpec; versions 1 to 4 are read too
 FINDER_VERSION = 1
 SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
 FINDER_KEY = "cfpose.finder"
@@ -26,11 +26,12 @@ Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
 JointLookup = Literal["gridsample", "gather"]
 
+MAX_OKS_WINDOW = 10.0  # by then it is the mean of all bins
 MAX_ANTIALIAS = 8  # 64 samples a crop pixel
 # the version that brought them
 _LATER_KEYS = {
     "covariance_scale": 2, "flip_test": 2, "joint_lookup": 2, "antialias": 2,
-    "covariance_odds_power": 3, "evidence": 4,
+    "covariance_odds_power": 3, "evidence": 4, "oks_window": 5,
 }  # fmt: skip
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -45,6 +46,9 @@ class ModelSpec:
     skeleton: Skeleton
     size_wh: tuple[int, int]  # crop width, height in pixels
     decode: Decode = "subbin"  # argmax: the paper; subbin: argmax refined by the local centroid
+    # the centroid's window, as a multiple of how far OKS forgives that joint of that person;
+    # 0: 6 px wide for all. See `cfpose_sdk.keypoints.decode_simcc`
+    oks_window: float = 0.0
     input: Input = "crops"
     box_scale: float = 1.25  # the aspect-true box is enlarged by this much
     split_ratio: float = 2.0  # SimCC bins a pixel
@@ -72,6 +76,13 @@ class ModelSpec:
         _check_size(self.size_wh)
         if self.decode not in get_args(Decode):
             raise SpecError(f"decode must be one of {get_args(Decode)}, got {self.decode!r}")
+        if not 0 <= self.oks_window <= MAX_OKS_WINDOW or (
+            self.oks_window and self.decode == "argmax"
+        ):
+            raise SpecError(
+                f"oks_window must be 0, or up to {MAX_OKS_WINDOW} with decode='subbin'; "
+                f"got {self.oks_window!r} with {self.decode!r}"
+            )
         if self.evidence not in get_args(Evidence):
             raise SpecError(f"evidence must be one of {get_args(Evidence)}, got {self.evidence!r}")
         if self.input not in get_args(Input):
@@ -106,6 +117,13 @@ class ModelSpec:
         """Number of SimCC bins along x and y."""
         width, height = self.size_wh
         return round(width * self.split_ratio), round(height * self.split_ratio)
+
+    @property
+    def windows(self) -> tuple[float, ...]:
+        """(K,) widths of the centroid's Gaussian windows for a person of area 1; () where fixed."""
+        if not self.oks_window:
+            return ()
+        return tuple(self.oks_window * 2 * sigma for sigma in self.skeleton.oks_sigmas)
 
     def to_json(self) -> str:
         """One JSON object; the skeleton's tables are top-level keys (see CONTRIBUTING.md)."""

@@ -103,7 +103,8 @@ def _with_decode(spec: ModelSpec, decode: Decode | None) -> ModelSpec:
     """The spec with another decoder; its calibration goes, because it fits one raw score only."""
     if decode is None or decode == spec.decode:
         return spec
-    return dataclasses.replace(spec, decode=decode, calibration=(1.0, 0.0))
+    window = 0.0 if decode == "argmax" else spec.oks_window
+    return dataclasses.replace(spec, decode=decode, oks_window=window, calibration=(1.0, 0.0))
 
 
 def _as_exported(spec: ModelSpec, graph: ModelSpec) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from onnx import numpy_helper
 
 from cfpose_export.bundle import bundle
 from cfpose_export.cli import main
+from cfpose_export.graph import read_spec
 from cfpose_sdk.detector import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -160,3 +162,17 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         main(["inspect", str(tmp_path / "missing.onnx")])
     with pytest.raises(ArtifactError, match="cannot read the checkpoint"):
         main(["onnx", "--checkpoint", str(broken), "-o", str(tmp_path / "y.onnx")])
+
+
+def test_another_decoder_drops_the_window(fused: FusedPose, tmp_path: Path) -> None:
+    assert fused.refiner is not None
+    spec = dataclasses.replace(fused.spec, oks_window=1.5)
+    checkpoint, graph = tmp_path / "wide.safetensors", tmp_path / "wide.onnx"
+    save_pose(checkpoint, RefinedPoseNet(fused.pose, fused.refiner, spec), spec)
+    arguments = ["onnx", "--checkpoint", str(checkpoint), "-o", str(graph), "--decode", "argmax"]
+    assert main([*arguments, "--min-confidence", "0"]) == 0
+    written = read_spec(onnx.load_model(graph))
+    assert (written.decode, written.oks_window) == ("argmax", 0.0)
+    assert (
+        main(["check", str(graph), "--checkpoint", str(checkpoint), "--min-confidence", "0"]) == 0
+    )

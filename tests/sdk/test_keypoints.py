@@ -71,6 +71,68 @@ def test_a_second_mode_does_not_pull() -> None:
     assert score[0, 0] == pytest.approx(alone[0, 0] / 1.6, rel=1e-3)  # its share of the mass
 
 
+CORNERS = np.array([[20.0, 20.0], [70.0, 20.0], [20.0, 100.0], [70.0, 100.0]])
+WINDOWS = (0.02, 0.05, 0.1, 0.2)  # of √area: 1.1 to 11.3 px here
+
+
+def corners(x: np.ndarray | None = None, joint: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (1, 4, bins) of sharp joints on a rectangle; those along x of one are `x`."""
+    along_x = np.concatenate([peak(px, WIDTH, 1.0) for px, _ in CORNERS], axis=1)
+    along_y = np.concatenate([peak(py, HEIGHT, 1.0) for _, py in CORNERS], axis=1)
+    if x is not None:
+        along_x[0, joint] = x
+    return along_x, along_y
+
+
+def test_sure_joints_stay_where_they_are_under_wide_windows() -> None:
+    xy, score = decode_simcc(*corners(), RATIO, "subbin", WINDOWS)
+    np.testing.assert_allclose(xy[0], CORNERS, atol=0.02)
+    np.testing.assert_array_equal(score, decode_simcc(*corners(), RATIO)[1])
+    nobody = [logits[:0] for logits in corners()]
+    assert decode_simcc(*nobody, RATIO, "subbin", WINDOWS)[0].shape == (0, 4, 2)
+
+
+@given(
+    joint=st.integers(0, 3),
+    apart=st.floats(0.5, 20),
+    share=st.floats(0.05, 0.45),
+    sigma=st.floats(1, 4),
+)
+def test_a_wide_window_finds_the_most_expected_oks_near_the_peak(
+    joint: int, apart: float, share: float, sigma: float
+) -> None:
+    """Against every place on a fine grid between the peak and the second mode."""
+    at = float(CORNERS[joint, 0])
+    second = at + (apart if at < WIDTH / 2 else -apart)
+    x = np.log((1 - share) * np.exp(peak(at, WIDTH, sigma)) + share * np.exp(peak(second, WIDTH)))
+    logits = corners(x, joint)
+    start, _ = decode_simcc(*logits, RATIO)
+    width = WINDOWS[joint] * np.sqrt(AREA_SHARE * np.ptp(start[0], axis=0).prod())
+    mass = np.exp(x[0, 0]) / np.exp(x).sum()
+    bins = np.arange(mass.size) / RATIO
+
+    def oks(place: float) -> float:
+        return float((mass * np.exp(-0.5 * ((bins - place) / max(width, 0.5)) ** 2)).sum())
+
+    found = decode_simcc(*logits, RATIO, "subbin", WINDOWS)[0][0, joint, 0]
+    assert oks(found) >= oks(start[0, joint, 0]) - 1e-12  # every step of a mean shift climbs
+    way = np.linspace(start[0, joint, 0], second, 400)
+    values = [oks(place) for place in way]
+    peaks = [i for i in range(1, 399) if values[i - 1] < values[i] > values[i + 1]]
+    if len(peaks) == 1:  # one maximum on the way: that is where it goes
+        assert oks(found) == pytest.approx(max(values), rel=0.02)
+
+
+def test_a_second_mode_pulls_as_far_as_the_window_reaches() -> None:
+    x = np.log(np.exp(peak(20, WIDTH)) + 0.6 * np.exp(peak(28, WIDTH)))[0, 0]
+    moved = [
+        decode_simcc(*corners(x, joint), RATIO, "subbin", WINDOWS)[0][0, joint, 0]
+        for joint in (0, 2)
+    ]
+    assert moved[0] == pytest.approx(20, abs=0.1)
+    assert moved[1] == pytest.approx((20 + 0.6 * 28) / 1.6, abs=1)
+
+
 def test_adding_a_constant_changes_nothing_and_huge_logits_do_not_overflow() -> None:
     x, y = peak(33.3, WIDTH), peak(44.4, HEIGHT)
     plain = decode_simcc(x, y, RATIO)

@@ -16,7 +16,8 @@ FULL = ModelSpec(
     name="full",
     skeleton=CROWDPOSE_14,
     size_wh=(288, 384),
-    decode="argmax",
+    decode="subbin",
+    oks_window=1.5,
     input="frame",
     box_scale=1.3,
     split_ratio=3.0,
@@ -43,10 +44,12 @@ def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
     record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": version}
-    del record["evidence"]
+    del record["oks_window"]
+    if version < 4:
+        del record["evidence"]
     if version < 3:
         del record["covariance_odds_power"]
     if version == 1:
@@ -63,6 +66,11 @@ def test_json_has_the_promised_keys() -> None:
         "metrics", "gate",
     }  # fmt: skip
     assert promised <= json.loads(FULL.to_json()).keys()
+
+
+def test_windows_are_those_that_oks_forgives() -> None:
+    assert ModelSpec("plain", COCO_17, (192, 256)).windows == ()
+    assert FULL.windows == tuple(1.5 * 2 * sigma for sigma in CROWDPOSE_14.oks_sigmas)
 
 
 def test_bins() -> None:
@@ -98,6 +106,9 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
         (changed(covariance_odds_power=float("nan")), "covariance_odds_power"),
         (changed(flip_test=1), "flip_test"),
         (changed(joint_lookup="conv"), "joint_lookup must be one of"),
+        (changed(oks_window=-1), "oks_window must be"),
+        (changed(oks_window=float("nan")), "oks_window must be"),
+        (changed(decode="argmax"), "oks_window must be 0, or up to 10.0 with decode='subbin'"),
         (changed(antialias=0), "antialias must be 1 to 8"),
         (changed(antialias=2.0), "antialias must be 1 to 8"),
         (changed(spec_version=1), r"spec_version 1 has unknown keys \['antialias', 'cov"),

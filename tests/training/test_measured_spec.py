@@ -30,10 +30,15 @@ def test_the_covariance_scale_covers_the_development_joints(
     evidence: Evidence, tiny_recipe: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(tiny_recipe)
-    recipe = dataclasses.replace(recipe, pose=dataclasses.replace(recipe.pose, evidence=evidence))
-    assert pose_spec(recipe).evidence == "peak"  # epochs are compared by the plain score
+    window = 1.5 if evidence == "spread" else 0.0
+    pose_config = dataclasses.replace(
+        recipe.pose, evidence=evidence, decode="subbin", oks_window=window
+    )
+    recipe = dataclasses.replace(recipe, pose=pose_config)
+    # epochs are compared, and the refiner learns, by the plain score and the narrow window
+    assert (pose_spec(recipe).evidence, pose_spec(recipe).windows) == ("peak", ())
     spec = deployed_spec(recipe)
-    assert spec.evidence == evidence
+    assert (spec.evidence, spec.oks_window) == (evidence, window)
     torch.manual_seed(0)
     pose = PoseNet(recipe.pose.hrnet, spec)
     refiner = IGPGCNConfig(

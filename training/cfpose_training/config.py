@@ -129,6 +129,7 @@ class PoseConfig:
     box_scale: float = 1.25  # of the training crops
     deploy_box_scale: float = 0.0  # of the artifact's crops; 0: as in training
     decode: Decode = "argmax"
+    oks_window: float = 0.0  # of the artifact's decoder, see ModelSpec; not while training
     evidence: Evidence = "peak"  # of the artifact's confidence, see ModelSpec; not while training
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 

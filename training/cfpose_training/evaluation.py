@@ -104,7 +104,7 @@ def _run(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, T
     """Poses (B, K, 2), raw scores (B, K) and covariances (B, K, 2, 2), in crop pixels."""
     pose = network.pose if isinstance(network, RefinedPoseNet) else network
     x_logits, y_logits, taps = pose(images)
-    xy, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
+    xy, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode, spec.windows)
     if isinstance(network, RefinedPoseNet):
         xy = network.refiner.apply_to(taps, xy, score)
     spread = covariance(x_logits, y_logits, xy, spec.split_ratio)

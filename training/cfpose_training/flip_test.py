@@ -30,7 +30,7 @@ def flip_test(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tens
     x_logits, y_logits = average_logits(
         (direct.x_logits, direct.y_logits), unmirror_logits((other.x_logits, other.y_logits), spec)
     )
-    coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
+    coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode, spec.windows)
     if not isinstance(network, RefinedPoseNet):
         return coarse, score
     order = flip_order(spec, images.device)

@@ -73,7 +73,9 @@ class FusedPose(nn.Module):
             (x, x_mirrored), (y, y_mirrored) = _views(x_logits), _views(y_logits)
             mirrored = unmirror_logits((x_mirrored, y_mirrored), spec)
             x_logits, y_logits = average_logits((x, y), mirrored)
-        coarse, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
+        coarse, score = decode_simcc(
+            x_logits, y_logits, spec.split_ratio, spec.decode, spec.windows
+        )
         keypoints = self._refine(taps, coarse, score)
         moments = covariance(x_logits, y_logits, keypoints, spec.split_ratio)
         if spec.evidence == "spread":

@@ -57,13 +57,18 @@ def pose_spec(recipe: Recipe) -> ModelSpec:
 
 
 def deployed_spec(recipe: Recipe) -> ModelSpec:
-    """The contract of the artifact: that of training, but for the margin and the raw score.
+    """The contract of the artifact: that of training, but for margin, window and raw score.
 
     Zoom augmentation lets a network take tighter crops than its plain ones, and tighter crops
     give each joint more pixels.
     """
-    scale = recipe.pose.deploy_box_scale or recipe.pose.box_scale
-    return dataclasses.replace(pose_spec(recipe), box_scale=scale, evidence=recipe.pose.evidence)
+    pose = recipe.pose
+    return dataclasses.replace(
+        pose_spec(recipe),
+        box_scale=pose.deploy_box_scale or pose.box_scale,
+        oks_window=pose.oks_window,
+        evidence=pose.evidence,
+    )
 
 
 def train_teacher(

@@ -130,7 +130,7 @@ class RefinerStage(Stage):
             images = self.normalise(batch["crops"])
             output = self.student(images)
             coarse, score = decode_simcc(
-                output.x_logits, output.y_logits, split_ratio, self.spec.decode
+                output.x_logits, output.y_logits, split_ratio, self.spec.decode, self.spec.windows
             )
             targets = [(1 - self.teacher_fraction, batch["xy"], batch["weight"])]
             if self.teacher is not None:

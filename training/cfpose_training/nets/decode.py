@@ -7,17 +7,28 @@ is one that autocast lowers. B = 0 is valid everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from cfpose_sdk.keypoints import AREA_SHARE, MIN_AREA_PX, SUBBIN_RADIUS_PX, SUBBIN_STEPS
+from cfpose_sdk.keypoints import (
+    AREA_SHARE,
+    MIN_AREA_PX,
+    SUBBIN_RADIUS_PX,
+    SUBBIN_STEPS,
+    WINDOW_STEPS,
+)
 from cfpose_sdk.spec import Decode
 
 
 def decode_simcc(
-    x_logits: Tensor, y_logits: Tensor, split_ratio: float, decode: Decode = "subbin"
+    x_logits: Tensor,
+    y_logits: Tensor,
+    split_ratio: float,
+    decode: Decode = "subbin",
+    windows: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """Decode (B, K, bins_x) and (B, K, bins_y) logits as `cfpose_sdk.keypoints.decode_simcc` does.
 
@@ -26,12 +37,24 @@ def decode_simcc(
     x, x_score = _decode_axis(x_logits, split_ratio, decode)
     y, y_score = _decode_axis(y_logits, split_ratio, decode)
     score = torch.maximum(x_score, y_score) if decode == "argmax" else x_score * y_score
-    return torch.stack([x, y], dim=-1), score
+    xy = torch.stack([x, y], dim=-1)
+    if windows:
+        widths = person_area(xy).sqrt().unsqueeze(1) * xy.new_tensor(windows)
+        axes = [
+            _windowed_centroid(logits, xy[:, :, axis], widths, split_ratio)
+            for axis, logits in enumerate((x_logits, y_logits))
+        ]
+        xy = torch.stack(axes, dim=2)
+    return xy, score
 
 
-def covariance(
-    x_logits: Tensor, y_logits: Tensor, xy: Tensor, split_ratio: float, scale: float = 1.0
-) -> Tensor:
+def person_area(xy: Tensor) -> Tensor:
+    """(B,) px² of poses (B, K, 2): `cfpose_sdk.keypoints.person_area` in torch."""
+    extent = xy.amax(dim=1) - xy.amin(dim=1)
+    return (AREA_SHARE * extent[:, 0] * extent[:, 1]).clamp_min(MIN_AREA_PX)
+
+
+def covariance(x_logits: Tensor, y_logits: Tensor, xy: Tensor, split_ratio: float) -> Tensor:
     """(B, K, 2, 2) crop pixels² of keypoints xy: `cfpose_sdk.keypoints.covariance` in torch."""
     centres = full_precision(xy)
     moments = []
@@ -40,7 +63,7 @@ def covariance(
         bins = torch.arange(values.shape[2], dtype=values.dtype, device=values.device)
         offset = bins / split_ratio - centres[:, :, axis : axis + 1]
         second = (torch.softmax(values, dim=2) * offset.square()).sum(dim=2)
-        moments.append((second + 1 / (12 * split_ratio**2)) * scale)
+        moments.append(second + 1 / (12 * split_ratio**2))
     # a product with the unit matrix, not diag_embed: that leaves a scatter in the graph
     unit = torch.tensor([[1, 0], [0, 1]], dtype=moments[0].dtype, device=moments[0].device)
     return torch.stack(moments, dim=2).unsqueeze(3) * unit
@@ -48,9 +71,7 @@ def covariance(
 
 def expected_oks(xy: Tensor, covariance: Tensor, oks_sigmas: Sequence[float]) -> Tensor:
     """Raw score (B, K) of xy (B, K, 2) and (B, K, 2, 2): `cfpose_sdk.keypoints.expected_oks`."""
-    points = full_precision(xy)
-    extent = points.amax(dim=1) - points.amin(dim=1)
-    area = (AREA_SHARE * extent[:, 0] * extent[:, 1]).clamp_min(MIN_AREA_PX)
+    area = person_area(full_precision(xy))
     squared_k = torch.tensor([(2 * s) ** 2 for s in oks_sigmas], dtype=area.dtype)
     reach = area.unsqueeze(1) * squared_k.to(area.device)
     along_x, along_y = 1 + covariance[..., 0, 0] / reach, 1 + covariance[..., 1, 1] / reach
@@ -106,3 +127,17 @@ def _decode_axis(logits: Tensor, split_ratio: float, decode: Decode) -> tuple[Te
         near = mass * (1 - (offset / radius).square()).clamp_min(0)
         centre = centre + (near * offset).sum(dim=2) / near.sum(dim=2)
     return centre / split_ratio, near.sum(dim=2)
+
+
+def _windowed_centroid(logits: Tensor, start: Tensor, widths: Tensor, split_ratio: float) -> Tensor:
+    """Mean shift of (B, K) coordinates in pixels under Gaussian windows of (B, K) pixels."""
+    values = full_precision(logits)
+    pixels = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device) / split_ratio
+    sharpness = (math.sqrt(0.5) / widths.clamp_min(1 / split_ratio)).unsqueeze(2)
+    centre = start
+    for _ in range(WINDOW_STEPS):
+        # the softmax of a sum is the windowed bins and their normalisation in one operator
+        offset = pixels - centre.unsqueeze(2)
+        near = torch.softmax(values - (offset * sharpness).square(), dim=2)
+        centre = centre + (near * offset).sum(dim=2)
+    return centre

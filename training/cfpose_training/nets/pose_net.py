@@ -73,6 +73,10 @@ class RefinedPoseNet(nn.Module):
         """Refined and coarse poses (B, K, 2) in crop pixels, and the raw score (B, K)."""
         output = self.pose(images)
         coarse, score = decode_simcc(
-            output.x_logits, output.y_logits, self.spec.split_ratio, self.spec.decode
+            output.x_logits,
+            output.y_logits,
+            self.spec.split_ratio,
+            self.spec.decode,
+            self.spec.windows,
         )
         return self.refiner.apply_to(output.taps, coarse, score), coarse, score

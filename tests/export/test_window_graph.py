@@ -1,0 +1,75 @@
+"""The wide window of the decoder inside the fused graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from cfpose_export.graph import LOGITS, read_spec
+from cfpose_export.onnx import build_pose
+from cfpose_export.parity import Bounds, judge, measure
+from cfpose_export.proof_crops import read_people
+from cfpose_sdk.keypoints import decode_simcc
+from cfpose_training.fused import FusedPose
+from cfpose_training.nets.pose_net import RefinedPoseNet
+
+Built = tuple[FusedPose, onnx.ModelProto]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "flip test"])
+def built(request: pytest.FixtureRequest, fused: FusedPose) -> Built:
+    """The tiny model with windows, of one view and of two."""
+    assert fused.refiner is not None
+    spec = dataclasses.replace(
+        fused.spec,
+        oks_window=1.5,
+        evidence="spread",
+        flip_test=request.param,
+        calibration=(0.9, 4.0),
+    )
+    other = FusedPose(RefinedPoseNet(fused.pose, fused.refiner, spec), spec)
+    return other, build_pose(other)
+
+
+@pytest.mark.parametrize("people", [0, 1, 4])
+def test_the_graph_decodes_as_the_reference(built: Built, people: int) -> None:
+    """The coarse pose from the logits inside the graph; no torch in between."""
+    fused, model = built
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for name in LOGITS:
+        probe.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
+    session = onnxruntime.InferenceSession(
+        probe.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    crops = read_people(None, fused.spec, 7)[:people]
+    got = dict(zip(names, session.run(names, {"crops": crops}), strict=True))
+    assert got["coarse"].shape == (people, 17, 2)
+    if not people:
+        return
+    logits, spec = (got["x_logits"], got["y_logits"]), fused.spec
+    expected, _ = decode_simcc(*logits, spec.split_ratio, spec.decode, spec.windows)
+    np.testing.assert_allclose(got["coarse"], expected, atol=0.01)
+    narrow, _ = decode_simcc(*logits, spec.split_ratio, spec.decode)
+    assert np.abs(narrow - expected).max() > 0.5
+
+
+def test_the_proof_covers_it_and_the_spec_travels(built: Built) -> None:
+    fused, model = built
+    judge(measure(fused, model, read_people(None, fused.spec), Bounds()), Bounds())
+    assert read_spec(model).oks_window == 1.5
+
+
+def test_the_refiner_starts_from_the_wide_window(built: Built) -> None:
+    fused, _ = built
+    crops = torch.from_numpy(read_people(None, fused.spec, 4))
+    assert fused.refiner is not None
+    narrow = dataclasses.replace(fused.spec, oks_window=0.0)
+    other = FusedPose(RefinedPoseNet(fused.pose, fused.refiner, narrow), narrow).run(crops)
+    assert not torch.equal(other.keypoints, fused.run(crops).keypoints)
