@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "stage1": _stage1,
         "stage2": _stage2,
         "finder": _finder,
+        "average": _average,
         "ablation": _ablation,
         "convert": convert,
         "data": data,
@@ -97,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
     finder.add_argument("--init", type=Path, help="ImageNet weights of its body, or a finder")
+    average = commands.add_parser("average", parents=[common], help="the mean of several finders")
+    average.add_argument(
+        "--finder", type=Path, action="append", required=True, help="checkpoint; twice or more"
+    )
     _add_ablation(
         commands.add_parser("ablation", parents=[common, start], help="schemes of Table IV")
     )
@@ -170,6 +175,20 @@ def _finder(arguments: argparse.Namespace) -> int:
     return _report(
         train_finder(recipe, arguments.labeller, *_options(arguments), init=arguments.init)
     )
+
+
+def _average(arguments: argparse.Namespace) -> int:
+    from cfpose_training.config import load_recipe
+    from cfpose_training.finder_training import FINDER_FILE, average_finders
+
+    recipe = load_recipe(arguments.recipe)
+    if arguments.dry_run:
+        for path in arguments.finder:
+            print(f"  finder: {path}{'' if path.is_file() else ' (missing)'}")
+        print(f"  writes {arguments.out / FINDER_FILE}")
+        return 0
+    data, options = _options(arguments)
+    return _report(average_finders(recipe, arguments.finder, data, options.folder))
 
 
 def _ablation(arguments: argparse.Namespace) -> int:
