@@ -15,6 +15,8 @@ from cfpose_sdk.errors import ArtifactError, require
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
+_LOGITS = ("x_logits", "y_logits")  # names inside every exported graph
+
 
 def write_simcc_graph(source: Path, target: Path) -> None:
     """Cut the network out of an exported artifact. Raises ArtifactError without a SimCC pair."""
@@ -56,10 +58,13 @@ def _planes(graph: Any, source: Path) -> str:
 
 
 def _vectors(graph: Any, spec: ModelSpec, source: Path) -> tuple[str, str]:
-    """The softmaxed x and y vectors: the two Softmax nodes in front of the decoder."""
-    found = [n.output[0] for n in graph.node if n.op_type == "Softmax"]
+    """The softmaxed x and y vectors: the two Softmax nodes behind the head.
+
+    A decoder with a wide window has more of them, of windowed vectors.
+    """
+    found = [n.output[0] for n in graph.node if n.op_type == "Softmax" and n.input[0] in _LOGITS]
     if len(found) != 2 or spec.bins_xy[0] == 0:
         raise ArtifactError(
-            f"{source} has {len(found)} softmaxes, expected SimCC's two; export it again"
+            f"{source} has {len(found)} softmaxes of logits, expected SimCC's two; export it again"
         )
     return found[0], found[1]
