@@ -45,7 +45,10 @@ def main() -> None:
     spec = read_spec(model)
     found = run(model, arguments.data_root / "coco")
     x, y, xy = (found[name] for name in (*LOGITS, "keypoints"))
-    moments = covariance(x, y, xy, spec.split_ratio)
+    moments = covariance(
+        x, y, xy, spec.split_ratio,
+        temperature=spec.spread_temperature, isotropy=spec.spread_isotropy,
+    )  # fmt: skip
     candidates = {
         "peak": decode_simcc(x, y, spec.split_ratio, spec.decode)[1],
         "spread": expected_oks(xy, moments, spec.skeleton.oks_sigmas),

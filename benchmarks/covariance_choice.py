@@ -1,18 +1,25 @@
-"""Which second moment of a SimCC distribution tells a joint's error: of the window or of the axis?
+"""Which second moment of a SimCC distribution tells a joint's error?
 
     python benchmarks/covariance_choice.py --data-root DATA \\
         --json benchmarks/results/covariance-dev.json
 
 Ten seconds. The bundled model on the development split (COCO train photos with id % 10 == 0) with
-annotated boxes; all labelled joints. Each candidate is scaled once, so that 39.3 % of all joints
-lie within 1 sigma (the share of a two-dimensional Gaussian), and then asked for that share in eight
-groups of equal size, from the surest joints to the least sure: a calibrated one says 0.393 in each.
+annotated boxes; all labelled joints. Moments of the decoder's window and of the whole axis, the
+latter of softmax(logits / temperature) and drawn to a circle by an isotropy.
+
+Each candidate is scaled once, so that 39.3 % of all joints lie within 1 sigma (the share of a
+two-dimensional Gaussian), and then asked for that share in eight groups of equal size, from the
+surest joints to the least sure: a calibrated one says 0.393 in each. `larger_gap` is that of the
+shares within 1 and 2 sigma to a Gaussian's under the scale that makes it least, and
+`negative_log_likelihood` that of the truth under a Student t of 6 degrees of freedom with the
+scale that suits it best: a Gaussian's would be decided by the few joints taken for another's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +36,11 @@ from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
-from cfpose_training.calibration import SIGMA_SHARE
+from cfpose_training.calibration import SIGMA_SHARE, fit_scale
 
 GROUPS = 8
+SHAPES = tuple((t, i) for t in (1.5, 1.0, 0.8, 0.6, 0.4) for i in (0.0, 0.5, 1.0))
+FREEDOM = 6.0  # degrees, of the Student t
 TRUTHS = ("truth", "labelled", "photo", "map", "area")
 Float64 = NDArray[np.float64]
 
@@ -43,12 +52,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     model = load_model(BUNDLED_MODEL)
-    ratio = read_spec(model).split_ratio
+    spec = read_spec(model)
+    ratio = spec.split_ratio
     found = run(model, arguments.data_root / "coco")
-    logits = [found[name] for name in LOGITS]
+    logits = found[LOGITS[0]], found[LOGITS[1]]
     xy = found["keypoints"]
     candidates = {
-        "whole axis (in use)": covariance(logits[0], logits[1], xy, ratio),
+        **{
+            f"whole axis, temperature {temperature:g}, isotropy {isotropy:g}": covariance(
+                *logits, xy, ratio, temperature=temperature, isotropy=isotropy
+            )
+            for temperature, isotropy in SHAPES
+        },
         **{
             f"window of {radius:g} px": windowed(logits, found["coarse"], xy, ratio, radius)
             for radius in (SUBBIN_RADIUS_PX, 4 * SUBBIN_RADIUS_PX)
@@ -59,6 +74,7 @@ def main() -> None:
         "people": len(labelled),
         "joints": int(labelled.sum()),
         "model": "cfpose-s",
+        "in_use": {name: getattr(spec, name) for name in ("spread_temperature", "spread_isotropy")},
         "candidates": {
             name: _judged(xy[labelled], matrices[labelled], found["truth"][labelled])
             for name, matrices in candidates.items()
@@ -103,7 +119,7 @@ def run(model: onnx.ModelProto, folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def windowed(
-    logits: list[NDArray[Any]], centre: Float64, xy: Float64, ratio: float, radius: float
+    logits: tuple[NDArray[Any], NDArray[Any]], centre: Float64, xy: Float64, ratio: float, radius: float
 ) -> Float64:
     """The same second moment under the decoder's window of a radius in pixels, about `centre`."""
     matrices = np.zeros((*xy.shape, 2))
@@ -126,7 +142,17 @@ def _judged(xy: Float64, matrices: Float64, truth: Float64) -> dict[str, Any]:
         "scale": round(scale, 4),
         "share_within_1_sigma": [round(share, 3) for share in shares],
         "mean_gap": round(float(np.abs(np.array(shares) - SIGMA_SHARE).mean()), 4),
+        "larger_gap": round(fit_scale(squared)[1], 4),
+        "negative_log_likelihood": round(_surprise(squared, matrices), 4),
     }
+
+
+def _surprise(squared: Float64, matrices: Float64) -> float:
+    """Mean negative log-likelihood under a bivariate Student t, at its best scale."""
+    areas = 0.5 * np.log(np.linalg.det(matrices)).mean()
+    scales = np.exp(np.linspace(-4, 4, 161))
+    tails = [(0.5 * FREEDOM + 1) * np.log1p(squared / s / FREEDOM).mean() for s in scales]
+    return float((np.array(tails) + np.log(scales)).min() + areas + math.log(2 * math.pi))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from cfpose_bench.accuracy import evaluate
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
-from cfpose_sdk.spec import ModelSpec
+from cfpose_sdk.spec import MAX_OKS_WINDOW, ModelSpec
 from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions
@@ -28,7 +28,7 @@ from cfpose_training.evaluation import DevelopmentSet
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose_training import deployed_spec, development_set, measured_spec
 
-WINDOWS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.5)
+WINDOWS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, MAX_OKS_WINDOW)  # the last: the mean
 
 
 def main() -> None:

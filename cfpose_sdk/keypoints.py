@@ -69,6 +69,9 @@ def covariance(
     xy: NDArray[np.floating],
     split_ratio: float,
     scale: float = 1.0,
+    *,
+    temperature: float = 1.0,
+    isotropy: float = 0.0,
 ) -> Float64:
     """(N, K, 2, 2) covariance in crop pixels² of keypoints xy (N, K, 2), from their bin logits.
 
@@ -76,7 +79,10 @@ def covariance(
     (refined) keypoint, so that a refiner that disagrees with its distribution widens it; plus the
     variance of a uniform bin, 1 / (12 · split_ratio²), which keeps the matrix positive definite.
     The axes are classified independently, so the matrix is diagonal. `scale` is the spec's
-    `covariance_scale`.
+    `covariance_scale`, `temperature` divides the logits, and `isotropy` draws the two variances to
+    their geometric mean, which keeps the ellipse's area (the spec's `spread_temperature` and
+    `spread_isotropy`). Below 1 a temperature leaves out far bins that hold little; both made the
+    covariance more likely on held-out joints (benchmarks/results/covariance-dev.json).
 
     Why the whole axis: within the decoder's window the moment cannot grow beyond that window,
     however unsure the network is, so no one scale fits sure and unsure joints alike (both were
@@ -84,12 +90,13 @@ def covariance(
     """
     moments = []
     for axis, logits in enumerate((x_logits, y_logits)):
-        mass = _softmax(logits)
+        mass = _softmax(logits, temperature)
         centre = np.asarray(xy, dtype=np.float64)[..., axis, None]
         offset = np.arange(mass.shape[-1]) / split_ratio - centre
         moments.append((mass * offset**2).sum(axis=-1) + 1 / (12 * split_ratio**2))
+    round_ = np.sqrt(moments[0] * moments[1]) ** isotropy
     matrices: Float64 = np.zeros((*moments[0].shape, 2, 2))
-    matrices[..., 0, 0], matrices[..., 1, 1] = moments
+    matrices[..., 0, 0], matrices[..., 1, 1] = (m ** (1 - isotropy) * round_ for m in moments)
     return matrices * scale
 
 
@@ -165,9 +172,9 @@ def _windowed_centroid(
     return centre
 
 
-def _softmax(logits: NDArray[np.floating]) -> Float64:
+def _softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Float64:
     """Probabilities of (..., bins) logits along the last axis."""
-    values = np.asarray(logits, dtype=np.float64)
+    values = np.asarray(logits, dtype=np.float64) / temperature
     mass: Float64 = np.exp(values - values.max(axis=-1, keepdims=True))
     mass /= mass.sum(axis=-1, keepdims=True)
     return mass

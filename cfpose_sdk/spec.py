@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 from cfpose_sdk.errors import InputError, SpecError
 from cfpose_sdk.skeleton import Pair, Skeleton
 
-SPEC_VERSION = 5  # of a ModelSpec; versions 1 to 4 are read too
+SPEC_VERSION = 6  # of a ModelSpec; versions 1 to 5 are read too
 FINDER_VERSION = 1
 SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
 FINDER_KEY = "cfpose.finder"
@@ -32,6 +32,7 @@ MAX_ANTIALIAS = 8  # 64 samples a crop pixel
 _LATER_KEYS = {
     "covariance_scale": 2, "flip_test": 2, "joint_lookup": 2, "antialias": 2,
     "covariance_odds_power": 3, "evidence": 4, "oks_window": 5,
+    "spread_temperature": 6, "spread_isotropy": 6,
 }  # fmt: skip
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -57,6 +58,10 @@ class ModelSpec:
     # the raw score. peak: the mass of the bins near their peak, as the decoder gives it; spread:
     # the OKS that their spread lets expect, see `cfpose_sdk.keypoints.expected_oks`
     evidence: Evidence = "peak"
+    # the moments behind covariance and spread: of softmax(logits / temperature), and drawn to a
+    # circle by the isotropy (0: as the axes have them, 1: one); `cfpose_sdk.keypoints.covariance`
+    spread_temperature: float = 1.0
+    spread_isotropy: float = 0.0
     # confidence = sigmoid(slope * logit(raw score) + intercept), fitted on held-out photos
     calibration: tuple[float, float] = (1.0, 0.0)
     # covariance = scale · (confidence / (1 − confidence))^−power · moments of the bins, both fitted
@@ -95,14 +100,14 @@ class ModelSpec:
             raise SpecError(f"flip_test must be true or false, got {self.flip_test!r}")
         if type(self.antialias) is not int or not 1 <= self.antialias <= MAX_ANTIALIAS:
             raise SpecError(f"antialias must be 1 to {MAX_ANTIALIAS}, got {self.antialias!r}")
-        for label in ("box_scale", "split_ratio", "covariance_scale"):
+        for label in ("box_scale", "split_ratio", "covariance_scale", "spread_temperature"):
             value = getattr(self, label)
             if not (math.isfinite(value) and value > 0):
                 raise SpecError(f"{label} must be a positive number, got {value!r}")
-        if not 0 <= self.covariance_odds_power <= 1:
-            raise SpecError(
-                f"covariance_odds_power must lie in [0, 1], got {self.covariance_odds_power!r}"
-            )
+        for label in ("covariance_odds_power", "spread_isotropy"):
+            value = getattr(self, label)
+            if not 0 <= value <= 1:
+                raise SpecError(f"{label} must lie in [0, 1], got {value!r}")
         if (
             len(self.mean_rgb) != 3
             or len(self.std_rgb) != 3

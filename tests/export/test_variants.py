@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -21,6 +20,7 @@ from cfpose_sdk.keypoints import calibrate, covariance, expected_oks, widen
 from cfpose_training.flip_test import flip_test
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
+from tests.export.graph_cases import run
 
 Variant = tuple[FusedPose, onnx.ModelProto]
 
@@ -40,19 +40,6 @@ def variant(fused: FusedPose) -> Variant:
     )
     other = FusedPose(RefinedPoseNet(fused.pose, fused.refiner, spec), spec)
     return other, build_pose(other)
-
-
-def run(model: onnx.ModelProto, crops: np.ndarray, *more: str) -> dict[str, np.ndarray]:
-    """The graph's outputs by name, and values inside it."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    for name in more:
-        probe.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
-    session = onnxruntime.InferenceSession(
-        probe.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"crops": crops}), strict=True))
 
 
 @pytest.mark.parametrize("people", [0, 1, 5])

@@ -1,4 +1,4 @@
-"""The wide window of the decoder inside the fused graph."""
+"""The wide window of the decoder, and the spread of sharpened bins, inside the fused graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -14,21 +13,24 @@ from cfpose_export.graph import LOGITS, read_spec
 from cfpose_export.onnx import build_pose
 from cfpose_export.parity import Bounds, judge, measure
 from cfpose_export.proof_crops import read_people
-from cfpose_sdk.keypoints import decode_simcc
+from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
+from tests.export.graph_cases import run
 
 Built = tuple[FusedPose, onnx.ModelProto]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "flip test"])
 def built(request: pytest.FixtureRequest, fused: FusedPose) -> Built:
-    """The tiny model with windows, of one view and of two."""
+    """The tiny model with windows and sharpened bins, of one view and of two."""
     assert fused.refiner is not None
     spec = dataclasses.replace(
         fused.spec,
         oks_window=1.5,
         evidence="spread",
+        spread_temperature=0.6,
+        spread_isotropy=0.5,
         flip_test=request.param,
         calibration=(0.9, 4.0),
     )
@@ -40,16 +42,7 @@ def built(request: pytest.FixtureRequest, fused: FusedPose) -> Built:
 def test_the_graph_decodes_as_the_reference(built: Built, people: int) -> None:
     """The coarse pose from the logits inside the graph; no torch in between."""
     fused, model = built
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    for name in LOGITS:
-        probe.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
-    session = onnxruntime.InferenceSession(
-        probe.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-    crops = read_people(None, fused.spec, 7)[:people]
-    got = dict(zip(names, session.run(names, {"crops": crops}), strict=True))
+    got = run(model, read_people(None, fused.spec, 7)[:people], *LOGITS)
     assert got["coarse"].shape == (people, 17, 2)
     if not people:
         return
@@ -60,10 +53,21 @@ def test_the_graph_decodes_as_the_reference(built: Built, people: int) -> None:
     assert np.abs(narrow - expected).max() > 0.5
 
 
+def test_covariance_and_confidence_in_the_graph_are_those_of_the_reference(built: Built) -> None:
+    fused, model = built
+    got, spec = run(model, read_people(None, fused.spec, 7), *LOGITS), fused.spec
+    inputs = got["x_logits"], got["y_logits"], got["keypoints"], 2.0
+    expected = covariance(*inputs, temperature=0.6, isotropy=0.5)
+    np.testing.assert_allclose(got["covariance"], expected, rtol=1e-4)
+    assert not np.allclose(covariance(*inputs), expected, rtol=0.1)
+    oks = expected_oks(got["keypoints"], expected, spec.skeleton.oks_sigmas)
+    np.testing.assert_allclose(got["confidence"], calibrate(oks, spec.calibration), rtol=1e-4)
+
+
 def test_the_proof_covers_it_and_the_spec_travels(built: Built) -> None:
     fused, model = built
     judge(measure(fused, model, read_people(None, fused.spec), Bounds()), Bounds())
-    assert read_spec(model).oks_window == 1.5
+    assert read_spec(model) == fused.spec
 
 
 def test_the_refiner_starts_from_the_wide_window(built: Built) -> None:

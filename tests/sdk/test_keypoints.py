@@ -193,6 +193,19 @@ def test_covariance_sees_the_whole_axis_and_stays_invertible() -> None:
     assert covariance(both[:0], certain[:0], np.zeros((0, 1, 2)), RATIO).shape == (0, 1, 2, 2)
 
 
+@given(st.floats(1, 4), st.floats(0.3, 1), st.floats(0, 1))
+def test_covariance_of_sharpened_bins(sigma: float, temperature: float, isotropy: float) -> None:
+    """A Gaussian's variance times the temperature; drawn to a circle of the same area."""
+    logits = peak(48, WIDTH, sigma), peak(64, HEIGHT, 2 * sigma)
+    xy = np.array([[[48.0, 64.0]]])
+    (matrix,) = covariance(*logits, xy, RATIO, temperature=temperature, isotropy=isotropy)[0]
+    along_x, along_y = (temperature * (n * sigma) ** 2 + 1 / 48 for n in (1, 2))
+    assert np.linalg.det(matrix) == pytest.approx(along_x * along_y, rel=1e-3)
+    assert matrix[1, 1] / matrix[0, 0] == pytest.approx(
+        (along_y / along_x) ** (1 - isotropy), rel=1e-3
+    )
+
+
 def test_expected_oks_is_the_mean_oks_of_truths_around_the_joint() -> None:
     """Against a million draws: OKS of 4 joints on a 100 x 50 px rectangle."""
     rng = np.random.default_rng(0)

@@ -27,6 +27,8 @@ FULL = ModelSpec(
     covariance_scale=0.6,
     covariance_odds_power=0.2,
     evidence="spread",
+    spread_temperature=0.6,
+    spread_isotropy=0.5,
     flip_test=True,
     joint_lookup="gather",
     antialias=2,
@@ -44,10 +46,12 @@ def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
     record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": version}
-    del record["oks_window"]
+    del record["spread_temperature"], record["spread_isotropy"]
+    if version < 5:
+        del record["oks_window"]
     if version < 4:
         del record["evidence"]
     if version < 3:
@@ -104,6 +108,8 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
         (changed(covariance_scale=0), "covariance_scale"),
         (changed(covariance_odds_power=-0.1), "covariance_odds_power"),
         (changed(covariance_odds_power=float("nan")), "covariance_odds_power"),
+        (changed(spread_temperature=0), "spread_temperature must be a positive"),
+        (changed(spread_isotropy=1.1), r"spread_isotropy must lie in \[0, 1\]"),
         (changed(flip_test=1), "flip_test"),
         (changed(joint_lookup="conv"), "joint_lookup must be one of"),
         (changed(oks_window=-1), "oks_window must be"),

@@ -137,15 +137,20 @@ def test_soft_argmax_has_a_gradient_over_the_whole_axis() -> None:
     assert bool((logits.grad != 0).all())
 
 
-@given(seed=st.integers(0, 2**16))
-def test_covariance_equals_the_reference(seed: int) -> None:
+@given(
+    seed=st.integers(0, 2**16),
+    temperature=st.one_of(st.just(1.0), st.floats(0.3, 3)),
+    isotropy=st.floats(0, 1),
+)
+def test_covariance_equals_the_reference(seed: int, temperature: float, isotropy: float) -> None:
     x, y = peaks(seed)
     xy = keypoints.decode_simcc(x, y, 2.0)[0] + np.random.default_rng(seed).normal(0, 3, (2, 17, 2))
-    expected = keypoints.covariance(x, y, xy, 2.0)
+    drawn = {"temperature": temperature, "isotropy": isotropy}
+    expected = keypoints.covariance(x, y, xy, 2.0, **drawn)
     tensors = [torch.from_numpy(values) for values in (x, y, xy)]
-    double = decode.covariance(*tensors, 2.0).numpy()
-    np.testing.assert_allclose(double, expected, rtol=1e-12)
-    single = decode.covariance(*(t.float() for t in tensors), 2.0).numpy()
+    double = decode.covariance(*tensors, 2.0, **drawn).numpy()
+    np.testing.assert_allclose(double, expected, rtol=1e-11)
+    single = decode.covariance(*(t.float() for t in tensors), 2.0, **drawn).numpy()
     np.testing.assert_allclose(single, expected, rtol=1e-4)
     assert single.dtype == np.float32
 

@@ -86,6 +86,20 @@ def test_another_run_is_not_gone_on_with(models: Path, data_root: Path) -> None:
         run_labelling(options(data_root, models, resume=True))
 
 
+def test_a_run_that_ended_before_its_first_photo_is_begun_anew(
+    models: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_onnxruntime(*_: Any) -> Any:
+        raise ArtifactError("needs onnxruntime")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "look", without_onnxruntime)
+        with pytest.raises(ArtifactError):
+            run_labelling(options(data_root, models))
+    assert (data_root / "labels.json.journal").is_file()
+    assert run_labelling(options(data_root, models, min_side=40.0)) is not None  # another one
+
+
 def test_nothing_to_label_gives_an_empty_file(models: Path, data_root: Path) -> None:
     edit(data_root, lambda record: record["annotations"].clear())
     for who in ("unlabelled", "fill", "measure"):

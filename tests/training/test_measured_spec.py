@@ -32,11 +32,17 @@ def test_the_covariance_scale_covers_the_development_joints(
     recipe = load_recipe(tiny_recipe)
     window = 1.5 if evidence == "spread" else 0.0
     pose_config = dataclasses.replace(
-        recipe.pose, evidence=evidence, decode="subbin", oks_window=window
+        recipe.pose,
+        evidence=evidence,
+        decode="subbin",
+        oks_window=window,
+        spread_temperature=0.7 if evidence == "spread" else 1.0,
+        spread_isotropy=0.5 if evidence == "spread" else 0.0,
     )
     recipe = dataclasses.replace(recipe, pose=pose_config)
     # epochs are compared, and the refiner learns, by the plain score and the narrow window
     assert (pose_spec(recipe).evidence, pose_spec(recipe).windows) == ("peak", ())
+    assert pose_spec(recipe).spread_temperature == 1
     spec = deployed_spec(recipe)
     assert (spec.evidence, spec.oks_window) == (evidence, window)
     torch.manual_seed(0)
@@ -54,7 +60,10 @@ def test_the_covariance_scale_covers_the_development_joints(
         images = Normalise()(torch.from_numpy(crops))
         x_logits, y_logits, _ = pose(images)
         xy = network(images)[0].double().numpy()
-    moments = covariance(x_logits.numpy(), y_logits.numpy(), xy, spec.split_ratio)
+    moments = covariance(
+        x_logits.numpy(), y_logits.numpy(), xy, spec.split_ratio,
+        temperature=spec.spread_temperature, isotropy=spec.spread_isotropy,
+    )  # fmt: skip
     _, score = decode_simcc(x_logits.numpy(), y_logits.numpy(), spec.split_ratio, spec.decode)
     if evidence == "spread":
         score = expected_oks(xy, moments, spec.skeleton.oks_sigmas)

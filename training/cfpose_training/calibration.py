@@ -81,14 +81,17 @@ def fit_covariance(
         raise TrainingError("there are no labelled development joints to fit the covariance on")
     fits = []
     for power in ODDS_POWERS:
-        scale, gap = _fit_scale(squared_sigmas(xy, widen(covariance, confidence, power), truth))
+        scale, gap = fit_scale(squared_sigmas(xy, widen(covariance, confidence, power), truth))
         fits.append((gap, power, scale))
     _, power, scale = min(fits)
     return scale, power
 
 
-def _fit_scale(squared: Float64) -> tuple[float, float]:
-    """The best factor on covariances whose squared distances are (M,), and its larger gap."""
+def fit_scale(squared: Float64) -> tuple[float, float]:
+    """The best factor on covariances whose squared distances are (M,), and its larger gap.
+
+    The gaps are those of the shares within 1 and 2 sigma to a Gaussian's, from 0 to 1.
+    """
     squared = np.sort(squared)
     edges = squared[squared > 0]
     if not len(edges):

@@ -131,6 +131,8 @@ class PoseConfig:
     decode: Decode = "argmax"
     oks_window: float = 0.0  # of the artifact's decoder, see ModelSpec; not while training
     evidence: Evidence = "peak"  # of the artifact's confidence, see ModelSpec; not while training
+    spread_temperature: float = 1.0  # of the artifact's covariance, see ModelSpec; as above
+    spread_isotropy: float = 0.0
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 
     @property

@@ -107,7 +107,10 @@ def _run(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, T
     xy, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode, spec.windows)
     if isinstance(network, RefinedPoseNet):
         xy = network.refiner.apply_to(taps, xy, score)
-    spread = covariance(x_logits, y_logits, xy, spec.split_ratio)
+    spread = covariance(
+        x_logits, y_logits, xy, spec.split_ratio,
+        temperature=spec.spread_temperature, isotropy=spec.spread_isotropy,
+    )  # fmt: skip
     if spec.evidence == "spread":
         score = expected_oks(xy, spread, spec.skeleton.oks_sigmas)
     return xy, score, spread

@@ -77,7 +77,10 @@ class FusedPose(nn.Module):
             x_logits, y_logits, spec.split_ratio, spec.decode, spec.windows
         )
         keypoints = self._refine(taps, coarse, score)
-        moments = covariance(x_logits, y_logits, keypoints, spec.split_ratio)
+        moments = covariance(
+            x_logits, y_logits, keypoints, spec.split_ratio,
+            temperature=spec.spread_temperature, isotropy=spec.spread_isotropy,
+        )  # fmt: skip
         if spec.evidence == "spread":
             score = expected_oks(keypoints, moments, spec.skeleton.oks_sigmas)
         confidence = calibrate(score, spec.calibration)

@@ -93,6 +93,8 @@ class Journal:
             raise TrainingError(
                 f"{self.path} is no journal of labels; take another --out"
             ) from error
+        if len(lines) == 1:
+            return []  # it ended before its first photo: nothing would be lost
         if not resume:
             raise TrainingError(
                 f"{self.path} holds a run of {len(lines) - 1} photos; go on with --resume, or "

@@ -57,7 +57,7 @@ def pose_spec(recipe: Recipe) -> ModelSpec:
 
 
 def deployed_spec(recipe: Recipe) -> ModelSpec:
-    """The contract of the artifact: that of training, but for margin, window and raw score.
+    """The contract of the artifact: that of training, but for margin, decoder and confidence.
 
     Zoom augmentation lets a network take tighter crops than its plain ones, and tighter crops
     give each joint more pixels.
@@ -68,6 +68,8 @@ def deployed_spec(recipe: Recipe) -> ModelSpec:
         box_scale=pose.deploy_box_scale or pose.box_scale,
         oks_window=pose.oks_window,
         evidence=pose.evidence,
+        spread_temperature=pose.spread_temperature,
+        spread_isotropy=pose.spread_isotropy,
     )
 
 

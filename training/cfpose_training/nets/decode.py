@@ -54,19 +54,33 @@ def person_area(xy: Tensor) -> Tensor:
     return (AREA_SHARE * extent[:, 0] * extent[:, 1]).clamp_min(MIN_AREA_PX)
 
 
-def covariance(x_logits: Tensor, y_logits: Tensor, xy: Tensor, split_ratio: float) -> Tensor:
+def covariance(
+    x_logits: Tensor,
+    y_logits: Tensor,
+    xy: Tensor,
+    split_ratio: float,
+    *,
+    temperature: float = 1.0,
+    isotropy: float = 0.0,
+) -> Tensor:
     """(B, K, 2, 2) crop pixels² of keypoints xy: `cfpose_sdk.keypoints.covariance` in torch."""
     centres = full_precision(xy)
     moments = []
     for axis, logits in enumerate((x_logits, y_logits)):
         values = full_precision(logits)
+        if temperature != 1:
+            values = values / temperature
         bins = torch.arange(values.shape[2], dtype=values.dtype, device=values.device)
         offset = bins / split_ratio - centres[:, :, axis : axis + 1]
         second = (torch.softmax(values, dim=2) * offset.square()).sum(dim=2)
         moments.append(second + 1 / (12 * split_ratio**2))
     # a product with the unit matrix, not diag_embed: that leaves a scatter in the graph
     unit = torch.tensor([[1, 0], [0, 1]], dtype=moments[0].dtype, device=moments[0].device)
-    return torch.stack(moments, dim=2).unsqueeze(3) * unit
+    variances = torch.stack(moments, dim=2)
+    if isotropy:
+        logs = torch.log(variances)
+        variances = torch.exp(logs + isotropy * (logs.mean(dim=2, keepdim=True) - logs))
+    return variances.unsqueeze(3) * unit
 
 
 def expected_oks(xy: Tensor, covariance: Tensor, oks_sigmas: Sequence[float]) -> Tensor:
