@@ -119,7 +119,11 @@ def run(model: onnx.ModelProto, folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def windowed(
-    logits: tuple[NDArray[Any], NDArray[Any]], centre: Float64, xy: Float64, ratio: float, radius: float
+    logits: tuple[NDArray[Any], NDArray[Any]],
+    centre: Float64,
+    xy: Float64,
+    ratio: float,
+    radius: float,
 ) -> Float64:
     """The same second moment under the decoder's window of a radius in pixels, about `centre`."""
     matrices = np.zeros((*xy.shape, 2))

@@ -25,8 +25,9 @@ from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.evaluation import DevelopmentSet
+from cfpose_training.measured_spec import measured_spec
 from cfpose_training.nets.pose_net import RefinedPoseNet
-from cfpose_training.pose_training import deployed_spec, development_set, measured_spec
+from cfpose_training.pose_training import deployed_spec, development_set
 
 WINDOWS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, MAX_OKS_WINDOW)  # the last: the mean
 
@@ -48,7 +49,7 @@ def main() -> None:
         spec = dataclasses.replace(deployed_spec(recipe), oks_window=window)
         dev = development_set(recipe, spec, DataOptions(arguments.data_root, arguments.cache))
         assert dev is not None
-        fitted = measured_spec(network, spec, dev)
+        fitted = measured_spec(network, spec, dev, worse_views=recipe.pose.worse_views)
         found = _with_the_finder(network, fitted, dev)
         rows.append({"oks_window": window, **fitted.metrics, "finder_AP": round(found, 4)})
         print(rows[-1], flush=True)

@@ -11,18 +11,29 @@ import torch
 
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks, widen
-from cfpose_sdk.spec import Evidence
-from cfpose_training.config import load_recipe
+from cfpose_sdk.spec import Evidence, ModelSpec
+from cfpose_training.calibration import fit_calibration, good_joints
+from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data import DataOptions, plain_crops
+from cfpose_training.measured_spec import measured_spec
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose_training import (
     deployed_spec,
     development_set,
-    measured_spec,
     pose_spec,
 )
 from cfpose_training.stages import Normalise
+
+
+def tiny_network(recipe: Recipe, spec: ModelSpec) -> RefinedPoseNet:
+    """The recipe's student with a small refiner, untrained."""
+    torch.manual_seed(0)
+    pose = PoseNet(recipe.pose.hrnet, spec)
+    refiner = IGPGCNConfig(
+        spec.size_wh, pose.backbone.tap_channels, node_channels=8, joint_channels=(8, 8, 8)
+    )
+    return RefinedPoseNet(pose, IGPGCN(refiner, spec.skeleton), spec).eval()
 
 
 @pytest.mark.parametrize("evidence", ["peak", "spread"])
@@ -45,12 +56,8 @@ def test_the_covariance_scale_covers_the_development_joints(
     assert pose_spec(recipe).spread_temperature == 1
     spec = deployed_spec(recipe)
     assert (spec.evidence, spec.oks_window) == (evidence, window)
-    torch.manual_seed(0)
-    pose = PoseNet(recipe.pose.hrnet, spec)
-    refiner = IGPGCNConfig(
-        spec.size_wh, pose.backbone.tap_channels, node_channels=8, joint_channels=(8, 8, 8)
-    )
-    network = RefinedPoseNet(pose, IGPGCN(refiner, spec.skeleton), spec).eval()
+    network = tiny_network(recipe, spec)
+    pose = network.pose
     dev = development_set(recipe, spec, DataOptions(tiny_root, tmp_path / "cache"))
     assert dev is not None
     measured = measured_spec(network, spec, dev)
@@ -88,3 +95,25 @@ def test_the_covariance_scale_covers_the_development_joints(
     assert all(worst_gap(1) <= worst_gap(f) + one_joint for f in (0.5, 0.8, 0.9, 1.1, 1.25, 2))
     found = transform_points(invert_transforms(transforms), xy)
     assert np.allclose(dev.predict(network).xy, found, atol=1e-3)
+
+
+def test_the_fit_may_see_worse_pictures_too(
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(tiny_recipe)
+    spec = deployed_spec(recipe)
+    network = tiny_network(recipe, spec)
+    dev = development_set(recipe, spec, DataOptions(tiny_root, tmp_path / "cache"))
+    assert dev is not None
+    plain = measured_spec(network, spec, dev)
+    both = measured_spec(network, spec, dev, worse_views=2)
+    assert both == measured_spec(network, spec, dev, worse_views=2)  # drawn the same way
+    assert both.metrics["dev_AP"] == plain.metrics["dev_AP"]  # that of the photos
+    first, other, again = (dev.predict(network, worse=seed) for seed in (0, 1, 0))
+    assert np.array_equal(first.score, again.score)
+    assert not np.array_equal(first.score, other.score)
+    seen = [dev.predict(network)] * 2 + [first, other]
+    sigmas = spec.skeleton.oks_sigmas
+    scores, good = zip(*(good_joints(view, dev.people, sigmas) for view in seen), strict=True)
+    fitted = fit_calibration(np.concatenate(scores), np.concatenate(good))
+    assert both.calibration == fitted != plain.calibration

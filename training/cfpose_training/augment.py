@@ -1,4 +1,4 @@
-"""Random crops of one person: box, zoom, rotation, half body, mirror; then colours, then a hole.
+"""Random crops of one person: box, zoom, rotation, half body, mirror; colours, quality, a hole.
 
 Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these five, so a crop is
 resampled once. The box is that of a detector which is a little off. The hole is RTMPose's:
@@ -7,6 +7,8 @@ Cutout").
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +20,9 @@ from cfpose_training.config import AugmentConfig
 
 Float64 = NDArray[np.float64]
 
+SHRINK = (1.0, 3.0)  # by as much a crop of lower quality is shrunk, before it grows again
+NOISE = (0.0, 12.0)  # deviation, of 255
+JPEG_QUALITY = (30, 95)
 HALF_BODY_SCALE = 1.5  # of the tight box around the chosen half; there is no other margin
 
 
@@ -70,6 +75,34 @@ def colour_jitter(
     levels = np.clip(np.rint(gain * (np.arange(256) - 127.5) + 127.5 + shift), 0, 255)
     table = np.ascontiguousarray(levels.T[None], dtype=np.uint8)  # (1, 256, 3), as cv2.LUT reads it
     return np.asarray(cv2.LUT(crop, table), dtype=np.uint8)
+
+
+def lower_quality(
+    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The crop (H, W, 3), or with probability `quality_p` one that a worse picture might have left.
+
+    Each with even odds, in the order of a camera: shrunk and grown again, as a small person is;
+    noise of a sensor; a JPEG. Positions stay. Draws nothing when `quality_p` is 0.
+    """
+    if not config.quality_p or rng.random() >= config.quality_p:
+        return crop
+    shrunk, noisy, packed = rng.random(3) < 0.5
+    worse: NDArray[Any] = crop
+    height, width = crop.shape[:2]
+    if shrunk:
+        factor = rng.uniform(*SHRINK)
+        small = max(1, round(width / factor)), max(1, round(height / factor))
+        worse = cv2.resize(worse, small, interpolation=cv2.INTER_AREA)
+        worse = cv2.resize(worse, (width, height), interpolation=cv2.INTER_LINEAR)
+    if noisy:
+        noise = rng.standard_normal(crop.shape, dtype=np.float32) * np.float32(rng.uniform(*NOISE))
+        worse = np.clip(np.rint(worse + noise), 0, 255).astype(np.uint8)
+    if packed:
+        quality = int(rng.integers(*JPEG_QUALITY, endpoint=True))
+        _, data = cv2.imencode(".jpg", worse, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        worse = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+    return worse
 
 
 def coarse_dropout(

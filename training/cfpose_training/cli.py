@@ -98,10 +98,14 @@ def _parser() -> argparse.ArgumentParser:
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
     finder.add_argument("--init", type=Path, help="ImageNet weights of its body, or a finder")
-    average = commands.add_parser("average", parents=[common], help="the mean of several finders")
-    average.add_argument(
-        "--finder", type=Path, action="append", required=True, help="checkpoint; twice or more"
+    average = commands.add_parser(
+        "average", parents=[common], help="the mean of several students or finders"
     )
+    which = average.add_mutually_exclusive_group(required=True)
+    for kind in ("student", "finder"):
+        which.add_argument(
+            f"--{kind}", type=Path, action="append", help="checkpoint; twice or more"
+        )
     _add_ablation(
         commands.add_parser("ablation", parents=[common, start], help="schemes of Table IV")
     )
@@ -178,17 +182,22 @@ def _finder(arguments: argparse.Namespace) -> int:
 
 
 def _average(arguments: argparse.Namespace) -> int:
+    from cfpose_training.averaging import average_finders, average_students
     from cfpose_training.config import load_recipe
-    from cfpose_training.finder_training import FINDER_FILE, average_finders
+    from cfpose_training.finder_training import FINDER_FILE
+    from cfpose_training.pose_training import STUDENT_FILE
 
     recipe = load_recipe(arguments.recipe)
+    kind = "student" if arguments.student else "finder"
+    checkpoints = arguments.student or arguments.finder
     if arguments.dry_run:
-        for path in arguments.finder:
-            print(f"  finder: {path}{'' if path.is_file() else ' (missing)'}")
-        print(f"  writes {arguments.out / FINDER_FILE}")
+        for path in checkpoints:
+            print(f"  {kind}: {path}{'' if path.is_file() else ' (missing)'}")
+        print(f"  writes {arguments.out / (STUDENT_FILE if kind == 'student' else FINDER_FILE)}")
         return 0
     data, options = _options(arguments)
-    return _report(average_finders(recipe, arguments.finder, data, options.folder))
+    average = average_students if kind == "student" else average_finders
+    return _report(average(recipe, checkpoints, data, options.folder))
 
 
 def _ablation(arguments: argparse.Namespace) -> int:

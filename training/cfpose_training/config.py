@@ -56,6 +56,7 @@ class AugmentConfig:
     contrast: float = 0.0  # pixel values are scaled by 1 ± this, each colour channel by its own
     brightness: float = 0.0  # and moved by up to this, of 255, likewise
     box_sigma: float = 0.0  # each edge of the box is off, by this share of the box's side
+    quality_p: float = 0.0  # worse pictures: blurred, noisy, compressed, see augment.lower_quality
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class PoseConfig:
     evidence: Evidence = "peak"  # of the artifact's confidence, see ModelSpec; not while training
     spread_temperature: float = 1.0  # of the artifact's covariance, see ModelSpec; as above
     spread_isotropy: float = 0.0
+    worse_views: int = 0  # of the fit of both on held-out people, see measured_spec
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 
     @property

@@ -18,7 +18,12 @@ from torch.utils.data import Dataset
 
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.augment import coarse_dropout, colour_jitter, random_transform
+from cfpose_training.augment import (
+    coarse_dropout,
+    colour_jitter,
+    lower_quality,
+    random_transform,
+)
 from cfpose_training.config import AugmentConfig, LabelConfig
 from cfpose_training.people import People
 from cfpose_training.photos import PhotoCache
@@ -74,7 +79,8 @@ class CropDataset(Dataset[Batch]):
             augment, rng,
         )  # fmt: skip
         crop = extract_crops(self.cache[int(people.photo[person])], transform[None], spec.size_wh)
-        crop = coarse_dropout(colour_jitter(crop[0], augment, rng), augment, rng)
+        crop = lower_quality(colour_jitter(crop[0], augment, rng), augment, rng)
+        crop = coarse_dropout(crop, augment, rng)
         weight = (joints[:, 2] > 0) * people.joint_weight[person] * people.weight[person]
         xy = transform_points(transform[None], joints[None, :, :2])[0]
         if mirrored:  # the map has mirrored the positions already

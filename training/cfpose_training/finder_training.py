@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from cfpose_sdk.boxes import iou_matrix, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, TrainingError
 from cfpose_sdk.spec import FinderSpec
 from cfpose_training.batches import batches_per_epoch, epoch_batches
-from cfpose_training.checkpoint import load_finder, misfits, save_finder
+from cfpose_training.checkpoint import misfits, save_finder
 from cfpose_training.config import Recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.finder_config import FinderConfig
@@ -89,53 +89,19 @@ def train_finder(
         FinderStage(network), batches, per_epoch, optim, options,
         after_epoch=lambda _, module: dev.figures(module),
         record=_record(config, recorded_files({"labeller": labeller, "init": init})),
-        save_checkpoint=lambda path, module, metrics: _save(path, module, config, metrics),
+        save_checkpoint=lambda path, module, metrics: write_finder(path, module, config, metrics),
     )  # fmt: skip
     if not finished:
         return None
     checkpoint = options.folder / FINDER_FILE
-    _save(checkpoint, network, config, dev.figures(network))
+    write_finder(checkpoint, network, config, dev.figures(network))
     return checkpoint
 
 
-def average_finders(
-    recipe: Recipe, checkpoints: Sequence[Path], data: DataOptions, folder: Path
-) -> Path:
-    """The finder whose weights are the mean of `checkpoints`, measured on the held-out photos.
-
-    Runs that start from one another stay in one basin, and the middle of it is better than its
-    sides ("Model soups", Wortsman et al., ICML 2022). Batch-norm statistics are averaged as well.
-    Returns the checkpoint in `folder`. Raises TrainingError when the recipe has no finder, there
-    are fewer than two checkpoints, or they are of different networks.
-    """
-    config = recipe.finder
-    if config is None:
-        raise TrainingError("the recipe has no [finder] table")
-    if len(checkpoints) < 2:
-        raise TrainingError(f"a mean is of two finders or more, got {len(checkpoints)}")
-    networks = [load_finder(path)[0] for path in checkpoints]
-    for path, network in zip(checkpoints, networks, strict=True):
-        if network.config != config.net:
-            raise TrainingError(f"{path} is not of the network in the recipe's finder.net")
-    states = [network.state_dict() for network in networks]
-    mean = networks[0]
-    mean.load_state_dict(
-        {
-            key: torch.stack([state[key] for state in states]).mean(dim=0)
-            if value.is_floating_point()
-            else value
-            for key, value in states[0].items()
-        }
-    )
-    checkpoint = folder / FINDER_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(checkpoint, mean, config, FinderDevelopmentSet(config, data).figures(mean))
-    return checkpoint
-
-
-def _save(
+def write_finder(
     path: Path, network: nn.Module, config: FinderConfig, metrics: Mapping[str, float]
 ) -> None:
+    """The checkpoint of a finder that the recipe's table describes, with its figures."""
     assert isinstance(network, FinderNet)
     save_finder(path, network, dataclasses.replace(finder_spec(config), metrics=metrics))
 

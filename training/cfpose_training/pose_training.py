@@ -5,20 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from cfpose_bench.reliability import squared_sigmas
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.calibration import (
-    calibration_error,
-    fit_calibration,
-    fit_covariance,
-    good_joints,
-)
 from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import GcnTarget, Recipe, SkeletonName
 from cfpose_training.conversion import Initialised, initialise
@@ -27,6 +18,7 @@ from cfpose_training.distill import DistillStage, check_teacher
 from cfpose_training.evaluation import DevelopmentSet
 from cfpose_training.limbs import limb_weights
 from cfpose_training.loop import RunOptions
+from cfpose_training.measured_spec import measured_spec
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose_run import PoseRun, stage1_record, stage2_record
@@ -201,7 +193,11 @@ def train_stage2(
     checkpoint = options.folder / REFINED_FILE
     deployed = deployed_spec(recipe)
     deployed_dev = development_set(recipe, deployed, data)
-    save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
+    save_pose(
+        checkpoint,
+        trained,
+        measured_spec(trained, deployed, deployed_dev, worse_views=recipe.pose.worse_views),
+    )
     return checkpoint
 
 
@@ -235,40 +231,6 @@ def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
         integral_head=recipe.stage2.integral_head,
         refine=recipe.stage2.refine,
         refine_below=recipe.stage2.refine_below,
-    )
-
-
-def measured_spec(
-    network: RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None
-) -> ModelSpec:
-    """The spec with confidence and covariance fitted, and figures measured, on held-out photos."""
-    if dev is None:
-        return spec
-    predictions, coarse = dev.predict(network), dev.predict(network.pose)
-    score, good = good_joints(predictions, dev.people, spec.skeleton.oks_sigmas)
-    calibration = fit_calibration(score, good)
-    labelled = dev.people.joints[..., 2] > 0
-    assert predictions.covariance is not None
-    xy, truth = predictions.xy[labelled], dev.people.joints[..., :2][labelled]
-    confidence, raw = calibrate(score, calibration), predictions.covariance[labelled]
-    scale, power = fit_covariance(xy, raw, confidence, truth)
-    scale = round(scale, 4)
-    sigmas = np.sqrt(squared_sigmas(xy, scale * widen(raw, confidence, power), truth))
-    metrics = {
-        "dev_AP": dev.accuracy(predictions).AP,
-        "dev_AP_coarse": dev.accuracy(coarse).AP,
-        "dev_people": float(len(dev.people)),
-        "dev_ECE": calibration_error(score, good, calibration),
-        "dev_within_1_sigma": float((sigmas <= 1).mean()),
-        "dev_within_2_sigma": float((sigmas <= 2).mean()),
-    }
-    rounded = {name: round(value, 4) for name, value in metrics.items()}
-    return dataclasses.replace(
-        spec,
-        calibration=calibration,
-        covariance_scale=scale,
-        covariance_odds_power=power,
-        metrics=rounded,
     )
 
 
