@@ -105,12 +105,9 @@ def test_the_fit_may_see_worse_pictures_too(
     network = tiny_network(recipe, spec)
     dev = development_set(recipe, spec, DataOptions(tiny_root, tmp_path / "cache"))
     assert dev is not None
-    crops, _ = plain_crops(dev.people, dev.cache, spec, range(len(dev.people)))
-    with torch.no_grad():  # without its statistics an untrained network sees nothing
-        for _ in range(30):
-            network.pose.train()(Normalise()(torch.from_numpy(crops)))
-        network.pose.head.final_layer.weight *= 1e3
-    network.eval()
+    for layer in network.pose.modules():  # fresh ones let nothing of the picture through
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     plain = measured_spec(network, spec, dev)
     both = measured_spec(network, spec, dev, worse_views=2)
     assert both == measured_spec(network, spec, dev, worse_views=2)  # drawn the same way
