@@ -49,7 +49,7 @@ def main() -> None:
         spec = dataclasses.replace(deployed_spec(recipe), oks_window=window)
         dev = development_set(recipe, spec, DataOptions(arguments.data_root, arguments.cache))
         assert dev is not None
-        fitted = measured_spec(network, spec, dev, worse_views=recipe.pose.worse_views)
+        fitted = measured_spec(network, spec, dev)
         found = _with_the_finder(network, fitted, dev)
         rows.append({"oks_window": window, **fitted.metrics, "finder_AP": round(found, 4)})
         print(rows[-1], flush=True)

@@ -150,10 +150,10 @@ def test_picked_boxes_are_the_local_maxima() -> None:
     sides = torch.ones(1, 4, 8, 16) * torch.tensor([10.0, 12.0, 14.0, 16.0]).reshape(1, 4, 1, 1)
     boxes, scores = pick_people(FinderOutput(logits, sides, sides), top_k=5)
     assert scores[0, :2].tolist() == pytest.approx(
-        [math.sqrt(1 / (1 + math.exp(-2))), math.sqrt(1 / (1 + math.exp(-0.5)))]
+        [(1 / (1 + math.exp(-2))) ** 0.25, (1 / (1 + math.exp(-0.5))) ** 0.25]
     )
     # the neighbour of a maximum is none itself; a plateau of background is all maxima, and low
-    assert scores[0, 2].item() < 0.06
+    assert scores[0, 2].item() < 0.24
     np.testing.assert_allclose(boxes[0, 0], [24.5 - 10, 16.5 - 12, 24.5 + 14, 16.5 + 16])
     np.testing.assert_allclose(boxes[0, 1], [80.5 - 10, 48.5 - 12, 80.5 + 14, 48.5 + 16])
 

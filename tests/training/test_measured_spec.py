@@ -12,7 +12,6 @@ import torch
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks, widen
 from cfpose_sdk.spec import Evidence, ModelSpec
-from cfpose_training.calibration import fit_calibration, good_joints
 from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data import DataOptions, plain_crops
 from cfpose_training.measured_spec import measured_spec
@@ -95,28 +94,3 @@ def test_the_covariance_scale_covers_the_development_joints(
     assert all(worst_gap(1) <= worst_gap(f) + one_joint for f in (0.5, 0.8, 0.9, 1.1, 1.25, 2))
     found = transform_points(invert_transforms(transforms), xy)
     assert np.allclose(dev.predict(network).xy, found, atol=1e-3)
-
-
-def test_the_fit_may_see_worse_pictures_too(
-    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
-) -> None:
-    recipe = load_recipe(tiny_recipe)
-    spec = deployed_spec(recipe)
-    network = tiny_network(recipe, spec)
-    dev = development_set(recipe, spec, DataOptions(tiny_root, tmp_path / "cache"))
-    assert dev is not None
-    for layer in network.pose.modules():  # fresh ones let nothing of the picture through
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    plain = measured_spec(network, spec, dev)
-    both = measured_spec(network, spec, dev, worse_views=2)
-    assert both == measured_spec(network, spec, dev, worse_views=2)  # drawn the same way
-    assert both.metrics["dev_AP"] == plain.metrics["dev_AP"]  # that of the photos
-    first, other, again = (dev.predict(network, worse=seed) for seed in (0, 1, 0))
-    assert np.array_equal(first.score, again.score)
-    assert not np.array_equal(first.score, other.score)
-    seen = [dev.predict(network)] * 2 + [first, other]
-    sigmas = spec.skeleton.oks_sigmas
-    scores, good = zip(*(good_joints(view, dev.people, sigmas) for view in seen), strict=True)
-    fitted = fit_calibration(np.concatenate(scores), np.concatenate(good))
-    assert both.calibration == fitted != plain.calibration

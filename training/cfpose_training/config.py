@@ -134,7 +134,6 @@ class PoseConfig:
     evidence: Evidence = "peak"  # of the artifact's confidence, see ModelSpec; not while training
     spread_temperature: float = 1.0  # of the artifact's covariance, see ModelSpec; as above
     spread_isotropy: float = 0.0
-    worse_views: int = 0  # of the fit of both on held-out people, see measured_spec
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 
     @property

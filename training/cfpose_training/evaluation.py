@@ -16,8 +16,7 @@ from cfpose_bench.annotations import is_crowdpose, read_annotations
 from cfpose_bench.crowdpose import evaluate_crowdpose
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.augment import lower_quality
-from cfpose_training.config import AugmentConfig, Source
+from cfpose_training.config import Source
 from cfpose_training.data import plain_crops
 from cfpose_training.flip_test import flip_test
 from cfpose_training.nets.decode import covariance, decode_simcc, expected_oks
@@ -27,8 +26,6 @@ from cfpose_training.photos import PhotoCache, cache_photos
 from cfpose_training.stages import Normalise
 
 Float64 = NDArray[np.float64]
-
-ALL_WORSE = AugmentConfig(quality_p=1.0)
 
 
 @dataclass(frozen=True)
@@ -50,18 +47,9 @@ class DevelopmentSet:
         self.annotations: dict[str, Any] = read_annotations(root / source.annotations)
 
     def predict(
-        self,
-        network: nn.Module,
-        batch_size: int = 32,
-        *,
-        flipped: bool = False,
-        worse: int | None = None,
+        self, network: nn.Module, batch_size: int = 32, *, flipped: bool = False
     ) -> Predictions:
-        """Run a PoseNet or RefinedPoseNet over everybody, in float32; `flipped`: the flip test.
-
-        `worse`, a seed: on pictures of lower quality, as `augment.lower_quality` draws them.
-        """
-        rng = np.random.default_rng(worse)
+        """Run a PoseNet or RefinedPoseNet over everybody, in float32; `flipped`: the flip test."""
         device = next(network.parameters()).device
         normalise = Normalise(self.spec.mean_rgb, self.spec.std_rgb).to(device)
         count = len(self.people)
@@ -73,8 +61,6 @@ class DevelopmentSet:
         for start in range(0, count, batch_size):
             chosen = range(start, min(count, start + batch_size))
             crops, transforms = plain_crops(self.people, self.cache, self.spec, chosen)
-            if worse is not None:
-                crops = np.stack([lower_quality(crop, ALL_WORSE, rng) for crop in crops])
             with torch.no_grad():
                 images = normalise(torch.from_numpy(crops).to(device))
                 if flipped:

@@ -45,7 +45,7 @@ class FinderConfig:
     deploy_size_wh: tuple[int, int] = (0, 0)  # of the artifact's; zeros: as in training
     label_score: float = 0.4  # boxes of the labelling detector count from this score on
     ignore_score: float = 0.1  # between the two they are neither person nor background
-    threshold: float = 0.55  # of the root of the heat; written into the artifact
+    threshold: float = 0.74  # of the fourth root of the heat; written into the artifact
     nms_iou: float = 0.5
     trained_on: tuple[str, ...] = ()
     license: str = ""

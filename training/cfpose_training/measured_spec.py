@@ -20,30 +20,20 @@ from cfpose_training.nets.pose_net import RefinedPoseNet
 
 
 def measured_spec(
-    network: RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None, *, worse_views: int = 0
+    network: RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None
 ) -> ModelSpec:
-    """The spec with confidence and covariance fitted, and figures measured, on held-out photos.
-
-    With `worse_views`, the fit sees everybody as often in a worse picture as in the photo itself.
-    The figures are those of the photos.
-    """
+    """The spec with confidence and covariance fitted, and figures measured, on held-out photos."""
     if dev is None:
         return spec
     predictions, coarse = dev.predict(network), dev.predict(network.pose)
-    worse = [dev.predict(network, worse=seed) for seed in range(worse_views)]
-    views = [predictions] * max(1, worse_views) + worse
-    judged = [good_joints(view, dev.people, spec.skeleton.oks_sigmas) for view in views]
-    calibration = fit_calibration(*(np.concatenate(parts) for parts in zip(*judged, strict=True)))
+    score, good = good_joints(predictions, dev.people, spec.skeleton.oks_sigmas)
+    calibration = fit_calibration(score, good)
     labelled = dev.people.joints[..., 2] > 0
-    truth = dev.people.joints[..., :2][labelled]
-    joints = [
-        (view.xy[labelled], view.covariance[labelled], calibrate(score, calibration), truth)
-        for view, (score, _) in zip(views, judged, strict=True)
-        if view.covariance is not None
-    ]
-    scale, power = fit_covariance(*(np.concatenate(parts) for parts in zip(*joints, strict=True)))
+    assert predictions.covariance is not None
+    xy, truth = predictions.xy[labelled], dev.people.joints[..., :2][labelled]
+    confidence, raw = calibrate(score, calibration), predictions.covariance[labelled]
+    scale, power = fit_covariance(xy, raw, confidence, truth)
     scale = round(scale, 4)
-    (xy, raw, confidence, _), (score, good) = joints[0], judged[0]
     sigmas = np.sqrt(squared_sigmas(xy, scale * widen(raw, confidence, power), truth))
     metrics = {
         "dev_AP": dev.accuracy(predictions).AP,

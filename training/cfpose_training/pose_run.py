@@ -33,7 +33,6 @@ from cfpose_training.stages import Stage
 # They label the artifact, or say how it is used.
 FREE_FIELDS = FREE_OPTIM_FIELDS | {
     "name", "deploy_box_scale", "evidence", "oks_window", "spread_temperature", "spread_isotropy",
-    "worse_views",
 }  # fmt: skip
 # Of other commands, or labels too; the teacher counts by the content of its file.
 FREE_TABLES = {"teacher", "finder", "trained_on", "license"}

@@ -196,7 +196,7 @@ def train_stage2(
     save_pose(
         checkpoint,
         trained,
-        measured_spec(trained, deployed, deployed_dev, worse_views=recipe.pose.worse_views),
+        measured_spec(trained, deployed, deployed_dev),
     )
     return checkpoint
 

@@ -144,7 +144,7 @@ def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tenso
     """Local maxima of the heat: boxes (B, M, 4) xyxy and scores (B, M), by falling score;
     M is `top_k`, or the number of cells where there are fewer.
 
-    A cell that is no maximum of its 3x3 neighbourhood scores 0; else the square root of its heat.
+    A cell that is no maximum of its 3x3 neighbourhood scores 0; else the fourth root of its heat.
     The order is the heat's. The root lets a pose's joints say more in box score x confidence, and
     ranks poses better (training/results).
     """
@@ -154,4 +154,4 @@ def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tenso
     scores, cells = torch.topk(peaks, min(top_k, peaks.shape[1]), dim=1)
     boxes = sides_to_boxes(output.sides).flatten(2).transpose(1, 2)
     picked = torch.gather(boxes, 1, cells.unsqueeze(-1).expand(-1, -1, 4))
-    return picked, torch.sqrt(scores)
+    return picked, torch.sqrt(torch.sqrt(scores))
