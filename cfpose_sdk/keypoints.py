@@ -81,9 +81,9 @@ def covariance(
     The axes are classified independently, so the matrix is diagonal. `scale` is the spec's
     `covariance_scale`, `temperature` divides the logits, and `isotropy` draws the two variances to
     their geometric mean, which keeps the ellipse's area (the spec's `spread_temperature` and
-    `spread_isotropy`). Below 1 a temperature leaves out far bins that hold little; both bring the
-    shares of held-out joints within 1 and 2 sigma nearer to a Gaussian's
-    (benchmarks/results/covariance-dev.json).
+    `spread_isotropy`). Below 1 a temperature leaves out far bins that hold little, which brings the
+    shares of held-out joints within 1 and 2 sigma nearer to a Gaussian's; half an isotropy makes
+    their truth likelier there (benchmarks/results/covariance-dev.json).
 
     Why the whole axis: within the decoder's window the moment cannot grow beyond that window,
     however unsure the network is, so no one scale fits sure and unsure joints alike (both were

@@ -164,7 +164,7 @@ def test_a_box_that_is_off_moves_and_scales_the_crop_within_bounds() -> None:
         assert draw(STILL, seed)[0].tolist() == plain.tolist()
 
 
-def test_a_worse_picture_keeps_its_place_its_size_and_its_mean() -> None:
+def test_a_worse_picture_keeps_its_size_and_what_it_shows_its_place() -> None:
     rng = np.random.default_rng(0)
     crop = np.zeros((128, 96, 3), dtype=np.uint8)
     cv2.circle(crop, (40, 70), 9, (200, 150, 100), -1)

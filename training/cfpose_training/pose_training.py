@@ -193,11 +193,7 @@ def train_stage2(
     checkpoint = options.folder / REFINED_FILE
     deployed = deployed_spec(recipe)
     deployed_dev = development_set(recipe, deployed, data)
-    save_pose(
-        checkpoint,
-        trained,
-        measured_spec(trained, deployed, deployed_dev),
-    )
+    save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
     return checkpoint
 
 
