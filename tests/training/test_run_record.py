@@ -19,7 +19,7 @@ from cfpose_training.optim_config import OptimConfig
 from cfpose_training.people import load_people
 from cfpose_training.pose_run import people_digest, stage1_record, stage2_record
 from cfpose_training.pose_training import train_stage1, train_stage2
-from cfpose_training.run_record import differences, recorded, recorded_files
+from cfpose_training.run_record import LATER_OPTIONS, differences, recorded, recorded_files
 from cfpose_training.run_state import STATE_FILE
 
 # what a run may have anew: (table, field, value)
@@ -98,6 +98,19 @@ def test_sources_are_compared_one_by_one(recipe: Recipe) -> None:
     lines = differences(recorded(recipe.sources, "sources"), recorded(more, "sources"))
     assert "sources[1].images was not there, now 'more'" in lines
     assert len(lines) == len(dataclasses.fields(recipe.sources[0]))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "teacher"])
+def test_a_state_from_before_an_option_goes_on_without_it(recipe: Recipe, stage: str) -> None:
+    """Every option of LATER_OPTIONS: off it is as it was, on it is another run."""
+    now = stage1_record(recipe, stage)
+    later = [name for name in now if name.rpartition(".")[2] in LATER_OPTIONS]
+    assert {name.rpartition(".")[2] for name in later} == set(LATER_OPTIONS)
+    before = {name: value for name, value in now.items() if name not in later}
+    assert differences(before, now) == []
+    for name in later:
+        assert differences(before, now | {name: "0.5"}) == [f"{name} was not there, now 0.5"]
+    assert len(differences(now, before)) == len(later)  # an older cfpose does not know it
 
 
 def test_files_are_told_by_their_content(tmp_path: Path) -> None:

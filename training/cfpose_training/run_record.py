@@ -18,6 +18,9 @@ Record = dict[str, str]
 
 # Of [stage1] and its like: how samples are loaded, and which checkpoint is taken in the end.
 FREE_OPTIM_FIELDS = frozenset({"workers", "final"})
+# Options that came after runs had been recorded, and the value with which a run is as it was
+# before: a state that lacks one may go on with that.
+LATER_OPTIONS = {"quality_p": "0.0"}
 
 
 def recorded(value: object, name: str, free: frozenset[str] = frozenset()) -> Record:
@@ -45,7 +48,16 @@ def recorded_files(files: Mapping[str, Path | None]) -> Record:
 
 
 def differences(made: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """One line for each name whose value differs or which one side lacks."""
+    """One line for each name whose value differs or which one side lacks.
+
+    What `made` lacks because the option came later differs when it is on.
+    """
+    off = {
+        name: value
+        for name, value in asked.items()
+        if name not in made and value == LATER_OPTIONS.get(name.rpartition(".")[2])
+    }
+    made = {**made, **off}
     names = dict.fromkeys([*made, *asked])
     return [
         f"{name} was {made.get(name, 'not there')}, now {asked.get(name, 'not there')}"
