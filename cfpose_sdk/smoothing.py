@@ -88,6 +88,11 @@ class Smoother:
         self._filters = {n: pair for n, pair in self._filters.items() if now - pair[1] <= gap}
         return replace(poses, xy=smooth.astype(np.float32), xy_raw=poses.xy)
 
+    def forget(self) -> None:
+        """Another video follows, whose time starts at 0 again."""
+        self._filters = {}
+        self._frames = 0
+
     def _step(self, number: int, xy: Float64, now: float, scale: float) -> Float64:
         known = self._filters.get(number)
         if known is None or now - known[1] > self.options.max_gap_s:

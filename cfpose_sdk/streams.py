@@ -71,7 +71,9 @@ class StreamOptions:
         return Smoother(self.smooth if isinstance(self.smooth, SmoothOptions) else None)
 
 
-Step = tuple[Item, Found | None]  # None: not searched, the last poses carry their boxes
+# an item, its people (None: not searched, the last poses carry their boxes), and whether a source
+# begins there
+Step = tuple[Item, Found | None, bool]
 Response = Callable[[InputError], None]
 
 
@@ -123,10 +125,14 @@ def _poses(
     tracker, smoother = options.tracker, options.smoother
     last: Poses | None = None
     try:
-        for item, found in _steps(engine, footage, options, threads):
+        for item, found, begins in _steps(engine, footage, options, threads):
             if isinstance(item, Unread):
                 broken(item.error)
                 continue
+            if begins and tracker is not None:
+                tracker.forget()
+            if begins and smoother is not None:
+                smoother.forget()
             if found is None and last is not None:
                 found = Found(carried_boxes(last), 0.0)
             poses = engine.pose(item, found or engine.find(item.image))
@@ -164,13 +170,24 @@ def _steps(
 
 
 def _searched(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Step]:
-    frames = 0
+    frames, after_file = 0, True
     for item in items:
         if isinstance(item, Unread):
-            yield item, None
+            yield item, None, False
             continue
-        yield item, engine.find(item.image) if frames % every == 0 else None
-        frames += 1
+        begins = _begins(item, after_file)
+        frames = 0 if begins else frames + 1
+        yield item, engine.find(item.image) if frames % every == 0 else None, begins
+        after_file = item.name is not None
+
+
+def _begins(frame: Frame, after_file: bool) -> bool:
+    """Whether a source begins here, to which nothing of the last applies: a video's first frame, a
+    photo of a path, or the first of the caller's arrays, which are one video together.
+    """
+    if frame.name is None:
+        return after_file
+    return not frame.number  # None is a photo's
 
 
 def _warn(error: InputError) -> None:

@@ -76,6 +76,10 @@ class Tracker:
         self._tracks = [t for t in self._tracks if t.missing <= self.options.max_gap]
         return replace(poses, ids=ids)
 
+    def forget(self) -> None:
+        """Another video follows: nobody of this one is known there, and the numbers go on."""
+        self._tracks = []
+
     def _pairs(self, poses: Poses) -> list[tuple[int, int]]:
         """(track, person) by falling similarity, each at most once."""
         if not self._tracks or len(poses) == 0:

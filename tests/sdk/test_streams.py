@@ -18,6 +18,9 @@ from cfpose_sdk.ahead import Ahead
 from cfpose_sdk.errors import BackendError, ImageError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.frames import Unread
+from cfpose_sdk.results import Poses
+from cfpose_sdk.smoothing import SmoothOptions
+from cfpose_sdk.tracks import TrackOptions
 from cfpose_sdk.videos import open_video
 
 FRAMES = 24
@@ -42,6 +45,11 @@ def write_clip(path: Path, frames: int = FRAMES) -> Path:
         writer.write(picture(10 * number + 5))
     writer.release()
     return path
+
+
+def ids(poses: Poses) -> list[int]:
+    assert poses.ids is not None
+    return [int(number) for number in poses.ids]
 
 
 def threads() -> set[str]:
@@ -229,6 +237,57 @@ def test_broken_photos_among_good_ones(pose: PoseEstimator, tmp_path: Path) -> N
         assert len(list(pose.stream(mixed))) == 2
     with pytest.raises(ImageError, match="uint8"):  # a mistake in a program is no damaged file
         list(pose.stream([picture(5).astype(float)]))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_nothing_passes_from_one_source_to_the_next(
+    pose_model: Path, tmp_path: Path, prefetch: int
+) -> None:
+    for name in ("a.avi", "b.avi"):
+        write_clip(tmp_path / name, frames=5)
+    searched: list[int] = []
+
+    def detector(image: np.ndarray) -> list[list[float]]:
+        searched.append(level(image) // 10)
+        return BOX
+
+    with PoseEstimator(pose_model, detector=detector) as estimator:
+        results = list(
+            estimator.stream(
+                str(tmp_path / "[ab].avi"),
+                prefetch=prefetch,
+                detect_every=3,
+                track=TrackOptions(min_similarity=1e-9),
+                smooth=SmoothOptions(min_cutoff_hz=1e-9, beta=0.0),
+            )
+        )
+    assert searched == [0, 3, 0, 3]
+    firsts = [poses for poses in results if poses.frame == 0]
+    assert [poses.source for poses in firsts] == ["a-000000", "b-000000"]
+    for poses in firsts:
+        np.testing.assert_array_equal(poses.boxes, BOX)
+        np.testing.assert_array_equal(poses.xy, poses.xy_raw)
+    first, second = (
+        [n for poses in clip for n in ids(poses)] for clip in (results[:5], results[5:])
+    )
+    assert max(first) < min(second)
+
+
+def test_photos_of_paths_are_no_video_and_arrays_are_one(pose_model: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), picture(90))
+    searched: list[int] = []
+
+    def detector(image: np.ndarray) -> list[list[float]]:
+        searched.append(level(image))
+        return BOX
+
+    photos: list[Any] = sorted(tmp_path.iterdir())
+    arrays = [picture(100), picture(110), picture(120)]
+    with PoseEstimator(pose_model, detector=detector, threads=1) as estimator:
+        results = list(estimator.stream([*photos, *arrays], detect_every=2, track=True))
+    assert searched == [90, 90, 100, 120]
+    assert [ids(results[n]) for n in (0, 1, 2, 4)] == [[1], [2], [3], [3]]
 
 
 @pytest.fixture
