@@ -208,12 +208,14 @@ class Poses:
         """COCO keypoint results: score = box score × mean confidence, bbox as x, y, w, h.
 
         The third number of each keypoint is its confidence. By default the id is the file name:
-        an integer when its stem is one, else the name. Raises InputError when there is no name.
+        an integer when its stem is one, else the name; of a video frame always its name. Raises
+        InputError when there is no name.
         """
         if image_id is None:
             if self.source is None:
                 raise InputError("these Poses come from an array; pass to_coco(image_id)")
-            image_id = coco_image_id(self.source)
+            # a frame's name has no suffix to cut: 2024.01-000007 is of 2024.01.mp4
+            image_id = coco_image_id(self.source) if self.frame is None else self.source
         return coco_results(image_id, self.xy, self.confidence, self.boxes, self.box_scores)
 
     def rows(self) -> list[dict[str, Any]]:

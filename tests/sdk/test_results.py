@@ -44,6 +44,7 @@ def make(**changes: Any) -> Poses:
 
 
 POSES = make()
+OF_A_PHOTO = dataclasses.replace(POSES, frame=None, time_s=None)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_json_holds_the_values() -> None:
 
 
 def test_coco_results() -> None:
-    first, second, _ = POSES.to_coco()
+    first, second, _ = OF_A_PHOTO.to_coco()
     assert first["image_id"] == 139
     assert first["category_id"] == 1
     assert first["bbox"] == [10, 20, 30, 60]
@@ -156,8 +157,10 @@ def test_coco_results() -> None:
 
 def test_coco_image_ids() -> None:
     assert {r["image_id"] for r in POSES.to_coco(5)} == {5}
-    assert make(source="street.jpg").to_coco()[0]["image_id"] == "street.jpg"
+    assert make(source="street.jpg", frame=None).to_coco()[0]["image_id"] == "street.jpg"
     assert make(source="clip-000001").to_coco()[0]["image_id"] == "clip-000001"
+    for name in ("2024.01-000000", "2024.01-000001"):  # of 2024.01.mp4: no file's name, no suffix
+        assert make(source=name, frame=0).to_coco()[0]["image_id"] == name
     with pytest.raises(InputError, match="to_coco"):
         make(source=None).to_coco()
 
@@ -171,7 +174,7 @@ def test_coco_results_load_in_pycocotools(capsys: pytest.CaptureFixture[str]) ->
         "annotations": [],
     }
     dataset.createIndex()
-    assert len(dataset.loadRes(POSES.to_coco()).getAnnIds()) == N
+    assert len(dataset.loadRes(OF_A_PHOTO.to_coco()).getAnnIds()) == N
 
 
 def test_nobody() -> None:
