@@ -53,14 +53,16 @@ _PACKAGES = {
 
 
 def examine() -> dict[str, Any]:
-    """A report as plain values; `ok` tells whether the defaults work, `problems` why not, and
-    `advice` what would make more of this machine.
+    """A report as plain values; `ok` tells whether the defaults work, `problems` why not and what
+    else does not, and `advice` what would make more of this machine.
     """
     packages = {name: package_version(name) for name in _PACKAGES}
     listed = listed_providers()
     providers = running_providers(BUNDLED_MODEL, listed)
     gpus = nvidia_gpus()
-    devices: list[Device] = ["cpu"]
+    devices: list[Device] = ["auto"]  # the default; the others are told of beside it
+    if "CPUExecutionProvider" in listed:
+        devices.append("cpu")
     if "CUDAExecutionProvider" in listed:
         devices.append("cuda")
     precisions = _try_precisions(packages["openvino"])
@@ -71,7 +73,7 @@ def examine() -> dict[str, Any]:
     for device in devices:
         runs[device], parity[device] = _try_models(device)
     return {
-        "ok": runs["cpu"] == "ok",
+        "ok": runs["auto"] == "ok",
         "cfpose": cfpose_sdk.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -109,7 +111,8 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"  {name:24}{version or absent}")
     lines += ["", *(f"  {line}" for line in _runtimes(report))]
     for device, state in report["models"]["runs"].items():
-        lines.append(f"  bundled models on {device}: {state}")
+        named = "auto, the default" if device == "auto" else device
+        lines.append(f"  bundled models on {named}: {state}")
         answers = report["models"]["parity"][device]
         lines += [f"    {name}: {message}" for name, message in answers.items()]
     lines += ["", *(f"problem: {problem}" for problem in report["problems"])]

@@ -61,3 +61,10 @@ def finder_model(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
     scores = [0.9, 0.8, 0.7, 0.2, 0.95]
     path: Path = tiny.save_finder(tmp_path_factory.mktemp("models") / "two.onnx", boxes, scores)
     return path
+
+
+@pytest.fixture
+def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny models in the place of the bundled ones."""
+    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", pose_model)
+    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", finder_model)

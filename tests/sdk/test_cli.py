@@ -303,12 +303,6 @@ def test_a_closed_pipe_is_quiet(street: Path, pose_model: Path, finder_model: Pa
     assert run.stderr == b""
 
 
-@pytest.fixture
-def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", pose_model)
-    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", finder_model)
-
-
 @pytest.mark.usefixtures("tiny_defaults")
 def test_doctor_when_all_is_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -319,7 +313,7 @@ def test_doctor_when_all_is_well(
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
     assert report["packages"]["numpy"] == np.__version__
-    devices = {"cpu", "openvino"} if report["packages"]["openvino"] else {"cpu"}
+    devices = {"auto", "cpu"} | ({"openvino"} if report["packages"]["openvino"] else set())
     assert report["models"]["runs"] == dict.fromkeys(devices, "ok")
     assert report["problems"] == []
     monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])

@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from cfpose_sdk import doctor, known_answers, machine
+from cfpose_sdk import backends, doctor, known_answers, machine
 from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
@@ -55,6 +55,38 @@ def test_a_wrong_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["ok"] is False
     assert "9 px" in report["problems"][0]
     assert "The defaults do not work." in doctor.describe(report)
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_a_cuda_that_is_listed_and_does_not_load_fails_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, providers: list[str], **others: Any) -> object:
+        return real(path, providers=["CPUExecutionProvider"], **others)
+
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    report = doctor.examine()
+    runs = report["models"]["runs"]
+    assert report["ok"] is False
+    assert runs["cpu"] == "ok"
+    assert "does not load" in runs["auto"]
+    assert report["problems"][0].startswith("auto: device 'auto' was asked for, but")
+    assert "The defaults do not work." in doctor.describe(report)
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_openvino_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO has no wheel for this platform")
+    monkeypatch.setattr(backends, "is_installed", lambda name: name == "openvino")
+    monkeypatch.setattr(doctor, "listed_providers", list)
+    report = doctor.examine()
+    assert report["ok"] is True
+    assert report["models"]["runs"] == {"auto": "ok", "openvino": "ok"}
+    assert not [problem for problem in report["problems"] if "cpu" in problem]
 
 
 def test_providers_are_run_and_not_believed(pose_model: Path) -> None:
