@@ -18,7 +18,7 @@ from cfpose_sdk.backends import Device
 from cfpose_sdk.doctor import describe, examine
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.harvest import Harvest, Part, parts_of
+from cfpose_sdk.harvest import Harvest, parts_of
 from cfpose_sdk.openpose import OpenPoseFormat
 from cfpose_sdk.sinks import (
     CocoSink,
@@ -33,8 +33,8 @@ from cfpose_sdk.streams import StreamOptions
 
 _CODES = (
     "exit codes: 0 every source was read to its end; 1 some were not, the results of the rest are "
-    "written; 2 nothing could be read, or wrong use; 130 interrupted (of a camera or URL the files "
-    "are finished, of the rest none is left)"
+    "written; 2 nothing could be read, or wrong use, and no file is left; 130 interrupted (of a "
+    "camera or URL the files are finished, of the rest none is left)"
 )
 
 
@@ -102,11 +102,13 @@ def _add_video_options(predict: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=1,
-        help="look for people in each n-th frame",
+        help="look for people in each n-th frame of a video",
     )
     predict.add_argument("--track", action="store_true", help="number the people of a video")
     predict.add_argument(
-        "--smooth", action="store_true", help="One-Euro filter over each person; tracks too"
+        "--smooth",
+        action="store_true",
+        help="One-Euro filter over each person of a video; tracks too",
     )
 
 
@@ -152,7 +154,7 @@ def _sinks(options: argparse.Namespace) -> list[Sink]:
     return sinks
 
 
-def _refuse_overwriting(sources: Sequence[Part], folder: Path) -> None:
+def _refuse_overwriting(sources: Sequence[object], folder: Path) -> None:
     for source in sources:
         if isinstance(source, Path) and source.resolve().parent == folder.resolve():
             raise InputError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.frames import Footage, expand, is_url, is_video
+from cfpose_sdk.frames import Footage, Unread, expand, is_url, is_video
 from cfpose_sdk.progress import Progress
 from cfpose_sdk.results import Poses
 from cfpose_sdk.sinks import Sink
@@ -27,8 +27,9 @@ Part = Path | str | int  # one photo or video, one URL, one camera
 class Harvest:
     """One run over all sources.
 
-    Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, and after an error, no
-    file of the run is left, but for the photos and videos that were done before.
+    Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, after an error, and
+    when nothing could be read, no file of the run is left, but for the photos and videos that were
+    done before. `options` are of videos; photos are each looked at for themselves.
     """
 
     estimator: PoseEstimator
@@ -38,7 +39,7 @@ class Harvest:
     frames: int = 0
     failed: int = 0  # sources that could not be read, or not to their end
 
-    def run(self, sources: Sequence[Part]) -> int:
+    def run(self, sources: Sequence[Part | Unread]) -> int:
         """The exit code: 0 every source was read to its end, 1 some were not, 2 there was nothing.
 
         Raises CfposeError when a sink cannot be written to or a window cannot be opened.
@@ -46,6 +47,9 @@ class Harvest:
         live = False
         try:
             for group in _groups(sources):
+                if isinstance(group, Unread):
+                    self._complain(group.error)
+                    continue
                 live = _is_live(group[0])
                 if not self._take(group):
                     break
@@ -53,10 +57,12 @@ class Harvest:
             if isinstance(error, KeyboardInterrupt) and live:
                 self._finish()
             else:
-                for sink in self.sinks:
-                    sink.abandon()
+                self._abandon()
             raise
-        self._finish()
+        if self.failed and not self.frames:
+            self._abandon()
+        else:
+            self._finish()
         if self.failed:
             print(
                 f"cfpose: {self.failed} of {len(sources)} sources could not be read, or not to "
@@ -91,7 +97,10 @@ class Harvest:
             if video:  # however many of its frames are damaged
                 self.failed = failed_before + 1
 
-        with self.estimator.open_stream(footage, self.options, complain) as stream:
+        options = self.options
+        if not video:  # photos have neither time nor order
+            options = replace(options, detect_every=1, track=False, smooth=False)
+        with self.estimator.open_stream(footage, options, complain) as stream:
             for poses in stream:
                 self.frames, frames = self.frames + 1, frames + 1
                 people, spent_ms = people + len(poses), spent_ms + poses.speed_ms["total"]
@@ -118,17 +127,24 @@ class Harvest:
             sink.end()
             sink.finish()
 
+    def _abandon(self) -> None:
+        for sink in self.sinks:
+            sink.abandon()
 
-def parts_of(source: str) -> list[Part]:
-    """A command-line SOURCE → photos, videos, URLs and camera indices. Raises InputError."""
+
+def parts_of(source: str) -> list[Part | Unread]:
+    """A command-line SOURCE → photos, videos, URLs, camera indices; Unread: it holds none."""
     if is_url(source):
         return [source]
     if source.isdigit() and not Path(source).exists():
         return [int(source)]
-    return list(expand(source))
+    try:
+        return list(expand(source))
+    except InputError as error:
+        return [Unread(error)]
 
 
-def _groups(sources: Sequence[Part]) -> Iterator[list[Part]]:
+def _groups(sources: Sequence[Part | Unread]) -> Iterator[list[Part] | Unread]:
     """Photos that follow each other together, everything else alone."""
     photos: list[Part] = []
     for source in sources:
@@ -138,7 +154,7 @@ def _groups(sources: Sequence[Part]) -> Iterator[list[Part]]:
         if photos:
             yield photos
             photos = []
-        yield [source]
+        yield source if isinstance(source, Unread) else [source]
     if photos:
         yield photos
 

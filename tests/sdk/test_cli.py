@@ -105,6 +105,24 @@ def test_broken_photos_among_good_ones(
     assert cfpose.predict(street / "broken.jpg") == 2
 
 
+def test_folders_and_globs_without_photos_among_good_ones(
+    cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, coco = tmp_path / "empty", tmp_path / "c.json"
+    empty.mkdir()
+    assert cfpose.predict(empty, street, tmp_path / "*.jpg", "--coco", coco) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "empty holds no photos" in err
+    assert "*.jpg holds no photos or videos" in err
+    assert "2 of 4 sources" in err
+    before = coco.read_text()
+    assert len(json.loads(before)) == 4
+    assert cfpose.predict(empty, tmp_path / "absent.jpg", "--coco", coco) == 2
+    assert coco.read_text() == before  # a run that read nothing replaces nothing
+    assert "2 of 2 sources" in capsys.readouterr().err
+
+
 def test_same_names_do_not_overwrite_each_other(
     cfpose: type[Command], street: Path, tmp_path: Path
 ) -> None:

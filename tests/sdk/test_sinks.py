@@ -221,6 +221,20 @@ def test_a_video_into_every_sink(
     original.release()
 
 
+def test_the_options_of_videos_pass_photos_by(predict: Any, clip: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.full((128, 64, 3), 90, np.uint8))
+    options = ("--track", "--smooth", "--detect-every", "2")
+    place = tmp_path / "f.json"
+    assert predict(clip, tmp_path / "a.png", tmp_path / "b.png", *options, "--json", place) == 0
+    images = json.loads(place.read_text())
+    assert len(images) == 12 + 2
+    assert "id" in images[10]["people"][0]
+    for image in images[12:]:
+        assert [person["box_score"] for person in image["people"]] == [0.9, 0.8]
+        assert "id" not in image["people"][0]
+
+
 def test_openpose_into_one_file(predict: Any, clip: Path, tmp_path: Path) -> None:
     place = tmp_path / "o.json"
     assert predict(clip, "--openpose", place, "--openpose-format", "coco18") == 0
