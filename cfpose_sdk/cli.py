@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -138,25 +138,39 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _sinks(options: argparse.Namespace) -> list[Sink]:
     sinks: list[Sink] = []
+    try:
+        for sink in _opened(options):
+            sinks.append(sink)
+    except BaseException:
+        for sink in sinks:
+            sink.abandon()
+        raise
+    return sinks
+
+
+def _opened(options: argparse.Namespace) -> Iterator[Sink]:
     if options.coco:
-        sinks.append(CocoSink(options.coco))
+        yield CocoSink(options.coco)
     if options.json:
-        sinks.append(JsonSink(options.json))
+        yield JsonSink(options.json)
     if options.csv:
-        sinks.append(CsvSink(options.csv))
+        yield CsvSink(options.csv)
     if options.openpose is not None:
         if options.openpose.suffix.lower() == ".json":
-            sinks.append(OpenPoseSink(options.openpose, options.openpose_format))
+            yield OpenPoseSink(options.openpose, options.openpose_format)
         else:
-            sinks.append(OpenPoseFolderSink(options.openpose, layout=options.openpose_format))
+            yield OpenPoseFolderSink(options.openpose, layout=options.openpose_format)
     if options.save is not None:
-        sinks.append(PictureSink(options.save))
-    return sinks
+        yield PictureSink(options.save)
 
 
 def _refuse_overwriting(sources: Sequence[object], folder: Path) -> None:
     for source in sources:
-        if isinstance(source, Path) and source.resolve().parent == folder.resolve():
+        # of a link both are kept: the link, and the file that it leads to
+        if isinstance(source, Path) and folder.resolve() in (
+            source.parent.resolve(),
+            source.resolve().parent,
+        ):
             raise InputError(
                 f"--save {folder} is the folder of {source.name}, which would be overwritten; "
                 f"choose another"

@@ -141,6 +141,29 @@ def test_sources_are_never_overwritten(
     assert (street / "market.jpg").read_bytes() == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_to_sources_are_never_overwritten(
+    cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "market.jpg").symlink_to(street / "market.jpg")
+    for folder in (links, street):  # the link's place and the photo's
+        assert cfpose.predict(links, "--save", folder) == 2
+        assert "would be overwritten" in capsys.readouterr().err
+    assert (links / "market.jpg").is_symlink()
+
+
+def test_an_output_that_cannot_be_opened_leaves_nothing_of_the_others(
+    cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    table = street / "market.jpg" / "t.csv"
+    assert cfpose.predict(street, "--json", out / "f.json", "--csv", table) == 2
+    assert "t.csv cannot be written" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+
+
 def test_unwritable_output_is_an_error(
     cfpose: type[Command], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
