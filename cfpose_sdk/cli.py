@@ -102,13 +102,17 @@ def _add_video_options(predict: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=1,
-        help="look for people in each n-th frame of a video",
+        help="look for people in each n-th frame",
     )
-    predict.add_argument("--track", action="store_true", help="number the people of a video")
+    predict.add_argument(
+        "--track",
+        action="store_true",
+        help="number the people of a video, or of photos of one size",
+    )
     predict.add_argument(
         "--smooth",
         action="store_true",
-        help="One-Euro filter over each person of a video; tracks too",
+        help="One-Euro filter over each person of a video, which tracks too",
     )
 
 

@@ -29,7 +29,7 @@ class Harvest:
 
     Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, after an error, and
     when nothing could be read, no file of the run is left, but for the photos and videos that were
-    done before. `options` are of videos; photos are each looked at for themselves.
+    done before. Photos are not smoothed.
     """
 
     estimator: PoseEstimator
@@ -98,8 +98,8 @@ class Harvest:
                 self.failed = failed_before + 1
 
         options = self.options
-        if not video:  # photos have neither time nor order
-            options = replace(options, detect_every=1, track=False, smooth=False)
+        if not video:  # photos have no time stamps to smooth by
+            options = replace(options, smooth=False)
         with self.estimator.open_stream(footage, options, complain) as stream:
             for poses in stream:
                 self.frames, frames = self.frames + 1, frames + 1

@@ -71,8 +71,8 @@ class StreamOptions:
         return Smoother(self.smooth if isinstance(self.smooth, SmoothOptions) else None)
 
 
-# an item, its people (None: not searched, the last poses carry their boxes), and whether a source
-# begins there
+# an item, its people (None: not searched, the last poses carry their boxes), and whether a
+# sequence begins there
 Step = tuple[Item, Found | None, bool]
 Response = Callable[[InputError], None]
 
@@ -170,24 +170,25 @@ def _steps(
 
 
 def _searched(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Step]:
-    frames, after_file = 0, True
+    frames, before = 0, None
     for item in items:
         if isinstance(item, Unread):
             yield item, None, False
             continue
-        begins = _begins(item, after_file)
+        sequence = _sequence(item)
+        begins = sequence != before or item.number == 0
         frames = 0 if begins else frames + 1
         yield item, engine.find(item.image) if frames % every == 0 else None, begins
-        after_file = item.name is not None
+        before = sequence
 
 
-def _begins(frame: Frame, after_file: bool) -> bool:
-    """Whether a source begins here, to which nothing of the last applies: a video's first frame, a
-    photo of a path, or the first of the caller's arrays, which are one video together.
+def _sequence(frame: Frame) -> tuple[object, ...]:
+    """What two neighbours of one sequence share: that both are a caller's arrays, frames of videos,
+    or photos of one size. Of the last, extracted frames are such a sequence.
     """
     if frame.name is None:
-        return after_file
-    return not frame.number  # None is a photo's
+        return ("arrays",)
+    return ("frames",) if frame.number is not None else ("photos", *frame.image.shape)
 
 
 def _warn(error: InputError) -> None:

@@ -273,21 +273,22 @@ def test_nothing_passes_from_one_source_to_the_next(
     assert max(first) < min(second)
 
 
-def test_photos_of_paths_are_no_video_and_arrays_are_one(pose_model: Path, tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        cv2.imwrite(str(tmp_path / name), picture(90))
+def test_photos_of_one_size_are_a_sequence_and_arrays_too(pose_model: Path, tmp_path: Path) -> None:
+    for name, columns in (("a.png", 0), ("b.png", 0), ("c.png", 2), ("d.png", 3)):
+        cv2.imwrite(str(tmp_path / name), np.pad(picture(90), ((0, 0), (0, columns), (0, 0))))
     searched: list[int] = []
 
     def detector(image: np.ndarray) -> list[list[float]]:
-        searched.append(level(image))
+        searched.append(image.shape[1])
         return BOX
 
     photos: list[Any] = sorted(tmp_path.iterdir())
     arrays = [picture(100), picture(110), picture(120)]
     with PoseEstimator(pose_model, detector=detector, threads=1) as estimator:
         results = list(estimator.stream([*photos, *arrays], detect_every=2, track=True))
-    assert searched == [90, 90, 100, 120]
-    assert [ids(results[n]) for n in (0, 1, 2, 4)] == [[1], [2], [3], [3]]
+    width = arrays[0].shape[1]
+    assert searched == [width, width + 2, width + 3, width, width]
+    assert [ids(results[n]) for n in (0, 2, 3, 4, 6)] == [[1], [2], [3], [4], [4]]
 
 
 @pytest.fixture
