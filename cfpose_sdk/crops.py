@@ -14,7 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfpose_sdk.errors import ImageError
+
 Float64 = NDArray[np.float64]
+
+_SIDE_LIMIT = 32767  # px; warpAffine of OpenCV 4 takes no longer side
 
 
 def crop_transforms(
@@ -75,21 +79,48 @@ def extract_crops(
 ) -> NDArray[np.uint8]:
     """(N, H, W, 3) uint8 crops of one (h, w, 3) image: bilinear, black outside the image.
 
-    `out`: an array of that shape to fill and return.
+    `out`: an array of that shape to fill and return. Raises ImageError where OpenCV (before 5)
+    cannot crop because the crop's part of the image has a side of 32767 pixels or more.
     """
     width, height = size_wh
     if out is None:
         out = np.empty((len(transforms), height, width, 3), dtype=np.uint8)
+    large = max(image.shape[:2]) >= _SIDE_LIMIT
     for crop, transform in zip(out, transforms, strict=True):
-        cv2.warpAffine(
-            image,
-            transform,
-            size_wh,
-            dst=crop,
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-        )
+        part, onto = _part_of(image, transform, size_wh) if large else (image, transform)
+        try:
+            cv2.warpAffine(
+                part,
+                onto,
+                size_wh,
+                dst=crop,
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_CONSTANT,
+            )
+        except cv2.error as error:
+            if max(part.shape[:2]) < _SIDE_LIMIT:
+                raise
+            raise ImageError(
+                f"a person's crop takes {part.shape[1]} x {part.shape[0]} pixels of the image; "
+                f"OpenCV {cv2.__version__} crops sides below {_SIDE_LIMIT}; shrink the image"
+            ) from error
     return out
+
+
+def _part_of(
+    image: NDArray[np.uint8], transform: Float64, size_wh: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Float64]:
+    """The rectangle of the image that a crop samples, and the (2, 3) map from there."""
+    width, height = size_wh
+    corners = [[[0, 0], [width, 0], [0, height], [width, height]]]
+    seen = transform_points(invert_transforms(transform[None]), corners)[0]
+    size = np.array(image.shape[1::-1])
+    # two pixels of margin for the bilinear neighbours; one pixel stays where all is outside
+    x1, y1 = low = np.clip(np.floor(seen.min(axis=0)) - 2, 0, size - 1).astype(int)
+    x2, y2 = np.clip(np.ceil(seen.max(axis=0)) + 3, low + 1, size).astype(int)
+    onto = transform.copy()
+    onto[:, 2] += transform[:, :2] @ low
+    return image[y1:y2, x1:x2], onto
 
 
 def mirror_points(

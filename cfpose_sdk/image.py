@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ Image = NDArray[np.uint8]
 
 _JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
@@ -88,8 +90,8 @@ class _OpenCvLog:
     def __enter__(self) -> None:
         with self._lock:
             if self._readers == 0:
-                self._level = cv2.utils.logging.getLogLevel()
-                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+                self._level = _opencv_logging().getLogLevel()
+                _opencv_logging().setLogLevel(_SILENT)
             self._readers += 1
 
     def __exit__(
@@ -101,7 +103,12 @@ class _OpenCvLog:
         with self._lock:
             self._readers -= 1
             if self._readers == 0:
-                cv2.utils.logging.setLogLevel(self._level)
+                _opencv_logging().setLogLevel(self._level)
+
+
+def _opencv_logging() -> Any:
+    """What has OpenCV's getLogLevel and setLogLevel: 4.13 moved them out of `cv2` itself."""
+    return getattr(cv2.utils, "logging", cv2)
 
 
 _LOG = _OpenCvLog()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from cfpose_sdk.crops import (
     mirror_points,
     transform_points,
 )
+from cfpose_sdk.errors import ImageError
 from cfpose_sdk.skeleton import COCO_17
 
 SIDE = st.floats(1, 8192)
@@ -107,6 +109,37 @@ def test_outside_is_black_and_nothing_gives_nothing() -> None:
     assert nobody.shape == (0, 2, 3)
     assert invert_transforms(nobody).shape == (0, 2, 3)
     assert extract_crops(image, nobody, (24, 32)).shape == (0, 32, 24, 3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_very_long_image_is_cropped_like_its_part(turned: bool) -> None:
+    picture = np.random.default_rng(5).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    image, start = np.zeros((60, 40000, 3), np.uint8), 39000
+    image[:, start : start + 80] = picture
+    box = np.array([20.0, 10.0, 50.0, 55.0])
+    if turned:
+        image, picture = image.swapaxes(0, 1).copy(), picture.swapaxes(0, 1).copy()
+        box = box[[1, 0, 3, 2]]
+    shift = np.array([0, start] if turned else [start, 0])
+    far = crop_transforms([box + np.tile(shift, 2), [1e5, 1e5, 1e5 + 9, 1e5 + 9]], (24, 32), 1.25)
+    crop, outside = extract_crops(image, far, (24, 32))
+    (expected,) = extract_crops(picture, crop_transforms([box], (24, 32), 1.25), (24, 32))
+    np.testing.assert_array_equal(crop, expected)
+    assert (outside == 0).all()
+
+
+def test_a_crop_longer_than_opencv_takes_is_an_image_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise cv2.error("src.cols < SHRT_MAX")
+
+    monkeypatch.setattr(cv2, "warpAffine", refuse)  # as OpenCV 4 does; OpenCV 5 has no limit
+    maps = crop_transforms([[0, 0, 40000, 10]], (24, 32), 1.25)
+    with pytest.raises(ImageError, match=r"takes 40000 x 10 pixels.*sides below 32767"):
+        extract_crops(np.zeros((10, 40000, 3), np.uint8), maps, (24, 32))
+    with pytest.raises(cv2.error):  # another cause is not renamed
+        extract_crops(np.zeros((10, 40, 3), np.uint8), maps, (24, 32))
 
 
 def test_mirroring_agrees_with_the_mirrored_picture() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -122,16 +124,33 @@ def test_what_is_no_photo_is_refused(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_log_level_of_opencv_is_left_as_it_was(tmp_path: Path) -> None:
-    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
+    logging: Any = getattr(cv2.utils, "logging", cv2)  # of OpenCV 4.13 and later, or before
+    before, silent, fatal = logging.getLogLevel(), 0, 1
+    logging.setLogLevel(fatal)
     try:
         (tmp_path / "bad.tiff").write_bytes(encoded(".tiff")[:500])
         with pytest.raises(ImageError):
             read_image(tmp_path / "bad.tiff")
         with quiet_opencv(), quiet_opencv():
-            assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
-        assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_FATAL
+            assert logging.getLogLevel() == silent
+        assert logging.getLogLevel() == fatal
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        logging.setLogLevel(before)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_log_level_has_two_places(monkeypatch: pytest.MonkeyPatch, moved: bool) -> None:
+    levels = [3]  # of an OpenCV before 4.13, in `cv2` itself, and of a later one
+    logging = SimpleNamespace(getLogLevel=lambda: levels[-1], setLogLevel=levels.append)
+    if moved:
+        monkeypatch.setattr(cv2, "utils", SimpleNamespace(logging=logging))
+    else:
+        monkeypatch.setattr(cv2, "utils", SimpleNamespace())
+        monkeypatch.setattr(cv2, "getLogLevel", logging.getLogLevel, raising=False)
+        monkeypatch.setattr(cv2, "setLogLevel", logging.setLogLevel, raising=False)
+    with quiet_opencv():
+        assert levels == [3, 0]
+    assert levels == [3, 0, 3]
 
 
 def test_arrays_that_are_exact_are_accepted() -> None:
