@@ -1,4 +1,7 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all.
+
+A ValueError is a place with a zero in its name, or (UnicodeError) text that is not UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,17 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     Raises InputError when the place cannot be written to.
     """
     file = Path(path)
-    content = data.encode() if isinstance(data, str) else data
     unfinished = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            unfinished.write_bytes(content)
+            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
             os.replace(unfinished, file)
         except BaseException:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
             raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be written: {error}") from error
     return file
 
@@ -49,7 +51,7 @@ class UnfinishedFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.part.touch()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
 
     def write(self, text: str) -> None:
@@ -58,7 +60,7 @@ class UnfinishedFile:
             if self._stream is None:
                 self._stream = self.part.open("w", encoding="utf-8", newline="")
             self._stream.write(text)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
 
     def commit(self) -> Path:
@@ -66,7 +68,7 @@ class UnfinishedFile:
         try:
             self._close()
             os.replace(self.part, self.path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.discard()
             raise InputError(f"{self.path} cannot be written: {error}") from error
         return self.path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ _PHOTO_SUFFIXES = (
     ".bmp", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm")
+
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes of such a file name
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def load_frame(item: Image | PathLike) -> Frame:
     """A BGR array or a photo's path → Frame. Raises ImageError."""
     start = time.perf_counter()
     if isinstance(item, str | os.PathLike):
-        image, name = read_image(item), Path(item).name
+        image, name = read_image(item), printable(Path(item).name)
     else:
         image, name = check_image(item), None
     return Frame(image, name, (time.perf_counter() - start) * 1000)
@@ -100,6 +103,29 @@ def is_video(path: PathLike) -> bool:
 def is_url(source: object) -> TypeGuard[str]:
     """Whether the source is a string like rtsp://…"""
     return isinstance(source, str) and "://" in source
+
+
+def printable(name: str) -> str:
+    """A file name as text that every file and terminal takes: what is no UTF-8 becomes U+FFFD."""
+    return _NOT_UTF8.sub("\ufffd", name)
+
+
+def opencv_path(path: PathLike) -> str:
+    """A video's path, or its URL, as OpenCV and its FFmpeg take it.
+
+    Raises InputError when it is not UTF-8: OpenCV would end the process.
+    """
+    text = os.fspath(path)
+    # of a relative name, 12:30.mp4 say, FFmpeg would take the start for a protocol
+    name = text if is_url(text) else os.path.abspath(text)
+    try:
+        name.encode()
+    except UnicodeError as error:
+        raise InputError(
+            f"{printable(text)}: OpenCV takes no video path that is not UTF-8; rename the file or "
+            f"its folder"
+        ) from error
+    return name
 
 
 def _is_photo(path: Path) -> bool:

@@ -8,6 +8,7 @@ import cv2
 
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import UnfinishedFile
+from cfpose_sdk.frames import opencv_path
 from cfpose_sdk.image import Image, quiet_opencv
 
 # Motion JPEG for .avi, MPEG-4 for the rest: what every build of OpenCV can write.
@@ -22,6 +23,7 @@ class VideoRecording:
     """
 
     def __init__(self, path: Path, fps: float | None) -> None:
+        opencv_path(path)  # raises before there is a file
         self.path = path
         self._fps = fps or FALLBACK_FPS
         self._file = UnfinishedFile(path)
@@ -55,10 +57,9 @@ class VideoRecording:
 
     def _open(self, size_wh: tuple[int, int]) -> cv2.VideoWriter:
         codec = _CODECS[self.path.suffix.lower()]
+        part = opencv_path(self._file.part)
         with quiet_opencv():
-            writer = cv2.VideoWriter(
-                str(self._file.part), cv2.VideoWriter.fourcc(*codec), self._fps, size_wh
-            )
+            writer = cv2.VideoWriter(part, cv2.VideoWriter.fourcc(*codec), self._fps, size_wh)
             opened = writer.isOpened()
         if not opened:
             self._file.discard()

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.frames import Footage, Frame, Item, PathLike, Unread, is_url
+from cfpose_sdk.frames import Footage, Frame, Item, PathLike, Unread, is_url, opencv_path
 from cfpose_sdk.image import check_image, quiet_opencv
 
 TIMEOUT_S = 10.0  # of opening a URL and of waiting for its next frame
@@ -31,8 +31,9 @@ def open_video(source: PathLike | int, timeout_s: float = TIMEOUT_S) -> Footage:
     live = isinstance(source, int) or is_url(source)
     if not live and not Path(label).is_file():
         raise InputError(f"{label} does not exist; expected a video file")
+    opened_as = source if isinstance(source, int) else opencv_path(label)
     with quiet_opencv():
-        capture = _capture(source if isinstance(source, int) else label, timeout_s)
+        capture = _capture(opened_as, timeout_s)
         opened = capture.isOpened()
     if not opened:
         raise InputError(

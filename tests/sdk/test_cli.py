@@ -123,6 +123,23 @@ def test_folders_and_globs_without_photos_among_good_ones(
     assert "2 of 2 sources" in capsys.readouterr().err
 
 
+def test_photos_whose_names_are_not_utf8(
+    cfpose: type[Command], street: Path, tmp_path: Path
+) -> None:
+    out, name = tmp_path / "out", "caf\udce9.jpg"  # café of Latin-1, as Python reads it
+    try:
+        (street / "market.jpg").rename(street / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    code = cfpose.predict(street / name, "--save", out, "--json", out / "f.json", "--csv",
+                          out / "t.csv", "--coco", out / "c.json")  # fmt: skip
+    assert code == 0
+    (image,) = json.loads((out / "f.json").read_text(encoding="utf-8"))
+    assert image["image"] == "caf\ufffd.jpg"
+    assert (out / "caf\ufffd.jpg").is_file()
+    assert "caf\ufffd.jpg" in (out / "t.csv").read_text(encoding="utf-8")
+
+
 def test_same_names_do_not_overwrite_each_other(
     cfpose: type[Command], street: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import cfpose_sdk
 from cfpose_sdk import errors
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import UnfinishedFile, write_file
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path: Path) -> None:
@@ -32,6 +32,18 @@ def test_a_failed_write_leaves_the_old_file(
         write_file(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_not_utf8_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="cannot be written"):
+        write_file(tmp_path / "x", "\udce9")
+    for name in ("zero\0", "x"):
+        with (
+            pytest.raises(errors.InputError, match="cannot be written"),
+            UnfinishedFile(tmp_path / name) as file,
+        ):
+            file.write("\udce9")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_error_is_in_the_tree_and_public() -> None:

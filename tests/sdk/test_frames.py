@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.frames import Frame, expand, is_video, load_frame
+from cfpose_sdk.frames import Frame, expand, is_video, load_frame, opencv_path, printable
 from cfpose_sdk.sources import open_frames
 
 GREYS = [40, 120, 200]
@@ -109,3 +109,20 @@ def test_a_broken_photo_is_reported_where_it_is(folder: Path) -> None:
     assert next(frames).name == "a.png"
     with pytest.raises(ImageError, match=r"b\.png"):
         next(frames)
+
+
+def test_names_that_are_not_utf8(clip: Path, tmp_path: Path) -> None:
+    assert printable("ünï 文.jpg") == "ünï 文.jpg"
+    assert opencv_path("rtsp://camera:80/a") == "rtsp://camera:80/a"
+    name = "caf\udce9"  # café of Latin-1, as Python reads it from a folder
+    with pytest.raises(InputError, match=r"caf\ufffd\.mp4.*not UTF-8"):
+        opencv_path(f"{name}.mp4")
+    try:
+        cv2.imencode(".png", photo(9))[1].tofile(tmp_path / f"{name}.png")
+        moved = clip.rename(tmp_path / f"{name}.avi")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (frame,) = open_frames(tmp_path / f"{name}.png")
+    assert frame.name == "caf\ufffd.png"
+    with pytest.raises(InputError, match="not UTF-8"):
+        open_frames(moved)

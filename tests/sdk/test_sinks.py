@@ -136,6 +136,8 @@ def test_recordings(tmp_path: Path) -> None:
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
     capture.release()
+    with pytest.raises(InputError, match="not UTF-8"):
+        VideoRecording(tmp_path / "caf\udce9" / "v.mp4", 10)
     for end in ("finish", "abandon"):  # without a frame nothing is kept
         getattr(VideoRecording(tmp_path / "empty.avi", None), end)()
     assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
