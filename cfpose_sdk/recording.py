@@ -29,6 +29,7 @@ class VideoRecording:
         self._file = UnfinishedFile(path)
         self._writer: cv2.VideoWriter | None = None
         self._size_wh = (0, 0)
+        self._added = 0
 
     def add(self, image: Image) -> None:
         """Append a BGR frame."""
@@ -39,14 +40,27 @@ class VideoRecording:
             raise InputError(
                 f"{self.path}: frames of a video have one size, got {size_wh} after {self._size_wh}"
             )
-        self._writer.write(image)
+        with quiet_opencv():
+            self._writer.write(image)
+        self._added += 1
 
     def finish(self) -> None:
-        """Close the video and give it its name; one without a frame is not kept."""
+        """Close the video and give it its name; one without a frame is not kept.
+
+        Raises InputError when not all frames are in the file: OpenCV says nothing of a full disk.
+        """
         if self._writer is None:
             self._file.discard()
             return
-        self._writer.release()
+        with quiet_opencv():
+            self._writer.release()
+            held = _readable(opencv_path(self._file.part), self._added)
+        if held < self._added:
+            self._file.discard()
+            raise InputError(
+                f"{self.path} cannot be written: {held} of {self._added} frames can be read back; "
+                f"make room on the disk"
+            )
         self._file.commit()
 
     def abandon(self) -> None:
@@ -66,3 +80,17 @@ class VideoRecording:
             raise InputError(f"{self.path}: this OpenCV cannot write {codec} videos")
         self._size_wh = size_wh
         return writer
+
+
+def _readable(path: str, frames: int) -> int:
+    """How many of a video's first `frames` can be read."""
+    capture = cv2.VideoCapture(path)
+    try:
+        # the count alone does not tell: an .avi has it at its start
+        capture.set(cv2.CAP_PROP_POS_FRAMES, frames - 1)
+        if capture.get(cv2.CAP_PROP_FRAME_COUNT) >= frames and capture.grab():
+            return frames
+        capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+        return next((n for n in range(frames) if not capture.grab()), frames)
+    finally:
+        capture.release()

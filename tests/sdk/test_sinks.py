@@ -143,6 +143,24 @@ def test_recordings(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_a_recording_on_a_full_disk_is_an_error(tmp_path: Path, suffix: str) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    recording = VideoRecording(tmp_path / f"v{suffix}", 10)
+    noise = np.random.default_rng(6).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal of a file that is too large: writing fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for _ in range(20):
+            recording.add(noise)
+        with pytest.raises(InputError, match=r"cannot be written: \d+ of 20 frames"):
+            recording.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
