@@ -62,6 +62,7 @@ class _Video:
         fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(fps) if 0 < fps < 1000 else None
         self.begun = time.monotonic()
+        self.last_s, self.pause_s = 0.0, 0.0  # of the last frame; the longest between two frames
         self.first = self._grab(0)
 
     def items(self) -> Generator[Item, None, None]:
@@ -92,14 +93,23 @@ class _Video:
             yield Unread(
                 InputError(f"{self.label} ended or was lost after {read} frames; open it again")
             )
-        # some containers announce one frame more than they hold, or estimate the count
-        elif self.count is not None and read < self.count - max(1, self.count // 100):
+        elif self.count is not None and self._is_short(self.count, read):
             yield Unread(
                 InputError(
                     f"{self.label} is cut off: it announces {self.count} frames and ends after "
                     f"{read}; fetch it again"
                 )
             )
+
+    def _is_short(self, count: int, read: int) -> bool:
+        # some containers announce one frame more than they hold, or estimate the count
+        expected = count - max(1, count // 100)
+        if self.fps is None or read >= expected:
+            return read < expected
+        # .mkv and .webm announce their duration only: at a variable rate they hold fewer frames,
+        # and the last one may last as long as another did
+        end_s = self.last_s + max(self.pause_s, 1 / self.fps)
+        return end_s < expected / self.fps
 
     def _grab(self, number: int) -> Frame | None:
         start = time.perf_counter()
@@ -108,7 +118,11 @@ class _Video:
             return None
         milliseconds = (time.perf_counter() - start) * 1000
         name = f"{Path(self.label).stem}-{number:06d}"
-        return Frame(check_image(picture), name, milliseconds, number, self._time(number))
+        time_s = self._time(number)
+        if time_s is not None:
+            self.pause_s = max(self.pause_s, time_s - self.last_s)
+            self.last_s = time_s
+        return Frame(check_image(picture), name, milliseconds, number, time_s)
 
     def _time(self, number: int) -> float | None:
         if self.live:

@@ -204,6 +204,53 @@ def test_a_truncated_video_gives_what_it_has_and_says_so(
         pose.stream(headless)
 
 
+class VariableRate:
+    """A capture of 10 s that announces 30 frames a second and has them at `stamps_ms` only."""
+
+    def __init__(self, stamps_ms: list[float]) -> None:
+        self.stamps_ms, self.at = stamps_ms, -1
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return True
+
+    def get(self, what: int) -> float:
+        if what == cv2.CAP_PROP_POS_MSEC:
+            return self.stamps_ms[self.at]
+        return {cv2.CAP_PROP_FRAME_COUNT: 300.0, cv2.CAP_PROP_FPS: 30.0}[what]
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if self.at + 1 >= len(self.stamps_ms):
+            return False, None
+        self.at += 1
+        return True, picture(5)
+
+    def release(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("stamps_ms", "cut"),
+    [
+        ([*range(0, 5000, 50), *range(5000, 10000, 200)], False),
+        ([*range(0, 10000, 1000)], False),  # the last frame stays for a second as the others do
+        ([*range(0, 5000, 50), *range(5000, 9000, 200)], True),
+        ([*range(0, 5000, 50)], True),
+    ],
+)
+def test_a_variable_frame_rate_is_no_cut(
+    stamps_ms: list[float], cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clip.mkv").touch()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: VariableRate(stamps_ms))
+    items = list(open_video(tmp_path / "clip.mkv").items)
+    if cut:
+        last = items.pop()
+        assert isinstance(last, Unread)
+        assert "is cut off" in str(last.error)
+    for item, stamp_ms in zip(items, stamps_ms, strict=True):
+        assert not isinstance(item, Unread)
+        assert item.time_s == stamp_ms / 1000
+
+
 def test_a_damaged_frame_in_the_middle_is_one_warning(pose: PoseEstimator, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.avi")
     data = bytearray(clip.read_bytes())
