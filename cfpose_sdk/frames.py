@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from cfpose_sdk.errors import InputError
+from cfpose_sdk.errors import ImageError, InputError
 from cfpose_sdk.image import Image, check_image, read_image
 
 PathLike = str | os.PathLike[str]
@@ -20,7 +20,10 @@ Source = PathLike | int | Iterable[Image | PathLike]
 _PHOTO_SUFFIXES = (
     ".bmp", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm")
+_VIDEO_SUFFIXES = (
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
 
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes of such a file name
 
@@ -69,7 +72,7 @@ def load_frame(item: Image | PathLike) -> Frame:
     """A BGR array or a photo's path → Frame. Raises ImageError."""
     start = time.perf_counter()
     if isinstance(item, str | os.PathLike):
-        image, name = read_image(item), printable(Path(item).name)
+        image, name = _read_photo(item), printable(Path(item).name)
     else:
         image, name = check_image(item), None
     return Frame(image, name, (time.perf_counter() - start) * 1000)
@@ -91,7 +94,8 @@ def expand(source: PathLike) -> list[Path]:
         found = sorted(m for m in matches if (_is_photo(m) or is_video(m)) and m.is_file())
         expected = "photos or videos"
     if not found:
-        raise InputError(f"{path} holds no {expected}; expected for instance .jpg or .png files")
+        known = _PHOTO_SUFFIXES + (() if expected == "photos" else _VIDEO_SUFFIXES)
+        raise InputError(f"{path} holds no {expected}; they are known by {', '.join(known)}")
     return found
 
 
@@ -126,6 +130,19 @@ def opencv_path(path: PathLike) -> str:
             f"its folder"
         ) from error
     return name
+
+
+def _read_photo(path: PathLike) -> Image:
+    """`read_image`; of a file that is none by its name, the error says what is."""
+    try:
+        return read_image(path)
+    except ImageError as error:
+        if _is_photo(Path(path)) or not Path(path).is_file():
+            raise
+        hint = f"videos are known by {', '.join(_VIDEO_SUFFIXES)}"
+        if is_video(path):
+            hint = "a video is for stream"
+        raise ImageError(f"{error}; {hint}") from error
 
 
 def _is_photo(path: Path) -> bool:

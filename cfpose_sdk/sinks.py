@@ -154,7 +154,9 @@ class OpenPoseFolderSink(_FolderSink):
 
 @dataclass
 class PictureSink(_FolderSink):
-    """Drawn photos under their own names; a video becomes one video of the same fps and size."""
+    """Drawn photos under their own names; a video becomes one video of its nominal fps and its
+    size, made even.
+    """
 
     covariance: bool = False
     _recording: VideoRecording | None = None

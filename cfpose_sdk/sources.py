@@ -30,7 +30,8 @@ def open_source(source: Source, timeout_s: float = TIMEOUT_S) -> Footage:
     paths (of photos and videos), as items in order.
 
     The source is opened now, its items are read one by one later. A file that cannot be
-    read is an `Unread` in its place. Raises InputError when there is nothing to read from.
+    read is an `Unread` in its place. Raises InputError when there is nothing to read from, or the
+    one path does not exist.
     """
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise InputError(
@@ -40,6 +41,8 @@ def open_source(source: Source, timeout_s: float = TIMEOUT_S) -> Footage:
         return open_video(source, timeout_s)
     if isinstance(source, str | os.PathLike):
         files = expand(source)
+        if len(files) == 1 and not files[0].exists():
+            raise InputError(f"{source} does not exist; expected a photo, video, folder or glob")
         if len(files) == 1 and is_video(files[0]):
             return open_video(files[0], timeout_s)
         return _listed(files, own=True)

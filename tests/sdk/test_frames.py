@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from cfpose_sdk.errors import ImageError, InputError
 from cfpose_sdk.frames import Frame, expand, is_video, load_frame, opencv_path, printable
-from cfpose_sdk.sources import open_frames
+from cfpose_sdk.sources import open_frames, open_source
 
 GREYS = [40, 120, 200]
 
@@ -85,14 +86,41 @@ def test_videos(clip: Path) -> None:
     assert levels(open_frames(str(clip.parent / "*.avi"))) == GREYS
 
 
-@pytest.mark.parametrize("source", ["absent.mp4", "bad.mp4", "absent/*.jpg", 4321, 3.5, None])
+@pytest.mark.parametrize("suffix", [".wmv", ".flv", ".3gp", ".m2ts", ".ogv", ".asf", ".WMV"])
+def test_a_video_of_any_common_suffix_is_one(clip: Path, suffix: str) -> None:
+    assert levels(open_frames(clip.rename(clip.with_suffix(suffix)))) == GREYS
+
+
+def test_what_is_no_photo_by_its_name_says_what_would_be(clip: Path, folder: Path) -> None:
+    with pytest.raises(ImageError, match=r"123\.avi is not an image.*a video is for stream"):
+        load_frame(clip)
+    with pytest.raises(ImageError, match=r"notes\.txt is not an image.*\.mp4.*\.wmv"):
+        load_frame(folder / "notes.txt")
+    with pytest.raises(ImageError) as absent:
+        load_frame(folder / "absent.txt")
+    assert str(absent.value).endswith("absent.txt does not exist; expected a photo")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no colon in names")
+def test_a_colon_in_a_relative_name_is_no_protocol(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip.rename(clip.with_name("12:30:00.avi"))
+    monkeypatch.chdir(clip.parent)
+    assert levels(open_frames("12:30:00.avi")) == GREYS
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["absent.mp4", "bad.mp4", "absent.jpg", "absent/", "absent/*.jpg", 4321, 3.5, None],
+)
 def test_unusable_sources_fail_at_once(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.mp4").write_bytes(b"nonsense" * 100)
     with pytest.raises(InputError):
-        open_frames(source)
+        open_source(source)
 
 
 def test_empty_folder_and_single_arrays(tmp_path: Path) -> None:
