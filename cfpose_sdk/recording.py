@@ -25,7 +25,7 @@ class VideoRecording:
     def __init__(self, path: Path, fps: float | None) -> None:
         opencv_path(path)  # raises before there is a file
         self.path = path
-        self._fps = fps or FALLBACK_FPS
+        self._fps = _writable_rate(fps or FALLBACK_FPS)
         self._file = UnfinishedFile(path)
         self._writer: cv2.VideoWriter | None = None
         self._size_wh = (0, 0)
@@ -80,6 +80,11 @@ class VideoRecording:
             raise InputError(f"{self.path}: this OpenCV cannot write {codec} videos")
         self._size_wh = size_wh
         return writer
+
+
+def _writable_rate(fps: float) -> float:
+    """Frames a second with as many decimals as MPEG-4 has room for: 65535 ticks a second."""
+    return next(round(fps, places) for places in (3, 2, 1, 0) if fps * 10**places < 65535)
 
 
 def _readable(path: str, frames: int) -> int:

@@ -143,6 +143,17 @@ def test_recordings(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
 
 
+@pytest.mark.parametrize("fps", [0.5, 23.976, 119.987, 239.571, 999.9])
+def test_recordings_of_any_rate(tmp_path: Path, fps: float) -> None:
+    recording = VideoRecording(tmp_path / "v.mp4", fps)
+    for _ in range(3):
+        recording.add(np.zeros((48, 64, 3), np.uint8))
+    recording.finish()
+    capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, rel=1e-4)
+    capture.release()
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
 def test_a_recording_on_a_full_disk_is_an_error(tmp_path: Path, suffix: str) -> None:
     resource = pytest.importorskip("resource")  # not on Windows
