@@ -252,10 +252,10 @@ def test_a_video_into_every_sink(
     original.release()
 
 
-def test_the_options_of_videos_pass_photos_by(predict: Any, clip: Path, tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        cv2.imwrite(str(tmp_path / name), np.full((128, 64, 3), 90, np.uint8))
-    options = ("--track", "--smooth", "--detect-every", "2")
+def test_photos_beside_a_video_are_looked_at_anew(predict: Any, clip: Path, tmp_path: Path) -> None:
+    for name, width in (("a.png", 64), ("b.png", 66)):
+        cv2.imwrite(str(tmp_path / name), np.full((128, width, 3), 90, np.uint8))
+    options = ("--smooth", "--detect-every", "2")  # no time stamps to smooth by, and two sizes
     place = tmp_path / "f.json"
     assert predict(clip, tmp_path / "a.png", tmp_path / "b.png", *options, "--json", place) == 0
     images = json.loads(place.read_text())
