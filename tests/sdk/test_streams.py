@@ -1,9 +1,8 @@
-"""Streams: order, bounded memory, threads that end, damaged files, lost cameras."""
+"""Streams: order, bounded memory, threads that end, sequences, damaged files."""
 
 from __future__ import annotations
 
 import gc
-import http.server
 import threading
 import time
 from collections.abc import Iterator
@@ -336,68 +335,6 @@ def test_photos_of_one_size_are_a_sequence_and_arrays_too(pose_model: Path, tmp_
     width = arrays[0].shape[1]
     assert searched == [width, width + 2, width + 3, width, width]
     assert [ids(results[n]) for n in (0, 2, 3, 4, 6)] == [[1], [2], [3], [4], [4]]
-
-
-@pytest.fixture
-def camera() -> Iterator[str]:
-    """An MJPEG camera over HTTP that sends 12 pictures and then falls silent."""
-    over = threading.Event()
-    jpeg = cv2.imencode(".jpg", picture(120))[1].tobytes()
-
-    class Camera(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-            self.end_headers()
-            for _ in range(12):
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                self.wfile.write(head.encode() + jpeg + b"\r\n")
-            self.wfile.flush()
-            if self.path != "/ends":
-                over.wait(20)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera)
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    over.set()
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("end", ["ends", "stalls"])
-def test_a_lost_stream_is_a_clear_end(camera: str, end: str) -> None:
-    try:
-        footage = open_video(f"{camera}/{end}", timeout_s=1.0)
-    except InputError:
-        pytest.skip("this OpenCV reads no HTTP streams")
-    assert footage.live
-    items = list(footage.items)
-    last = items.pop()
-    assert isinstance(last, Unread)
-    assert "ended or was lost" in str(last.error)
-    assert 1 <= len(items) <= 12
-    assert not any(isinstance(item, Unread) for item in items)
-    footage.close()
-
-
-def test_a_cut_stream_gives_its_poses_and_one_warning(camera: str, pose: PoseEstimator) -> None:
-    try:
-        open_video(f"{camera}/ends", timeout_s=1.0).close()
-    except InputError:
-        pytest.skip("this OpenCV reads no HTTP streams")
-    with pytest.warns(RuntimeWarning, match="ended or was lost") as caught:
-        results = list(pose.stream(f"{camera}/ends", track=True))
-    assert len(caught) == 1
-    assert 1 <= len(results) <= 12
-    assert all(len(poses) == 1 and poses.ids is not None for poses in results)
-
-
-def test_an_address_where_nobody_answers(pose: PoseEstimator) -> None:
-    with pytest.raises(InputError, match="cannot be opened"):
-        pose.stream("http://127.0.0.1:9/nothing")
 
 
 def test_bad_options(pose: PoseEstimator) -> None:
