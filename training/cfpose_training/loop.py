@@ -144,6 +144,7 @@ class _Run:
     def train_step(self, batch: Batch, rate: float) -> None:
         """One step of the trainer, counted."""
         self.meter.add(self.trainer.train_step(batch, rate), len(next(iter(batch.values()))))
+        self.trainer.is_whole = True
 
     def end_epoch(self, after_epoch: AfterEpoch) -> None:
         """Measure, keep and log the epoch in the first process, then go on to the next one."""
@@ -172,8 +173,9 @@ class _Run:
             self.save()
 
     def save_if_whole(self) -> None:
-        """Save unless a step is half done; then the last saved state stands."""
+        """Save as before the batch; in the midst of an optimiser step the last state stands."""
         if self.trainer.is_whole:
+            self.trainer.leave_batch()
             self.save()
 
     def save(self) -> None:

@@ -40,7 +40,8 @@ class Trainer:
         self.ema = Ema(self.module, config.ema_decay) if config.ema_decay else None
         self.epoch = self.batch = self.step = 0
         self.epoch_figures: dict[str, float] = {}
-        self.is_whole = True  # False while a step is half done
+        self.is_whole = True  # False from an optimiser step until the loop has counted it
+        self._before: tuple[list[Tensor], Tensor] | None = None  # of a batch: buffers, random state
 
     @property
     def result(self) -> nn.Module:
@@ -60,10 +61,12 @@ class Trainer:
     def train_step(self, batch: Batch, rate: float) -> dict[str, float]:
         """One step; gives the losses and the norm of all gradients before it is clipped.
 
+        Who has counted these sets `is_whole`: a state without them would log other means.
         Raises TrainingError, and leaves the weights alone, when one of these is not finite.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        self._before = [buffer.clone() for buffer in self.module.buffers()], torch.get_rng_state()
         self.stage.train()
         batch = self.fabric.to_device(batch)
         if self.batch == 0 and self.is_first:
@@ -72,17 +75,28 @@ class Trainer:
         losses: dict[str, Tensor] = self.stage(batch)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         self._check_finite("a loss", values)
-        self.is_whole = False
         self.fabric.backward(losses["loss"])
         values |= self._clip_gradients(values)
+        self.is_whole = False
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.module)
         self.batch += 1
         self.step += 1
-        self.is_whole = True
+        self._before = None
         return values
+
+    def leave_batch(self) -> None:
+        """Forget a batch that was broken off before its optimiser step."""
+        if self._before is None:
+            return
+        buffers, random_state = self._before
+        with torch.no_grad():
+            for buffer, value in zip(self.module.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        torch.set_rng_state(random_state)
+        self._before = None
 
     def agree(self, flag: bool) -> bool:
         """The first process's flag, in all of them: they stop together, or wait for ever."""
