@@ -1,4 +1,4 @@
-"""Two processes under torchrun train to the weights of one."""
+"""Two processes under torchrun train as one does, and write as one does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cfpose_training.checkpoint import load_tensors
 from cfpose_training.run_state import STATE_FILE
 
 PROGRAM = """
@@ -17,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from cfpose_training.optim_config import OptimConfig
-from cfpose_training.loop import RunOptions, fit, leave_processes
+from cfpose_training.loop import RunOptions, fit
+from cfpose_training.processes import leave_processes
 from cfpose_training.stages import Stage
 
 class Line(Stage):
@@ -51,6 +53,95 @@ torch.save(stage.trainable.state_dict(), folder / f"weights{rank}.pt")
 leave_processes()
 """
 
+# each process: the gradient of every loss on its share of samples, of which the second has little
+LOSSES = """
+import os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from cfpose_training import finder_stage
+from cfpose_training.config import LabelConfig
+from cfpose_training.losses import refinement_loss, simcc_loss
+from cfpose_training.nets.finder import FinderNet, FinderNetConfig
+from cfpose_training.processes import leave_processes
+
+finder_stage.JITTER_SIGMA = 0.0  # drawn in each process
+folder, world = Path(sys.argv[1]), int(sys.argv[2])
+rank = int(os.environ.get("RANK", 0))
+if world > 1:
+    torch.distributed.init_process_group("gloo")
+generator = torch.Generator().manual_seed(1)
+weight = torch.ones(4, 3)
+weight[1::2, 1:] = 0
+xy = 8 * torch.rand(4, 3, 2, generator=generator)
+crops = torch.randn(4, 3, 16, generator=generator)
+mine = slice(rank, None, world)
+
+def simcc(kind):
+    net = nn.Linear(16, 16)
+    logits = net(crops[mine])
+    return net, simcc_loss((logits, logits), xy[mine], weight[mine], 2.0, LabelConfig(kind))
+
+def refinement():
+    net = nn.Linear(16, 2)
+    poses = [net(crops[mine])] * 3
+    return net, refinement_loss(poses, xy[mine], weight[mine], (0.3, 0.5, 1.0))
+
+def finder():
+    heat, box_weight = torch.zeros(4, 8, 8), torch.zeros(4, 8, 8)
+    box = torch.tensor([8.0, 8.0, 56.0, 56.0]).reshape(1, 4, 1, 1).repeat(4, 1, 8, 8)
+    for picture, people in enumerate((5, 1, 6, 0)):
+        heat[picture].view(-1)[range(9, 9 + 2 * people, 2)] = 1
+    batch = {
+        "image": torch.randint(0, 256, (4, 64, 64, 3), generator=generator).byte(),
+        "heat": heat, "heat_weight": torch.ones_like(heat), "box": box, "box_weight": heat,
+    }
+    net = FinderNet(FinderNetConfig((8,) * 5, (1,) * 5, head_channels=8, box_grid=3))
+    batch = {key: value[mine] for key, value in batch.items()}
+    return net, finder_stage.FinderStage(net).eval()(batch)["loss"]
+
+found = {}
+losses = {kind: lambda kind=kind: simcc(kind) for kind in ("smoothed", "gaussian", "gaussian_mean")}
+for name, loss in {**losses, "refinement": refinement, "finder": finder}.items():
+    torch.manual_seed(0)
+    net, value = loss()
+    value.backward()
+    found[name] = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+torch.save(found, folder / f"gradients{rank}.pt")
+leave_processes()
+"""
+
+# whoever writes a checkpoint says so
+STAGES = """
+import os, sys
+from pathlib import Path
+import cfpose_training.checkpoint as checkpoint
+from cfpose_training.cli import main
+from cfpose_training.config import load_recipe
+from cfpose_training.data import DataOptions
+from cfpose_training.loop import RunOptions
+from cfpose_training.pose_training import train_stage1
+
+folder, devices = Path(sys.argv[1]), sys.argv[2]
+recipe, root, cache = (folder.parent / name for name in ("tiny.toml", "data", "cache"))
+save = checkpoint.save_tensors
+
+def told(path, *rest):
+    with open(folder / "writers.txt", "a") as file:
+        file.write(f"{path.name} {os.environ['RANK']}\\n")
+    save(path, *rest)
+
+checkpoint.save_tensors = told
+options = RunOptions(folder / "s1", accelerator="cpu", devices=int(devices))
+student = train_stage1(load_recipe(recipe), DataOptions(root, cache), options)
+assert student.is_file()
+main([
+    "stage2", "--recipe", str(recipe), "--data-root", str(root), "--cache", str(cache),
+    "--out", str(folder / "s2"), "--student", str(student), "--accelerator", "cpu",
+    "--devices", devices,
+])
+"""
+
 FAILS = """
     calls = 0
     def fails(self):
@@ -75,9 +166,10 @@ def launch(folder: Path, processes: int, program_text: str) -> subprocess.Comple
     )
 
 
-def run(folder: Path, processes: int) -> None:
-    done = launch(folder, processes, PROGRAM)
+def run(folder: Path, processes: int, program_text: str = PROGRAM) -> str:
+    done = launch(folder, processes, program_text)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
@@ -102,3 +194,29 @@ def test_one_that_fails_ends_all_and_keeps_the_state(tmp_path: Path) -> None:
     assert "terminate called" not in done.stderr
     state = torch.load(tmp_path / "two" / STATE_FILE, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 5)
+
+
+def test_a_joint_or_person_weighs_the_same_in_every_process(tmp_path: Path) -> None:
+    run(tmp_path / "one", 1, LOSSES)
+    run(tmp_path / "two", 2, LOSSES)
+    one, *two = (
+        torch.load(tmp_path / place, weights_only=True)
+        for place in ("one/gradients0.pt", "two/gradients0.pt", "two/gradients1.pt")
+    )
+    for name, whole in one.items():
+        averaged = (two[0][name] + two[1][name]) / 2  # as the wrapped module averages them
+        torch.testing.assert_close(averaged, whole, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_first_process_alone_writes_the_results(tiny_recipe: Path, tiny_root: Path) -> None:
+    folder = tiny_recipe.parent / "runs"
+    text = run(folder, 2, STAGES)
+    writers = (folder / "writers.txt").read_text().split("\n")
+    assert sorted({line for line in writers if line and "best" not in line}) == [
+        "refined.safetensors 0",
+        "student.safetensors 0",
+    ]
+    assert text.count("wrote ") == 1
+    measured = torch.load(folder / "s1" / STATE_FILE, weights_only=True)["ema"]
+    tensors, _ = load_tensors(folder / "s1" / "student.safetensors")
+    assert all(torch.equal(tensors[key], value) for key, value in measured.items())

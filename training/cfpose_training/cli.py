@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _leave_processes() -> None:
     if "torch" in sys.modules:  # `convert --help` and the like never import it
-        from cfpose_training.loop import leave_processes
+        from cfpose_training.processes import leave_processes
 
         leave_processes()
 
@@ -258,6 +258,10 @@ def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
 
 
 def _report(checkpoint: Path | None) -> int:
+    from cfpose_training.processes import is_first_process
+
+    if not is_first_process():
+        return 0
     if checkpoint is None:
         print("time is up; run the same command with --resume to go on")
     else:

@@ -9,6 +9,7 @@ from torch import Tensor
 from cfpose_training.data import Batch
 from cfpose_training.nets.box_refiner import BoxRefiner
 from cfpose_training.nets.finder import FinderNet, FinderOutput, sides_to_boxes
+from cfpose_training.processes import shared_count
 from cfpose_training.stages import Normalise, Stage
 
 BOX_LOSS_WEIGHT = 5.0  # TTFNet; of the second look too
@@ -30,7 +31,7 @@ class FinderStage(Stage):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         output = self.trainable(self.normalise(batch["image"]))
-        people = (batch["heat"] == 1).sum().clamp(min=1)
+        people = shared_count((batch["heat"] == 1).sum())
         heat = focal_loss(output.heat_logits, batch["heat"], batch["heat_weight"]) / people
         overlap = giou(sides_to_boxes(output.sides), batch["box"])
         box = ((1 - overlap) * batch["box_weight"]).sum() / people
@@ -53,14 +54,14 @@ class FinderStage(Stage):
         boxes = torch.stack([F.pad(boxes, (0, 0, 0, most - len(boxes))) for boxes, _ in pairs])
         corrected = refiner(output.features, boxes)
         total: Tensor = corrected.sum() * 0
-        count = 0
+        count = torch.zeros((), device=boxes.device)
         for picture, (proposals, truth) in enumerate(pairs):
             truths = truth.repeat(JITTERED + 1, 1)
             worth = giou(proposals, truths) >= WORTH_GIOU
             found = corrected[picture, : len(proposals)]
             total = total + (1 - giou(found[worth], truths[worth])).sum()
-            count += int(worth.sum())
-        return total / max(1, count)
+            count += worth.sum()
+        return total / shared_count(count)
 
 
 def _jittered(boxes: Tensor) -> list[Tensor]:

@@ -27,6 +27,7 @@ from cfpose_training.loop import RunOptions, fit
 from cfpose_training.nets.efficientnet import EfficientNetLite
 from cfpose_training.nets.finder import FinderNet
 from cfpose_training.photos import PhotoCache, cache_photos
+from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run_record import FREE_OPTIM_FIELDS, Record, recorded, recorded_files
 from cfpose_training.stages import Normalise
 
@@ -94,7 +95,9 @@ def train_finder(
     if not finished:
         return None
     checkpoint = options.folder / FINDER_FILE
-    write_finder(checkpoint, network, config, dev.figures(network))
+    if is_first_process():  # the others have batch-norm statistics that the log has not measured
+        write_finder(checkpoint, network, config, dev.figures(network))
+    wait_for_processes()
     return checkpoint
 
 

@@ -25,7 +25,6 @@ from cfpose_training.trainer import Trainer
 
 LOG_FILE = "log.csv"
 SAVE_EVERY_S = 300.0
-REST_S = 0.5
 
 AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
@@ -97,19 +96,6 @@ def fit(
     trainer.wait_for_all()  # until the first one has written the last epoch's files
     stage.trainable.load_state_dict(trainer.result.state_dict())
     return True
-
-
-def leave_processes() -> None:
-    """End this process's part in a group of processes; without one, nothing.
-
-    The last call of a program that trains under torchrun, also when it fails. A process that exits
-    with its group open aborts now and then, because its threads outlive it. And one whose group
-    goes while a thread of gloo is about to drop its last message hangs: the thread waits for the
-    interpreter's lock, whose holder waits for the thread. So they get time to come to rest.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        time.sleep(REST_S)  # lets go of the lock
-        torch.distributed.destroy_process_group()
 
 
 class _Run:

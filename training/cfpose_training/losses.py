@@ -1,4 +1,8 @@
-"""Stage losses. B crops, K joints, `weight` (B, K) is 0 where no target exists."""
+"""Stage losses. B crops, K joints, `weight` (B, K) is 0 where no target exists.
+
+Of several processes each has as many crops, but not as many labelled joints: these they count
+together.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from torch import Tensor
 
 from cfpose_training.config import LabelConfig
 from cfpose_training.nets.decode import full_precision
+from cfpose_training.processes import shared_count
 from cfpose_training.targets import gaussian_target, smoothed_target, softmax_gaussian_target
 
 
@@ -36,7 +41,7 @@ def simcc_loss(
         return weighted.sum() / len(weight)
     if config.kind == "gaussian_mean":  # KLDiscretLoss: mean over crops, mean over joints
         return weighted.mean()
-    return weighted.sum() / weight.sum().clamp(min=1)
+    return weighted.sum() / shared_count(weight.sum())
 
 
 def _axis_divergence(
@@ -63,7 +68,7 @@ def refinement_loss(
     output_weights: tuple[float, float, float],
 ) -> Tensor:
     """Eq. (7): weighted mean L1 of the three refined poses (B, K, 2) in [-1, 1] to the target."""
-    labelled = weight.sum().clamp(min=1) * 2
+    labelled = shared_count(weight.sum()) * 2
     return sum(
         (
             factor * ((pose - target).abs() * weight.unsqueeze(-1)).sum() / labelled

@@ -22,6 +22,7 @@ from cfpose_training.measured_spec import measured_spec
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose_run import PoseRun, stage1_record, stage2_record
+from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run_record import recorded_files
 from cfpose_training.schemes import teacher_recipe
 from cfpose_training.stages import LabelStage, RefinerStage, Stage
@@ -135,7 +136,9 @@ def _train_pose(
     if trained is None:
         return None
     checkpoint = options.folder / file
-    save_pose(checkpoint, trained, spec)
+    if is_first_process():  # the others have batch-norm statistics that the log has not measured
+        save_pose(checkpoint, trained, spec)
+    wait_for_processes()
     return checkpoint
 
 
@@ -191,9 +194,11 @@ def train_stage2(
         return None
     assert isinstance(trained, RefinedPoseNet)
     checkpoint = options.folder / REFINED_FILE
-    deployed = deployed_spec(recipe)
-    deployed_dev = development_set(recipe, deployed, data)
-    save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
+    if is_first_process():
+        deployed = deployed_spec(recipe)
+        deployed_dev = development_set(recipe, deployed, data)
+        save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
+    wait_for_processes()
     return checkpoint
 
 

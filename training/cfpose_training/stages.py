@@ -29,8 +29,8 @@ class Stage(nn.Module):
     def epoch_figures(self, batch: Batch) -> dict[str, float]:
         """Figures for the log, taken on an epoch's first batch before its step; here none.
 
-        The loop puts back the random state, buffers, gradients and modes that this changes. Of
-        several processes the first alone calls it, so it must not talk to the others.
+        The loop puts back the random state, buffers, gradients and modes that this changes. Every
+        process calls it, because the losses count their joints together.
         """
         return {}
 

@@ -69,7 +69,7 @@ class Trainer:
         self._before = [buffer.clone() for buffer in self.module.buffers()], torch.get_rng_state()
         self.stage.train()
         batch = self.fabric.to_device(batch)
-        if self.batch == 0 and self.is_first:
+        if self.batch == 0:
             with untouched(self.plain_stage), self.fabric.autocast():
                 self.epoch_figures = self.plain_stage.epoch_figures(batch)
         losses: dict[str, Tensor] = self.stage(batch)
