@@ -23,6 +23,7 @@ from cfpose_training.config import AugmentConfig, Recipe, load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.evaluation import DevelopmentSet
 from cfpose_training.loop import RunOptions
+from cfpose_training.nets.lite import LiteConfig
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose_training import REFINED_FILE, TEACHER_FILE, pose_spec
 from cfpose_training.schemes import SCHEMES, scheme, seeded, teacher_recipe
@@ -118,6 +119,28 @@ def test_equal_runs_are_trained_once(recipe: Recipe) -> None:
     assert [job.stage for job in given] == ["stage1", "stage2"]
     with pytest.raises(TrainingError, match="nothing to run"):
         plan(recipe, [], [1], own_teacher=True)
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    recipe: Recipe, tiny_root: Path, tmp_path: Path
+) -> None:
+    data = DataOptions(tiny_root, tmp_path / "cache")
+    options = RunOptions(tmp_path / "out", accelerator="cpu", devices=2)
+    with pytest.raises(TrainingError, match="runs in one process, got 2 devices"):
+        run_ablation(recipe, ["baseline"], [1], data, options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_own_teacher_with_frozen_blocks_is_refused(recipe: Recipe) -> None:
+    assert recipe.teacher is not None
+    lite = LiteConfig(neck=(12, 8, 8), frozen=3, body="lite2")
+    frozen = dataclasses.replace(
+        recipe, teacher=dataclasses.replace(recipe.teacher, hrnet=None, lite=lite)
+    )
+    with pytest.raises(TrainingError, match=r"wide keeps its first 3 blocks.*give --teacher"):
+        plan(frozen, ["6"], [1], own_teacher=True)
+    plan(frozen, ["6"], [1], own_teacher=False)
+    plan(frozen, ["1"], [1], own_teacher=True)  # needs none
 
 
 def read(path: Path) -> list[dict[str, str]]:

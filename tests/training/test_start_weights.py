@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 from cfpose_training import cli
 from cfpose_training.checkpoint import load_tensors
@@ -79,3 +80,16 @@ def test_teacher_and_arms_start_from_their_weights(
     assert not torch.equal(plain, taught)
     with open(out / "ablation.csv", newline="") as file:
         assert [row["scheme"] for row in csv.DictReader(file)] == ["baseline", "2"]
+
+
+def test_frozen_blocks_without_weights_are_refused_by_the_name_of_the_body(
+    lite_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    common = ["--recipe", str(lite_recipe), "--data-root", str(tiny_root)]
+    common += ["--accelerator", "cpu", "--out", str(tmp_path / "out")]
+    for command, name in (
+        ("stage1", "tiny keeps its first 3.*Lite0"),
+        ("teacher", "larger.*Lite2"),
+    ):
+        with pytest.raises(TrainingError, match=name):
+            cli.main([command, *common])

@@ -29,6 +29,7 @@ from cfpose_training.pose_training import (
     REFINED_FILE,
     STUDENT_FILE,
     TEACHER_FILE,
+    check_start,
     development_set,
     pose_spec,
     train_stage1,
@@ -74,7 +75,8 @@ def plan(
     """The runs in order, each once, and the trials that they answer.
 
     With `own_teacher` the plan trains a teacher first where a scheme needs one. Raises
-    TrainingError for an unknown scheme, or a teacher that the recipe does not describe.
+    TrainingError for an unknown scheme, or a teacher that the recipe does not describe or that
+    cannot be trained from scratch.
     """
     if not schemes or not seeds:
         raise TrainingError(f"nothing to run: schemes {list(schemes)}, seeds {list(seeds)}")
@@ -92,7 +94,8 @@ def plan(
     ordered = list(jobs.values())
     if own_teacher and any(job.taught for job in ordered):
         ordered.insert(0, Job(TEACHER_FOLDER, "teacher", recipe))
-        teacher_recipe(recipe)  # refuses a recipe without one before anything runs
+        # before anything runs; the teacher's recipe refuses one without a teacher
+        check_start(teacher_recipe(recipe).pose, None, "--teacher: an own one starts from nothing")
     return ordered, trials
 
 
@@ -126,10 +129,15 @@ def run_ablation(
 
     `teacher` is a checkpoint to use; without one the recipe's own is trained, from scratch.
     `init` is what every student starts from. Returns None when time ran out first. Raises
-    TrainingError when the folder belongs to another ablation, or when the recipe holds out no
-    photos to measure on.
+    TrainingError when the folder belongs to another ablation, when the recipe holds out no
+    photos to measure on, or when it is to be several processes.
     """
     require_plotting()
+    if options.devices != 1:  # they would claim the folder one after the other
+        raise TrainingError(
+            f"an ablation runs in one process, got {options.devices} devices; give each seed an "
+            f"--out of its own"
+        )
     jobs, trials = plan(recipe, schemes, seeds, own_teacher=teacher is None)
     dev = development_set(recipe, pose_spec(recipe), data)
     if dev is None:

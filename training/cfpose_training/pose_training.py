@@ -11,7 +11,7 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoint import load_pose, save_pose
-from cfpose_training.config import GcnTarget, Recipe, SkeletonName
+from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName
 from cfpose_training.conversion import Initialised, initialise
 from cfpose_training.data import DataOptions
 from cfpose_training.distill import DistillStage, check_teacher
@@ -99,6 +99,19 @@ def train_stage1(
     return _train_pose(recipe, teacher, data, options, STUDENT_FILE, init)
 
 
+def check_start(pose: PoseConfig, init: Path | None, remedy: str = "") -> None:
+    """Raise TrainingError when blocks of the body stay as they are, and nothing says how.
+
+    `remedy` is what to give in the place of `init`.
+    """
+    if init is None and pose.lite is not None and pose.lite.frozen:
+        remedy = remedy or f"--init EfficientNet-{pose.lite.body.title()}'s weights, or frozen = 0"
+        raise TrainingError(
+            f"{pose.name} keeps its first {pose.lite.frozen} blocks as they are, and nothing says "
+            f"what they are; give {remedy}"
+        )
+
+
 def _train_pose(
     recipe: Recipe,
     teacher: Path | None,
@@ -108,11 +121,7 @@ def _train_pose(
     init: Path | None = None,
 ) -> Path | None:
     spec = pose_spec(recipe)
-    if init is None and recipe.pose.lite is not None and recipe.pose.lite.frozen:
-        raise TrainingError(
-            f"{recipe.pose.name} keeps its first {recipe.pose.lite.frozen} blocks as they are, and "
-            f"nothing says what they are; give --init EfficientNet-Lite0's weights, or frozen = 0"
-        )
+    check_start(recipe.pose, init)
     taught_by = None if teacher is None else load_teacher(teacher, spec)
     torch.manual_seed(recipe.stage1.seed)
     network = PoseNet(recipe.pose.backbone, spec)
