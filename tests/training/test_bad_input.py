@@ -84,8 +84,21 @@ def test_a_source_without_a_labelled_joint_is_refused(
     recipe: Recipe, tiny_root: Path, tmp_path: Path
 ) -> None:
     edit(tiny_root, nobody_labelled)
+    source = dataclasses.replace(recipe.sources[0], holdout_every=0)
     with pytest.raises(TrainingError, match="hold no labelled person"):
-        train_stage1(recipe, *options(tmp_path))
+        train_stage1(dataclasses.replace(recipe, sources=(source,)), *options(tmp_path))
+
+
+def test_a_holdout_of_nobody_ends_a_run_before_it_begins(
+    recipe: Recipe, tiny_root: Path, tmp_path: Path, student: Path
+) -> None:
+    source = dataclasses.replace(recipe.sources[0], holdout_every=50)
+    rare = dataclasses.replace(recipe, sources=(source,))
+    with pytest.raises(TrainingError, match=r"source people holds out nobody.*holdout_every = 50"):
+        train_stage1(rare, *options(tmp_path))
+    with pytest.raises(TrainingError, match="holds out nobody"):
+        train_stage2(rare, student, *options(tmp_path))
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_and_broken_photos_end_a_run_before_it_begins(

@@ -245,8 +245,18 @@ def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
 
 
 def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> DevelopmentSet | None:
-    """The held-out photos of the first source that holds some out."""
+    """The held-out photos of the first source that holds some out.
+
+    Raises TrainingError when nobody is in them: a run would end without figures to fit.
+    """
     for source in recipe.sources:
         if source.holdout_every:
-            return DevelopmentSet(source, data.root, spec, data.cache)
+            dev = DevelopmentSet(source, data.root, spec, data.cache)
+            if not len(dev.people):
+                raise TrainingError(
+                    f"the source {source.name} holds out nobody: it has no labelled person in a "
+                    f"photo whose id is divisible by holdout_every = {source.holdout_every}; lower "
+                    f"it, or set it to 0 to hold nothing out"
+                )
+            return dev
     return None
