@@ -50,13 +50,16 @@ def student(recipe: Recipe, folder: Path, seed: int, *, refined: bool = False) -
 
 
 def test_the_mean_of_students_goes_into_stage_2(
-    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(tiny_recipe)
     files = [student(recipe, tmp_path, seed) for seed in (1, 2)]
     arguments = ["average", "--recipe", str(tiny_recipe), "--data-root", str(tiny_root)]
     arguments += ["--student", str(files[0]), "--student", str(files[1])]
-    assert cli.main([*arguments, "--out", str(tmp_path / "mean")]) == 0
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert cli.main([*arguments, "--out", str(tmp_path / "mean"), "--threads", "3"]) == 0
+    assert threads == [3]
     mean, spec = load_pose(tmp_path / "mean" / "student.safetensors")
     assert dataclasses.replace(spec, metrics={}) == pose_spec(recipe)
     assert set(spec.metrics) == {"dev_AP"}
@@ -64,6 +67,14 @@ def test_the_mean_of_students_goes_into_stage_2(
     for key, value in mean.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (one[key] + other[key]) / 2)
+    made = (tmp_path / "mean" / "student.safetensors").read_bytes()
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(TrainingError, match=r"student\.safetensors is there already"):
+            cli.main([*arguments, "--out", str(tmp_path / "mean"), *more])
+    assert (tmp_path / "mean" / "student.safetensors").read_bytes() == made
+    for unread in ("--resume", "--devices=2", "--max-minutes=1"):
+        with pytest.raises(SystemExit):
+            cli.main([*arguments, "--out", str(tmp_path / "no"), unread])
     with pytest.raises(SystemExit):  # both at once have no mean
         cli.main([*arguments, "--finder", "f", "--out", str(tmp_path / "no")])
 
@@ -93,6 +104,8 @@ def test_every_weight_and_statistic_is_the_mean(
     files = [written(recipe, tmp_path, seed) for seed in (1, 2, 3)]
     arguments = ["average", "--recipe", str(tiny_recipe), "--data-root", str(tiny_root)]
     arguments += ["--out", str(tmp_path / "mean")]
+    with pytest.raises(TrainingError, match="two checkpoints or more, got 1"):
+        cli.main([*arguments, "--finder", str(files[0]), "--dry-run"])
     for path in files:
         arguments += ["--finder", str(path)]
     assert cli.main([*arguments, "--dry-run"]) == 0

@@ -28,9 +28,11 @@ def average_students(
     """The student whose weights are the mean of `checkpoints`, measured on the held-out photos.
 
     Returns the checkpoint in `folder`, for stage 2. Raises TrainingError when there are fewer than
-    two checkpoints, one has a refiner, or they are not all of the recipe's network.
+    two checkpoints, one has a refiner, they are not all of the recipe's network, or the file is
+    there already.
     """
-    _check_number(checkpoints)
+    checkpoint = folder / STUDENT_FILE
+    check_average(checkpoints, checkpoint)
     spec, networks = pose_spec(recipe), []
     for path in checkpoints:
         network, found = load_pose(path)
@@ -45,7 +47,6 @@ def average_students(
     dev = development_set(recipe, spec, data)
     metrics = {} if dev is None else {"dev_AP": round(dev.accuracy(dev.predict(mean)).AP, 4)}
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / STUDENT_FILE
     save_pose(checkpoint, mean, dataclasses.replace(spec, metrics=metrics))
     return checkpoint
 
@@ -56,12 +57,13 @@ def average_finders(
     """The finder whose weights are the mean of `checkpoints`, measured on the held-out photos.
 
     Returns the checkpoint in `folder`. Raises TrainingError when the recipe has no finder, there
-    are fewer than two checkpoints, or they are of different networks.
+    are fewer than two checkpoints, they are of different networks, or the file is there already.
     """
     config = recipe.finder
     if config is None:
         raise TrainingError("the recipe has no [finder] table")
-    _check_number(checkpoints)
+    checkpoint = folder / FINDER_FILE
+    check_average(checkpoints, checkpoint)
     networks = [load_finder(path)[0] for path in checkpoints]
     for path, network in zip(checkpoints, networks, strict=True):
         if network.config != config.net:
@@ -69,7 +71,6 @@ def average_finders(
     mean = networks[0]
     mean.load_state_dict(mean_weights(networks))
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / FINDER_FILE
     write_finder(checkpoint, mean, config, FinderDevelopmentSet(config, data).figures(mean))
     return checkpoint
 
@@ -85,6 +86,9 @@ def mean_weights(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
     }
 
 
-def _check_number(checkpoints: Sequence[Path]) -> None:
+def check_average(checkpoints: Sequence[Path], target: Path) -> None:
+    """Raise TrainingError for fewer than two checkpoints, or a target that is there already."""
     if len(checkpoints) < 2:
         raise TrainingError(f"a mean is of two checkpoints or more, got {len(checkpoints)}")
+    if target.exists():
+        raise TrainingError(f"{target} is there already; give another --out, or move it away")

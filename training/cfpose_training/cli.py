@@ -60,26 +60,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="cfpose-train", description="Train pose models and person finders from a recipe."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--recipe", type=Path, required=True, help="TOML file, see training/recipes"
-    )
-    common.add_argument(
-        "--data-root", type=Path, required=True, help="folder of the recipe's paths"
-    )
-    common.add_argument("--out", type=Path, required=True, help="folder of this run")
-    common.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--recipe", type=Path, required=True, help="TOML file, see training/recipes")
+    place.add_argument("--data-root", type=Path, required=True, help="folder of the recipe's paths")
+    place.add_argument("--out", type=Path, required=True, help="folder of this run")
+    place.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
+    place.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    place.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    common = argparse.ArgumentParser(add_help=False, parents=[place])
     common.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     common.add_argument(
         "--max-minutes", type=float, default=math.inf, help="stop after this long, resumable"
     )
     common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
     common.add_argument("--devices", type=int, default=1, help="number of devices")
-    common.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     common.add_argument(
         "--keep-last", type=int, default=0, help="keep the checkpoints of so many last epochs"
     )
-    common.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     start = argparse.ArgumentParser(add_help=False)
     start.add_argument(
         "--init",
@@ -98,14 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
     )
     finder.add_argument("--init", type=Path, help="ImageNet weights of its body, or a finder")
-    average = commands.add_parser(
-        "average", parents=[common], help="the mean of several students or finders"
-    )
-    which = average.add_mutually_exclusive_group(required=True)
-    for kind in ("student", "finder"):
-        which.add_argument(
-            f"--{kind}", type=Path, action="append", help="checkpoint; twice or more"
+    _add_average(
+        commands.add_parser(
+            "average", parents=[place], help="the mean of several students or finders"
         )
+    )
     _add_ablation(
         commands.add_parser("ablation", parents=[common, start], help="schemes of Table IV")
     )
@@ -113,6 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_label(commands)
     return parser
+
+
+def _add_average(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    for kind in ("student", "finder"):
+        which.add_argument(
+            f"--{kind}", type=Path, action="append", help="checkpoint; twice or more"
+        )
 
 
 def _add_ablation(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +184,9 @@ def _finder(arguments: argparse.Namespace) -> int:
 
 
 def _average(arguments: argparse.Namespace) -> int:
-    from cfpose_training.averaging import average_finders, average_students
+    import torch
+
+    from cfpose_training.averaging import average_finders, average_students, check_average
     from cfpose_training.config import load_recipe
     from cfpose_training.finder_training import FINDER_FILE
     from cfpose_training.pose_training import STUDENT_FILE
@@ -190,14 +194,17 @@ def _average(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe)
     kind = "student" if arguments.student else "finder"
     checkpoints = arguments.student or arguments.finder
+    target = arguments.out / (STUDENT_FILE if kind == "student" else FINDER_FILE)
+    check_average(checkpoints, target)
     if arguments.dry_run:
         for path in checkpoints:
             print(f"  {kind}: {path}{'' if path.is_file() else ' (missing)'}")
-        print(f"  writes {arguments.out / (STUDENT_FILE if kind == 'student' else FINDER_FILE)}")
+        print(f"  writes {target}")
         return 0
-    data, options = _options(arguments)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     average = average_students if kind == "student" else average_finders
-    return _report(average(recipe, checkpoints, data, options.folder))
+    return _report(average(recipe, checkpoints, _data(arguments), arguments.out))
 
 
 def _ablation(arguments: argparse.Namespace) -> int:
@@ -241,10 +248,8 @@ def _say(
 
 
 def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
-    from cfpose_training.data import DataOptions
     from cfpose_training.loop import RunOptions
 
-    cache = arguments.cache or arguments.out / "cache"
     run = RunOptions(
         folder=arguments.out,
         resume=arguments.resume,
@@ -254,7 +259,13 @@ def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
         threads=arguments.threads,
         keep_last=arguments.keep_last,
     )
-    return DataOptions(arguments.data_root, cache), run
+    return _data(arguments), run
+
+
+def _data(arguments: argparse.Namespace) -> DataOptions:
+    from cfpose_training.data import DataOptions
+
+    return DataOptions(arguments.data_root, arguments.cache or arguments.out / "cache")
 
 
 def _report(checkpoint: Path | None) -> int:
