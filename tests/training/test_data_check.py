@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_training.cli import main
-from cfpose_training.config import Source, load_recipe
+from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data_check import check_known, check_recipe
 from cfpose_training.people import load_people
 
@@ -99,6 +100,29 @@ def test_broken_boxes_other_joints_and_nobody_are_problems(
     text = check_recipe(recipe, tiny_root, COCO_17).text
     assert "nobody has a labelled joint" in text
     assert "1 photos lack width or height, the first is 1" in text
+
+
+def with_source(recipe: Recipe, **fields: object) -> Recipe:
+    changed = dataclasses.replace(recipe.sources[0], **fields)  # type: ignore[arg-type]
+    return dataclasses.replace(recipe, sources=(changed,), finder=None)
+
+
+def test_a_source_is_checked_as_a_run_reads_it(tiny_root: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    (tiny_root / "images/000000000003.png").unlink()  # asked for by no source
+    some = check_recipe(with_source(recipe, files="*1?.png", holdout_every=2), tiny_root, COCO_17)
+    assert "3 of 12 photos fit files = '*1?.png', 3 there" in some.text
+    assert "3 people with labelled joints" in some.text
+    assert "2 of these people held out (holdout_every = 2)" in some.text
+    assert some.is_usable
+    for fields, problem in (
+        ({"files": "*.jpg"}, "nobody has a labelled joint"),
+        ({"files": "*1?.png", "holdout_every": 1}, "nobody is left to train on"),
+        ({"files": "*1?.png", "holdout_every": 50}, "nobody is left to measure on"),
+    ):
+        found = check_recipe(with_source(recipe, **fields), tiny_root, COCO_17)
+        assert problem in found.text
+        assert not found.is_usable
 
 
 def test_known_data_sets_are_found_below_the_root(

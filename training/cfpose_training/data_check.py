@@ -1,19 +1,20 @@
-"""What of the training data is there, what is missing and where to get it, what is broken."""
+"""What of the training data is there, what is missing and where to get it, what is wrong."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from cfpose_bench.annotations import is_counted, read_annotations
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_training.config import Recipe
+from cfpose_training.config import Recipe, Source
 from cfpose_training.finder_config import PhotoSource
-from cfpose_training.people import clipped_box
+from cfpose_training.people import clipped_box, is_held_out
 
 COCO_PAGE = "the Download page of the COCO site (cocodataset): the 2017 {} and annotations"
 CROWDPOSE_PAGE = (
@@ -111,7 +112,10 @@ def check_known(root: Path) -> Check:
 
 
 def check_recipe(recipe: Recipe, root: Path, skeleton: Skeleton) -> Check:
-    """Everything that a recipe reads; usable when all of it is there, whole and of `skeleton`."""
+    """What a recipe reads; usable when all files are there and the people fit, of `skeleton`.
+
+    Photos are not decoded: a run does so before it begins.
+    """
     lines: list[str] = []
     broken = 0
     for source in recipe.sources:
@@ -120,6 +124,7 @@ def check_recipe(recipe: Recipe, root: Path, skeleton: Skeleton) -> Check:
             root / source.images,
             skeleton,
             _origin(source.name, source.annotations),
+            source,
         )
         title = f"{source.annotations}, photos in {source.images}"
         lines += _section(source.name, title, facts, problems)
@@ -151,9 +156,13 @@ def _origin(name: str, annotations: str) -> str:
 
 
 def _check_file(
-    annotations: Path, images: Path, skeleton: Skeleton | None, origin: str
+    annotations: Path,
+    images: Path,
+    skeleton: Skeleton | None,
+    origin: str,
+    source: Source | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Facts and problems of one annotation file and its photos."""
+    """Facts and problems of one annotation file and its photos, or of what `source` takes of it."""
     if not annotations.is_file():
         return [], [f"{annotations} is missing; from {origin}"]
     try:
@@ -161,21 +170,51 @@ def _check_file(
     except DatasetError as error:
         return [], [str(error)]
     names = tuple(record["categories"][0].get("keypoints") or ())
-    facts, problems = _people(record, names)
+    taken = record if source is None else _taken(record, source)
+    facts, problems = _people(taken, names)
+    if source is not None:
+        shared, unshared = _shares(taken, source)
+        facts, problems = facts + shared, problems + unshared
     if skeleton is not None and names and names != skeleton.keypoints:
         problems.append(
             f"its {len(names)} joints {', '.join(names)} are not the recipe's {len(skeleton)}: "
             f"{', '.join(skeleton.keypoints)}"
         )
-    files = [image["file_name"] for image in record["images"]]
+    files = [image["file_name"] for image in taken["images"]]
     missing = [name for name in files if not (images / name).is_file()]
-    facts.insert(0, f"{len(files)} photos listed, {len(files) - len(missing)} there")
+    listed = f"{len(files)} photos listed"
+    if len(record["images"]) != len(files) and source is not None:
+        listed = f"{len(files)} of {len(record['images'])} photos fit files = {source.files!r}"
+    facts.insert(0, f"{listed}, {len(files) - len(missing)} there")
     if missing:
         problems.append(
             f"{len(missing)} of {len(files)} photos are missing in {images}, the first is "
             f"{missing[0]}; from {origin}"
         )
     return facts, problems
+
+
+def _taken(record: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The photos whose names a source asks for, and who is in them."""
+    images = [image for image in record["images"] if fnmatchcase(image["file_name"], source.files)]
+    ids = {image["id"] for image in images}
+    people = [person for person in record["annotations"] if person["image_id"] in ids]
+    return {**record, "images": images, "annotations": people}
+
+
+def _shares(record: dict[str, Any], source: Source) -> tuple[list[str], list[str]]:
+    """Who is trained on and who is held out, and what is wrong when one of these is nobody."""
+    if not source.holdout_every:
+        return [], []
+    counted = [person for person in record["annotations"] if is_counted(person)]
+    held_out = sum(is_held_out(person["image_id"], source) for person in counted)
+    every = f"holdout_every = {source.holdout_every}"
+    problems = []
+    if counted and held_out == len(counted):
+        problems.append(f"nobody is left to train on: {every} holds everybody out")
+    if counted and not held_out:
+        problems.append(f"nobody is left to measure on: {every} holds nobody out")
+    return [f"{held_out} of these people held out ({every})"], problems
 
 
 def _people(record: dict[str, Any], names: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -32,7 +32,9 @@ def add_data(commands: Commands) -> None:
         dest="action", required=True
     )
     check = actions.add_parser(
-        "check", help="what is there, what is missing, what is broken; exit 1 if anything is"
+        "check",
+        help="what is there, what is missing, what is wrong; photos are not decoded; exit 1 if "
+        "anything is",
     )
     check.add_argument("folder", type=Path, help="data root")
     check.add_argument("--recipe", type=Path, help="check what this recipe needs")

@@ -93,7 +93,7 @@ def _read_source(
     images = {
         image["id"]: image
         for image in record["images"]
-        if _is_held_out(image["id"], source) == held_out
+        if is_held_out(image["id"], source) == held_out
         and fnmatchcase(image["file_name"], source.files)
     }
     for person in record["annotations"]:
@@ -121,7 +121,8 @@ def _in_arrays(
     )
 
 
-def _is_held_out(image_id: int, source: Source) -> bool:
+def is_held_out(image_id: int, source: Source) -> bool:
+    """Whether a source keeps a photo for development."""
     return bool(source.holdout_every) and image_id % source.holdout_every == 0
 
 
