@@ -93,3 +93,15 @@ def test_frozen_blocks_without_weights_are_refused_by_the_name_of_the_body(
     ):
         with pytest.raises(TrainingError, match=name):
             cli.main([command, *common])
+
+
+def test_a_dry_run_names_what_a_run_starts_from(
+    lite_recipe: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--recipe", str(lite_recipe), "--data-root", str(tiny_root)]
+    common += ["--out", str(tmp_path / "out"), "--dry-run", "--init"]
+    for command in (["stage1"], ["teacher"], ["ablation", "--teacher", str(lite_recipe)]):
+        assert cli.main([*command, *common, str(lite_recipe)]) == 0
+        assert f"  init: {lite_recipe}\n" in capsys.readouterr().out
+        assert cli.main([*command, *common, "none.pth"]) == 0
+        assert "  init: none.pth (missing)\n" in capsys.readouterr().out

@@ -197,8 +197,7 @@ def _average(arguments: argparse.Namespace) -> int:
     target = arguments.out / (STUDENT_FILE if kind == "student" else FINDER_FILE)
     check_average(checkpoints, target)
     if arguments.dry_run:
-        for path in checkpoints:
-            print(f"  {kind}: {path}{'' if path.is_file() else ' (missing)'}")
+        _say_files(arguments, kind)
         print(f"  writes {target}")
         return 0
     if arguments.threads:
@@ -214,6 +213,7 @@ def _ablation(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe)
     if arguments.dry_run:
+        _say_files(arguments, "teacher", "init")
         own = arguments.teacher is None
         for job in plan(recipe, arguments.schemes, arguments.seeds, own_teacher=own)[0]:
             done = (arguments.out / job.checkpoint).is_file()
@@ -236,15 +236,20 @@ def _say(
     """What a command would do, a line a fact."""
     print(f"{arguments.command} of {name}: {optim.epochs} epochs, batches of {optim.batch_size}")
     print(f"  {optim}")
-    for given in ("student", "teacher", "labeller"):
-        if path := getattr(arguments, given, None):
-            print(f"  {given}: {path}{'' if path.is_file() else ' (missing)'}")
+    _say_files(arguments, "student", "teacher", "labeller", "init")
     for source in sources:
         for part in filter(None, (source.annotations, source.images)):
             path = arguments.data_root / part
             print(f"  {source.name}: {path}{'' if path.exists() else ' (missing)'}")
     print(f"  writes {arguments.out / file}")
     return 0
+
+
+def _say_files(arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        given = getattr(arguments, name, None)
+        for path in given if isinstance(given, list) else filter(None, [given]):
+            print(f"  {name}: {path}{'' if path.is_file() else ' (missing)'}")
 
 
 def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
