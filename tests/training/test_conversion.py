@@ -287,8 +287,12 @@ def test_files_that_hold_no_state_dict_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, path)
-    with pytest.raises(ArtifactError, match="tensors alone"):
+    with pytest.raises(ArtifactError, match="one that runs code; expected a file of tensors alone"):
         read_state(path)
+    path.write_text("# no checkpoint")
+    with pytest.raises(ArtifactError) as caught:
+        read_state(path)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_starting_from_other_joints_or_sizes_keeps_what_fits(tmp_path: Path) -> None:

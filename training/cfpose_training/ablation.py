@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.files import write_file
 from cfpose_training.ablation_table import LEVELS, Row, require_plotting, write_tables
 from cfpose_training.checkpoint import load_pose
 from cfpose_training.config import Recipe
@@ -195,8 +196,7 @@ def _claim(options: RunOptions, recipe: Recipe, teacher: Path | None, init: Path
                 f"give another --out"
             )
         return
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_file(path, text)
 
 
 def _row(trial: Trial, dev: DevelopmentSet, root: Path) -> Row:

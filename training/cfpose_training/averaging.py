@@ -46,7 +46,6 @@ def average_students(
     mean.load_state_dict(mean_weights(networks))
     dev = development_set(recipe, spec, data)
     metrics = {} if dev is None else {"dev_AP": round(dev.accuracy(dev.predict(mean)).AP, 4)}
-    folder.mkdir(parents=True, exist_ok=True)
     save_pose(checkpoint, mean, dataclasses.replace(spec, metrics=metrics))
     return checkpoint
 
@@ -70,7 +69,6 @@ def average_finders(
             raise TrainingError(f"{path} is not of the network in the recipe's finder.net")
     mean = networks[0]
     mean.load_state_dict(mean_weights(networks))
-    folder.mkdir(parents=True, exist_ok=True)
     write_finder(checkpoint, mean, config, FinderDevelopmentSet(config, data).figures(mean))
     return checkpoint
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfpose_training.file_commands import add_convert, add_data, convert, data
+from cfpose_training.file_commands import add_convert, add_data, convert, data, whole_number
 from cfpose_training.label_command import add_label, label
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--data-root", type=Path, required=True, help="folder of the recipe's paths")
     place.add_argument("--out", type=Path, required=True, help="folder of this run")
     place.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
-    place.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    place.add_argument(
+        "--threads", type=whole_number(0), default=0, help="CPU threads; 0: torch's choice"
+    )
     place.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     common = argparse.ArgumentParser(add_help=False, parents=[place])
     common.add_argument("--resume", action="store_true", help="go on with the run in OUT")
@@ -73,9 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         "--max-minutes", type=float, default=math.inf, help="stop after this long, resumable"
     )
     common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
-    common.add_argument("--devices", type=int, default=1, help="number of devices")
+    common.add_argument("--devices", type=whole_number(1), default=1, help="number of devices")
     common.add_argument(
-        "--keep-last", type=int, default=0, help="keep the checkpoints of so many last epochs"
+        "--keep-last",
+        type=whole_number(0),
+        default=0,
+        help="keep the checkpoints of so many last epochs",
     )
     start = argparse.ArgumentParser(add_help=False)
     start.add_argument(
@@ -130,7 +135,7 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(name) for name in _names(text)]
+    return [whole_number(0)(name) for name in _names(text)]
 
 
 def _teacher(arguments: argparse.Namespace) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cfpose_sdk.errors import ArtifactError
+from cfpose_sdk.files import write_file
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 from cfpose_training.checkpoint import (
@@ -93,14 +94,13 @@ def export_state(checkpoint: Path, layout: Layout) -> tuple[dict[str, Tensor], t
 
 
 def save_state(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
-    """Write a state dict as its readers expect it (mmpose: inside `state_dict`), atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save({"state_dict": dict(state)} if layout == "mmpose" else dict(state), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a state dict as its readers expect it (mmpose: inside `state_dict`), whole or not.
+
+    Raises InputError when the place cannot be written to.
+    """
+    buffer = io.BytesIO()
+    torch.save({"state_dict": dict(state)} if layout == "mmpose" else dict(state), buffer)
+    write_file(path, buffer.getvalue())
 
 
 def initialise(network: PoseNet, path: Path) -> Initialised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,6 +11,23 @@ from cfpose_sdk.errors import ArtifactError
 
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type of argparse's arguments: a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected a whole number of {least} or more"
+            )
+        return number
+
+    return read
 
 
 def add_convert(commands: Commands) -> None:
@@ -44,10 +62,14 @@ def add_data(commands: Commands) -> None:
     speed.add_argument("--recipe", type=Path, required=True, help="TOML file of the recipe")
     speed.add_argument("--data-root", type=Path, required=True, help="folder of its paths")
     speed.add_argument("--cache", type=Path, help="of a run; none: a sample is decoded anew")
-    speed.add_argument("--workers", type=int, help="loader processes; none: as in the recipe")
+    speed.add_argument(
+        "--workers", type=whole_number(0), help="loader processes; none: as in the recipe"
+    )
     speed.add_argument("--batches", type=int, default=20, help="batches to time")
     speed.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
-    speed.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    speed.add_argument(
+        "--threads", type=whole_number(0), default=0, help="CPU threads; 0: torch's choice"
+    )
 
 
 def convert(arguments: argparse.Namespace) -> int:

@@ -76,9 +76,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
+        # not PyTorch's own text, which advises to let the file run code
+        why = getattr(error, "strerror", None) or "damaged, no such file, or one that runs code"
         raise ArtifactError(
-            f"cannot read the checkpoint {path}: {first_line}; expected a file of tensors alone "
+            f"cannot read the checkpoint {path}: {why}; expected a file of tensors alone "
             f"(torch.save of a state dict)"
         ) from error
     return _state_dict(content, path)

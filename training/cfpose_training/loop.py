@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from cfpose_sdk.errors import TrainingError
 from cfpose_training.batches import Batches
 from cfpose_training.data import Batch
 from cfpose_training.kept_checkpoints import KeptCheckpoints, SaveCheckpoint
@@ -173,7 +174,12 @@ class _Run:
             save_state(self.folder, state, self.record)
 
     def _open(self, *, resume: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot make the folder {self.folder}: {error.strerror}; give another --out"
+            ) from error
         if self.trainer.is_first:
             remove_torn_states(self.folder)
         state = load_state(self.folder, self.record, resume=resume)

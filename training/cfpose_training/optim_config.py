@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -23,7 +25,7 @@ class OptimConfig:
     mild_epochs: int = 0  # the last epochs, augmented as the recipe's [mild_augment] says
     clip_norm: float = 0.0  # gradient norm; 0: off
     ema_decay: float = 0.0  # 0: off
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     seed: int = 2025
     workers: int = 0  # loader processes
     final: Literal["last", "best"] = "last"  # epoch that is kept in the end; best: by dev_AP

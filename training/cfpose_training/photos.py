@@ -49,7 +49,8 @@ class PhotoCache:
 def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
     """Decode `photos` into `folder`, or reuse what an earlier call left there.
 
-    Raises DatasetError naming the missing photos, ImageError for one that cannot be decoded.
+    Raises DatasetError naming the missing photos or a folder that cannot be made, ImageError for a
+    photo that cannot be decoded.
     """
     if missing := [path for path in photos if not path.is_file()]:
         raise DatasetError(
@@ -59,7 +60,13 @@ def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     pixels_path, index_path = folder / f"photos-{key}.bin", folder / f"photos-{key}.json"
     if not index_path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatasetError(
+                f"cannot make the folder of decoded photos {folder}: {error.strerror}; give "
+                f"another --cache or --out"
+            ) from error
         _write(photos, pixels_path, index_path)
     shapes = [(int(h), int(w)) for h, w in json.loads(index_path.read_text())]
     return PhotoCache(pixels_path, shapes)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.batches import Batches, Shard, batches_per_epoch
@@ -24,6 +23,7 @@ from cfpose_training.people import People
 from cfpose_training.pose_run import PoseRun
 from cfpose_training.pose_training import pose_spec
 from cfpose_training.stages import LabelStage, Stage
+from cfpose_training.trainer import launch_fabric
 
 SAMPLE = 512  # people, where no cache of a run is given
 PREFETCHED = 2  # batches that each loader process holds ready, as torch has it
@@ -124,8 +124,7 @@ def network_rate(
     stage: Stage, batch: Batch, optim: OptimConfig, options: RunOptions, count: int
 ) -> tuple[float, str]:
     """Samples per second of a forward and backward pass on one batch, and the device's type."""
-    fabric = Fabric(accelerator=options.accelerator, devices=1, precision=optim.precision)
-    fabric.launch()
+    fabric = launch_fabric(options.accelerator, 1, optim.precision)
     module = fabric.setup(stage)
     module.train()
     batch = fabric.to_device(batch)

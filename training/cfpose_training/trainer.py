@@ -13,10 +13,23 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_training.batches import Shard
 from cfpose_training.data import Batch
 from cfpose_training.ema import Ema
-from cfpose_training.optim_config import OptimConfig
+from cfpose_training.optim_config import OptimConfig, Precision
 from cfpose_training.optimiser import build_optimiser
 from cfpose_training.probe import untouched
 from cfpose_training.stages import Stage
+
+
+def launch_fabric(accelerator: str, devices: int, precision: Precision) -> Fabric:
+    """Fabric on its devices, with its processes. Raises TrainingError when they are not there."""
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        fabric.launch()
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise TrainingError(
+            f"cannot run on {devices} device(s) of accelerator {accelerator!r}: {error}; give "
+            f"--accelerator auto, cpu or cuda, and as many --devices as there are"
+        ) from error
+    return fabric
 
 
 class Trainer:
@@ -31,8 +44,7 @@ class Trainer:
         if threads:
             torch.set_num_threads(threads)
         self.config = config
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=config.precision)
-        self.fabric.launch()
+        self.fabric = launch_fabric(accelerator, devices, config.precision)
         self.fabric.seed_everything(config.seed, verbose=False)
         optimiser = build_optimiser(stage.trainable, config)
         self.plain_stage, self.module = stage, stage.trainable
