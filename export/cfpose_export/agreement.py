@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_export.spread import allowed_spread, spread_gap, spread_problem
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.errors import ExportError
 
@@ -26,6 +27,7 @@ class Bound:
 
     figure: Literal["max_px", "p99_px"] = "max_px"
     px: float = MAX_PX
+    spread_median: float | None = None  # of the covariances, instead of their largest difference
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Agreement:
     p99_px: float
     max_px: float
     confidence_max: float
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: a model has none
+    spread_median: float | None = None
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -62,6 +66,9 @@ def compare(
     far = np.linalg.norm(gather(ours, "keypoints") - gather(theirs, "keypoints"), axis=2)[compared]
     gap = np.abs(sure - gather(theirs, "confidence"))[compared]
     some = far.size > 0
+    spread = None
+    if all("covariance" in outputs[0] for outputs in (ours, theirs)):
+        spread = spread_gap(gather(ours, "covariance"), gather(theirs, "covariance"))[compared]
     return Agreement(
         reference=reference.provider,
         candidate=candidate.provider,
@@ -71,6 +78,8 @@ def compare(
         p99_px=float(np.quantile(far, 0.99)) if some else math.nan,
         max_px=float(far.max()) if some else math.nan,
         confidence_max=float(gap.max()) if some else math.nan,
+        spread_max=None if spread is None or not some else float(spread.max()),
+        spread_median=None if spread is None or not some else float(np.median(spread)),
     )
 
 
@@ -87,3 +96,8 @@ def judge_agreement(agreement: Agreement, bound: Bound) -> None:
             f"{agreement.candidate} is not {agreement.reference}: keypoints differ by "
             f"{found:.3g} px ({bound.figure}), allowed {bound.px:g}"
         )
+    allowed, median = allowed_spread(bound.px), None
+    if bound.spread_median is not None:
+        allowed, median = bound.spread_median, agreement.spread_median
+    if problem := spread_problem(agreement.spread_max, allowed, median):
+        raise ExportError(f"{agreement.candidate} is not {agreement.reference}: {problem}")

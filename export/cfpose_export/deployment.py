@@ -176,4 +176,5 @@ def _bound(precision: str, path: Path, max_px: float) -> Bound:
         return Bound(px=max_px)
     limits = LIMITS[precision]
     engine = path.suffix.lower() in SUFFIXES  # rounds every value, as CPU runtimes do not
-    return Bound("p99_px", limits.rounded_p99_px if engine else limits.p99_px)
+    p99_px = limits.rounded_p99_px if engine else limits.p99_px
+    return Bound("p99_px", p99_px, limits.spread_median)

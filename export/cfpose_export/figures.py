@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cfpose_export.graph import LOGITS, with_outputs
 from cfpose_export.proof_crops import Crops, ProofSet
+from cfpose_export.spread import spread_gap
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.spec import ModelSpec
@@ -42,6 +43,8 @@ class Figures:
     logit_max: float  # difference, of any joint
     nonfinite: int  # NaN and infinite numbers among the outputs and logits
     bin_flips: int  # coordinates that argmax puts into another bin; 0 for other decoders
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: a graph has none
+    spread_median: float | None = None
 
 
 def run_graph(model: onnx.ModelProto, crops: Crops, names: Sequence[str] = ()) -> Values:
@@ -72,6 +75,9 @@ def compare(
     sure = _finite(np.abs(got["confidence"] - expected["confidence"]))[compared]
     near = distance[compared]
     oks = _oks(distance, compared, proof.areas, spec.skeleton.oks_sigmas)
+    spread = None
+    if "covariance" in expected and "covariance" in got:
+        spread = spread_gap(expected["covariance"], got["covariance"])[compared]
     flips = 0
     if spec.decode == "argmax":
         moved = _finite(np.abs(got["coarse"] - expected["coarse"])) * spec.split_ratio
@@ -90,6 +96,8 @@ def compare(
         logit_max=max(float(_finite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
         nonfinite=sum(int((~np.isfinite(got[n])).sum()) for n in expected),
         bin_flips=flips,
+        spread_max=None if spread is None else _or_nan(np.max, spread),
+        spread_median=None if spread is None else _or_nan(np.median, spread),
     )
 
 

@@ -22,6 +22,7 @@ from cfpose_export.parity import Bounds
 from cfpose_export.proof_crops import DEMO_PHOTOS, PEOPLE_FILE
 from cfpose_export.sampler import CORE_INPUT
 from cfpose_export.sampling import sample_crops
+from cfpose_export.spread import spread_gap, spread_problem
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
 from cfpose_sdk.errors import ExportError, InputError
@@ -54,6 +55,7 @@ class FrameDrift:
     bin_flips: int  # coordinates of any joint
     coordinates: int
     provider: str
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: the graph has none
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -85,7 +87,9 @@ def measure_frame(
                 scaled = _boxes(boxes, photo.shape[1::-1], size_wh)
                 rows.append(_compare(spec, frame_in, on, frame, scaled))
             provider = frame_in.provider
-    pixels, crop_pixels, sure, seen, grey, flips = map(np.concatenate, zip(*rows, strict=True))
+    pixels, crop_pixels, sure, spread, seen, grey, flips = map(
+        np.concatenate, zip(*rows, strict=True)
+    )
     kept = (seen >= bounds.min_confidence) & ~np.asarray(flips.any(axis=(1, 2)))[:, None]
 
     def largest(values: NDArray[Any]) -> float:
@@ -102,6 +106,7 @@ def measure_frame(
         bin_flips=int(flips.sum()),
         coordinates=flips.size,
         provider=provider,
+        spread_max=largest(spread) if "covariance" in nobody else None,
     )
 
 
@@ -123,6 +128,8 @@ def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
     found = dataclasses.asdict(drift)
     # not ≤, rather than >: NaN fails too
     bad = [f"{n} {found[n]:.3g}, allowed {x:g}" for n, x in limits.items() if not found[n] <= x]
+    if problem := spread_problem(drift.spread_max, bounds.max_spread):
+        bad.append(problem)
     if bad:
         raise ExportError("the frame-in graph is not the model: " + "; ".join(bad))
 
@@ -182,8 +189,9 @@ def _compare(
     frame: NDArray[np.uint8],
     boxes: NDArray[np.float32],
 ) -> tuple[NDArray[Any], ...]:
-    """Per joint the distance in frame and in crop pixels, the difference in confidence, and the
-    confidence; per person the largest grey difference; per coordinate whether a bin flipped."""
+    """Per joint the distance in frame and in crop pixels, the differences in confidence and
+    covariance, and the confidence; per person the largest grey difference; per
+    coordinate whether a bin flipped."""
     crops = sample_crops(frame, boxes, spec.size_wh, spec.box_scale, spec.antialias)
     expected = core.run({CORE_INPUT: crops.astype(np.float32)})
     got = whole.run({"frame": frame, "boxes": boxes})
@@ -191,11 +199,16 @@ def _compare(
     step = back[:, :1, 0]  # frame pixels a crop pixel
     right = transform_points(back, expected["keypoints"])
     pixels = np.linalg.norm(got["keypoints"] - right, axis=2)
+    spread = np.zeros(pixels.shape)
+    if "covariance" in got and "covariance" in expected:
+        area = step[..., None, None] ** 2
+        spread = spread_gap(expected["covariance"] * area, got["covariance"])
     winners = [np.stack([o[name].argmax(axis=2) for name in LOGITS]) for o in (got, expected)]
     return (
         pixels,
         pixels / step,
         np.abs(got["confidence"] - expected["confidence"]),
+        spread,
         expected["confidence"],
         np.abs(got[CORE_INPUT] - crops).max(axis=(1, 2, 3)),
         np.moveaxis(winners[0] != winners[1], 0, -1),

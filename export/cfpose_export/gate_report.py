@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from cfpose_export.culprits import Culprit
 from cfpose_export.figures import Figures
+from cfpose_export.spread import spread_problem
 
 Precision = Literal["fp16", "bf16", "int8"]
 AS_FILE = "the file, onnxruntime CPU"
@@ -27,12 +28,15 @@ class Limits:
     oks_mean: float  # of the poses before and after, in the worse of the two
     confidence_p99: float  # likewise
     floor: float = 0.3
+    spread_median: float = 1.0  # of the covariances, as of `spread_gap`
 
 
 # fp16 may cost AP 0.001, the others 0.01. Those two move joints of which the model is unsure by
 # many pixels, so that the OKS decides, and the pixel bound only stops what is broken.
 LIMITS: Mapping[str, Limits] = {
-    "fp16": Limits(p99_px=0.25, rounded_p99_px=1.5, oks_mean=0.998, confidence_p99=0.02),
+    "fp16": Limits(
+        p99_px=0.25, rounded_p99_px=1.5, oks_mean=0.998, confidence_p99=0.02, spread_median=0.1
+    ),
     "bf16": Limits(p99_px=20.0, rounded_p99_px=20.0, oks_mean=0.98, confidence_p99=0.1),
     "int8": Limits(p99_px=20.0, rounded_p99_px=20.0, oks_mean=0.98, confidence_p99=0.1),
 }
@@ -108,6 +112,9 @@ def problems_of(figures: Figures, limits: Limits) -> Sequence[str]:
             f"confidences differ by {figures.confidence_p99:.3g} (p99), "
             f"allowed {limits.confidence_p99:g}"
         )
+    spread = spread_problem(figures.spread_max, limits.spread_median, figures.spread_median)
+    if spread is not None:
+        found.append(spread)
     return [f"{problem} ({figures.how})" for problem in found]
 
 

@@ -144,5 +144,6 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 def _words(limits: Limits) -> str:
     return (
         f"p99 {limits.p99_px:g} px, rounded {limits.rounded_p99_px:g} px, "
-        f"OKS {limits.oks_mean:g}, confidence p99 {limits.confidence_p99:g}"
+        f"OKS {limits.oks_mean:g}, confidence p99 {limits.confidence_p99:g}, "
+        f"covariance {limits.spread_median:g}"
     )

@@ -18,6 +18,7 @@ from cfpose_export.agreement import MAX_PX, MIN_CONFIDENCE
 from cfpose_export.gate_report import report_path
 from cfpose_export.graph import LOGITS, POSE_OUTPUTS, with_outputs, write_spec
 from cfpose_export.proof_crops import Crops
+from cfpose_export.spread import allowed_spread, spread_gap, spread_problem
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
@@ -36,6 +37,11 @@ class Bounds:
     max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
     max_confidence: float = 1e-3  # confidence difference of any compared joint
     min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
+
+    @property
+    def max_spread(self) -> float:
+        """Covariance difference of any compared joint, as of `spread_gap`."""
+        return allowed_spread(self.max_px)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Drift:
     logit_max: float  # largest difference, of any joint in all batches but the largest
     bin_flips: int  # coordinates of any joint
     provider: str
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: the graph has none
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -107,6 +114,8 @@ def judge(drift: Drift, bounds: Bounds) -> None:
         problems.append(
             f"confidences differ by {drift.confidence_max:.3g}, allowed {bounds.max_confidence:g}"
         )
+    if problem := spread_problem(drift.spread_max, bounds.max_spread):
+        problems.append(problem)
     if drift.decode == "argmax" and not drift.logit_max <= bounds.max_logit:
         problems.append(f"logits differ by {drift.logit_max:.3g}, allowed {bounds.max_logit:g}")
     if drift.decode != "argmax" and not drift.coarse_max_px <= bounds.max_px:
@@ -176,6 +185,9 @@ def _compare(
     near, near_coarse = distance[compared], coarse[compared]
     sure = np.abs(graph["confidence"] - torch_["confidence"])[compared]
     some = near.size > 0
+    gap = None
+    if "covariance" in graph:
+        gap = spread_gap(torch_["covariance"], graph["covariance"])[compared]
     return Drift(
         decode=spec.decode,
         crops=len(distance),
@@ -190,6 +202,7 @@ def _compare(
         ),
         bin_flips=int(flips.sum()),
         provider=provider,
+        spread_max=None if gap is None else float(gap.max()) if some else math.nan,
     )
 
 

@@ -7,6 +7,27 @@ import onnx
 import onnxruntime
 
 
+def scaled_covariance(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    """A copy whose covariance output is multiplied by a factor."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for node in other.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "covariance":
+                node.output[index] = "covariance.right"
+        for index, name in enumerate(node.input):
+            if name == "covariance":
+                node.input[index] = "covariance.right"
+    constant = onnx.numpy_helper.from_array(np.array(factor, np.float32), "covariance.factor")
+    other.graph.initializer.append(constant)
+    other.graph.node.append(
+        onnx.helper.make_node(
+            "Mul", ["covariance.right", "covariance.factor"], ["covariance"], name="wrong"
+        )
+    )
+    return other
+
+
 def run(model: onnx.ModelProto, crops: np.ndarray, *more: str) -> dict[str, np.ndarray]:
     """The graph's outputs by name, and values inside it."""
     probe = onnx.ModelProto()

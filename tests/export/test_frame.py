@@ -41,6 +41,7 @@ from cfpose_sdk.image import read_image
 from cfpose_training.checkpoint import save_pose
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
+from tests.export.graph_cases import scaled_covariance
 
 # of a frame (w, h): a person, one cut by the border, tiny, huge, outside
 BOXES = [
@@ -275,6 +276,10 @@ def test_a_wrong_sampler_is_stopped(crops_model: onnx.ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
     with pytest.raises(ExportError, match=r"the frame-in graph is not the model: .*grey_max"):
         judge_frame(measure_frame(crops_model, model, None, bounds), bounds)
+    for factor in (-100, 1.1):
+        wrong = scaled_covariance(frame_graph(crops_model), factor)
+        with pytest.raises(ExportError, match="covariance"):
+            judge_frame(measure_frame(crops_model, wrong, None, bounds), bounds)
     with pytest.raises(ExportError, match="so the comparison says nothing"):
         judge_frame(dataclasses.replace(drift, joints=0), bounds)
 

@@ -16,7 +16,15 @@ from cfpose_export.cli import main
 from cfpose_export.drift_table import drift_block
 from cfpose_export.figures import Values, compare
 from cfpose_export.gate import builder, examine, write_gated
-from cfpose_export.gate_report import AS_FILE, LIMITS, ROUNDED, Limits, Precision, report_path
+from cfpose_export.gate_report import (
+    AS_FILE,
+    LIMITS,
+    ROUNDED,
+    Limits,
+    Precision,
+    problems_of,
+    report_path,
+)
 from cfpose_export.graph import load_model, read_spec, write_spec
 from cfpose_export.precision import scope
 from cfpose_export.proof_crops import ProofSet, read_hard
@@ -178,6 +186,24 @@ def test_figures_of_a_known_shift(proof: ProofSet) -> None:
     argmax = dataclasses.replace(spec, decode="argmax")
     flipped = compare("test", values(proof), got, proof, argmax, 0.3)
     assert flipped.bin_flips == 27 * 17
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize(
+    ("factor", "problem"), [(1.0, None), (2.5, "covariances differ by 1.5"), (-1.0, "not positive")]
+)
+def test_a_wrong_covariance_is_a_problem(
+    proof: ProofSet, precision: Precision, factor: float, problem: str | None
+) -> None:
+    """A few joints that jump between two peaks are none; NaN is counted as not finite besides."""
+    spec, one = ModelSpec("tiny", COCO_17, (64, 96)), np.eye(2, dtype=np.float32)
+    right = np.tile(4 * one, (len(proof.crops), 17, 1, 1))
+    wrong = factor * right
+    wrong[0, 0] *= 30
+    expected = {**values(proof), "covariance": right}
+    figures = compare(AS_FILE, expected, {**expected, "covariance": wrong}, proof, spec, 0.3)
+    found = problems_of(figures, LIMITS[precision])
+    assert [problem in text for text in found] == ([] if problem is None else [True])
 
 
 def test_a_nan_is_infinitely_far(proof: ProofSet) -> None:

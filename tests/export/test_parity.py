@@ -165,6 +165,9 @@ def test_a_wrong_calibration_stops_the_export(
         ({"max_px": math.nan}, "keypoints drift by nan px"),
         ({"coarse_max_px": 0.3}, "coarse poses drift by 0.3 px"),
         ({"confidence_max": 0.1}, "confidences differ by 0.1"),
+        ({"spread_max": 0.06}, "covariances differ by 0.06 of their deviations, allowed 0.05"),
+        ({"spread_max": math.inf}, "variance that is not positive"),
+        ({"spread_max": math.nan}, "covariance is not finite"),
         ({"decode": "argmax", "logit_max": 2e-3}, "logits differ by 0.002"),
     ],
 )
