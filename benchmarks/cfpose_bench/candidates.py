@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cfpose_bench.artifact_files import files_of
 from cfpose_bench.finders import CountedFinder
 from cfpose_bench.flip import FlipTested
 from cfpose_bench.peers.movenet import MoveNet
@@ -41,6 +42,11 @@ class Name:
         if self.peer is None:
             return self.path.name
         return self.path.stem if self.peer == "movenet" else f"{self.peer}:{self.path.stem}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide its answers, the named one first."""
+        return files_of(self.path, sidecar=self.peer == "rtmlib")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_bench.accuracy import check_skeleton
+from cfpose_bench.artifact_files import files_of
 from cfpose_bench.box_sources import (
     add_detection,
     boxes_for,
@@ -113,7 +114,8 @@ def _one_source(
                                     subject.worker, own, store))  # fmt: skip
         run_rounds(entrants, dataset, rounds=protocol.rounds, warmup=protocol.warmup)
     for subject, entrant in zip(taking, entrants, strict=True):
-        if source == "detector" and subject.worker.facts.needs_boxes:
+        facts = subject.worker.facts
+        if source == "detector" and facts.needs_boxes and not facts.one_stage:
             add_detection(entrant, found)
     note_boxes(source, boxes, taking, entrants, dataset, record)
     record["taken_up"] = record.get("taken_up", 0) + sum(len(e.taken_up) for e in entrants)
@@ -185,10 +187,10 @@ def _key(
     shown = {} if boxes is None else {str(i): np.asarray(b).tolist() for i, b in boxes.items()}
     return {
         "cfpose": __version__,
-        "model": digest(name.path),
+        "model": digest(*name.files),
         "adapter": None if name.adapter is None else digest(name.adapter),
         "boxes": digest_of(shown),
-        "finder": digest(finder) if source == "detector" else None,
+        "finder": digest(*files_of(finder)) if source == "detector" else None,
         "photos": digest_of({str(i): str(path.resolve()) for i, path in dataset.photos.items()}),
         "flip_test": protocol.flip_test,
         "threads": protocol.threads,

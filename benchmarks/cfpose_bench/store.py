@@ -1,8 +1,8 @@
 """Finished predictions on disk, so that an interrupted run can go on.
 
 One file a model and kind of boxes, named by a hash of all that decides what the model answers: the
-bytes of the model, the finder and the boxes, the device, threads, flip test and photos' folder. A
-line a photo; a last line that was cut off is dropped.
+bytes of the model's files, the finder's and the boxes, the device, threads, flip test and photos'
+folder. A line a photo; a last line that was cut off is dropped.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(path: str | Path, *others: str | Path) -> str:
+    """SHA-256 of a file; of several, that of their hashes, a line each."""
+    found = []
+    for each in (path, *others):
+        with Path(each).open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if not others else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def digest_of(record: Mapping[str, Any]) -> str:

@@ -155,6 +155,20 @@ def test_models_side_by_side_in_their_processes(
     assert "total" in second["ratio"]
 
 
+def test_a_model_that_finds_people_is_not_charged_for_our_finder(
+    name: str, dataset_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one.py").write_text(ONE_STAGE)
+    report = tmp_path / "report.json"
+    other = f"adapter:{tmp_path / 'one.py'}:{tmp_path / 'model.bin'}"
+    arguments = ["--dataset", str(dataset_folder), "--model", name, "--model", other]
+    arguments += ["--boxes", "detector", "--threads", "1", "--repeats", "0", "--rounds", "1"]
+    assert main([*arguments, "--json", str(report)]) == 0
+    first, second = json.loads(report.read_text())["models"]
+    assert first["latency_ms"]["detect"]["p50"] > 0
+    assert second["latency_ms"]["detect"]["p50"] == 0
+
+
 def test_ctrl_c_ends_the_run_and_its_workers(name: str, dataset_folder: Path) -> None:
     marker = dataset_folder / "working"
     wait = f"open({str(marker)!r}, 'w'); import time; time.sleep(30); corners ="
