@@ -11,7 +11,21 @@ from typing import Any
 from cfpose_bench.report import Measured
 from cfpose_sdk.errors import InputError
 
-SAME = ("dataset", "images", "instances", "flip_test", "joint_threshold", "threads")
+# what both reports must have been measured under, and what a report without the key means
+SAME: Mapping[str, Any] = {
+    "dataset": None,
+    "images": None,
+    "instances": None,
+    "preset": None,
+    "flip_test": False,
+    "joint_threshold": None,
+    "oks_nms_area": "box",
+    "detector": None,
+    "detector_threshold": None,
+    "threads": None,
+    "device": "auto",
+    "isolation": "a process for each model",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,7 @@ class Bounds:
     max_p99_ms: float | None = None  # of a whole photo
     baseline: Path | None = None
     ap_loss: float = 0.005  # against the baseline
-    slowdown: float = 1.2  # of a photo's median time, against the baseline on the same CPU
+    slowdown: float = 1.2  # of a photo's median time, on the baseline's CPU and provider
 
 
 def reasons(record: Mapping[str, Any], rows: Sequence[Measured], bounds: Bounds) -> list[str]:
@@ -56,10 +70,16 @@ def _against(
     old: Mapping[str, Any], new: Mapping[str, Any], entries: Sequence[Mapping[str, Any]],
     bounds: Bounds,
 ) -> list[str]:  # fmt: skip
-    changed = [k for k in SAME if k in old["protocol"] and k in new["protocol"]
-               and old["protocol"][k] != new["protocol"][k]]  # fmt: skip
-    if changed:
-        told = ", ".join(f"{k} {old['protocol'][k]!r} → {new['protocol'][k]!r}" for k in changed)
+    sides = [{k: report["protocol"].get(k, absent) for k, absent in SAME.items()}
+             for report in (old, new)]  # fmt: skip
+    # by kind of boxes: those that one report lacks are told of below
+    nms = [report["protocol"].get("oks_nms", {}) for report in (old, new)]
+    both = nms[0].keys() & nms[1].keys()
+    for side, values in zip(sides, nms, strict=True):
+        side["oks_nms"] = {source: values[source] for source in sorted(both)}
+    told = ", ".join(f"{k} {sides[0][k]!r} → {sides[1][k]!r}" for k in sides[0]
+                     if sides[0][k] != sides[1][k])  # fmt: skip
+    if told:
         raise InputError(f"{bounds.baseline} was taken under another protocol ({told})")
     before = {(e["model"], e["boxes"]): e for e in old["models"]}
     same_cpu = old["environment"].get("cpu") == new["environment"].get("cpu")
@@ -75,7 +95,8 @@ def _against(
             told = "undefined" if now is None else f"{now:.3f}"
             found.append(f"{where}: AP fell from {was:.3f} to {told}")
         was, now = (e["latency_ms"].get("total", {}).get("p50") for e in (past, entry))
-        if same_cpu and was and now and now > was * bounds.slowdown:
+        alike = same_cpu and past.get("provider") == entry.get("provider")
+        if alike and was and now and now > was * bounds.slowdown:
             found.append(f"{where}: a photo takes {now:.1f} ms, it took {was:.1f}")
     return found
 

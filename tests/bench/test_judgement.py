@@ -222,6 +222,43 @@ def test_a_baseline(tmp_path: Path, now: Measured, said: str) -> None:
         reasons(report({}, [now]), [now], Bounds(baseline=old))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("joint_threshold", 0.2),
+        ("preset", "paper"),
+        ("oks_nms_area", "padded box"),
+        ("detector", "yolo"),
+        ("detector_threshold", 0.5),
+        ("device", "cuda"),
+        ("isolation", "one process for all"),
+    ],
+)
+def test_a_baseline_of_another_protocol(tmp_path: Path, key: str, value: Any) -> None:
+    """Also where only one of the two reports has the key."""
+    old, bounds = tmp_path / "old.json", Bounds(baseline=tmp_path / "old.json")
+    for before, after in (({}, {key: value}), ({key: value}, {})):
+        old.write_text(json.dumps(report(before, [row()])))
+        with pytest.raises(InputError, match=rf"another protocol \({key} "):
+            reasons(report(after, [row()]), [row()], bounds)
+        assert reasons(report(before, [row()]), [row()], bounds) == []
+
+
+def test_a_baseline_of_another_oks_nms(tmp_path: Path) -> None:
+    old, bounds = tmp_path / "old.json", Bounds(baseline=tmp_path / "old.json")
+    old.write_text(json.dumps(report({"oks_nms": {"gt": None}}, [row()])))
+    more = {"oks_nms": {"gt": None, "detector": 0.9}}
+    assert reasons(report(more, [row()]), [row()], bounds) == []
+    with pytest.raises(InputError, match=r"another protocol \(oks_nms"):
+        reasons(report({"oks_nms": {"gt": 0.9}}, [row()]), [row()], bounds)
+
+
+def test_times_of_another_provider_are_not_compared(tmp_path: Path) -> None:
+    old, slow = tmp_path / "old.json", replace(row(p50=100.0), provider="OpenVINO")
+    old.write_text(json.dumps(report({}, [row()])))
+    assert reasons(report({}, [slow]), [slow], Bounds(baseline=old)) == []
+
+
 def test_the_demo_has_boxes_and_no_truth(tmp_path: Path) -> None:
     demo = open_demo()
     boxes = demo.ground_truth_boxes()
