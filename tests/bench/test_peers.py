@@ -93,7 +93,11 @@ def test_boxes_command_writes_what_boxes_reads(
 def test_the_simcc_graph_is_the_artifacts_own_network(tmp_path: Path, root: Path) -> None:
     target = tmp_path / "simcc.onnx"
     assert peer_commands.main(["simcc", str(BUNDLED_MODEL), "-o", str(target)]) == 0
-    assert json.loads(target.with_suffix(".json").read_text()) == {"mean": None, "std": None}
+    assert json.loads(target.with_suffix(".json").read_text()) == {
+        "mean": None,
+        "std": None,
+        "score_unit": 1.0,
+    }
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     _, _, height, width = entry.shape
@@ -140,7 +144,7 @@ class Rtm:
         return crop
 
     def postprocess(self, outputs: Any, centre: Any, scale: Any) -> Any:
-        return np.tile(centre, (1, 17, 1)), np.full((1, 17), 8.0)
+        return np.tile(centre, (1, 17, 1)), np.full((1, 17), 0.5)
 
 
 def test_the_rtmlib_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +154,7 @@ def test_the_rtmlib_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     module = adapter("rtmlib_pose")
     monkeypatch.setattr(module.importlib.metadata, "version", lambda name: "0.1")
     model = module.open_model(str(path), device="cpu", threads=1)
+    assert "score_unit" not in model.pose.options
     assert model.pose.options["mean"] is None  # the graph normalises itself
     width, height = model.pose.options["model_input_size"]
     assert height > width
@@ -159,6 +164,10 @@ def test_the_rtmlib_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(xy[:, 0], [[1, 2], [5, 6]])
     np.testing.assert_array_equal(scores, np.full((2, 17), 0.5))
     assert set(model.spans_ms) == {"crop", "infer", "post"}
+    path.with_suffix(".json").unlink()  # raw peaks, which may exceed 1
+    raw = module.open_model(str(path), device="cpu", threads=1)
+    _, scores = raw.predict(np.zeros((50, 50, 3), np.uint8), np.array([[1, 2, 3, 4]]))
+    np.testing.assert_array_equal(scores, np.full((1, 17), 0.5 / 16))
     assert model.facts["versions"] == {"rtmlib": "0.1", "onnxruntime": "0.1"}
 
 

@@ -1,7 +1,8 @@
 """rtmlib's RTMPose behind `serve.py`: any SimCC graph, input (1, 3, H, W), outputs x and y vectors.
 
 A file NAME.json beside NAME.onnx may give `mean` and `std` (of BGR 0..255, null for a graph that
-normalises itself); without it, rtmlib's own. Its `detector` may name rtmlib's YOLOX: `path`, and
+normalises itself); without it, rtmlib's own. Its `score_unit` is what a score is divided by: 1 for
+softmax peaks, and 16 without it, for raw ones. Its `detector` may name rtmlib's YOLOX: `path`, and
 YOLOX's options; `find` then runs it. Runs where rtmlib is installed; cfpose need not be.
 """
 
@@ -27,6 +28,7 @@ class Model:
         sidecar = Path(path).with_suffix(".json")
         options = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
         detector = options.pop("detector", None)
+        self.score_unit = float(options.pop("score_unit", SCORE_UNIT))
         width, height = _size_wh(path)
         chosen = "cuda" if device == "cuda" else "cpu"
         self.pose = RTMPose(path, model_input_size=(width, height), device=chosen, **options)
@@ -60,7 +62,7 @@ class Model:
                 spans[stage] += float(span)
         self.spans_ms = spans
         xy, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return xy, np.clip(scores / SCORE_UNIT, 0, 1)
+        return xy, np.clip(scores / self.score_unit, 0, 1)
 
 
 def _size_wh(path: str) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Input `input` float32 [1, 3, H, W], BGR 0..255; outputs `simcc_x`, `simcc_y` [1, K, bins]. What
 comes before (crop, uint8) and after (decoding, refinement) is left to the runner, so such a graph
-measures the coarse pose only. The graph normalises itself: NAME.json beside it says so to rtmlib.
+measures the coarse pose only. The graph normalises itself, and its peaks are in [0, 1]: NAME.json
+beside it says so to rtmlib.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def write_simcc_graph(source: Path, target: Path) -> None:
     graph = helper.make_graph(nodes, "simcc", [entry], outputs, part.graph.initializer)
     cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     write_file(target, cut.SerializeToString())
-    write_file(target.with_suffix(".json"), json.dumps({"mean": None, "std": None}) + "\n")
+    options = {"mean": None, "std": None, "score_unit": 1.0}
+    write_file(target.with_suffix(".json"), json.dumps(options) + "\n")
 
 
 def _planes(graph: Any, source: Path) -> str:
