@@ -101,7 +101,7 @@ def open_candidate(
     `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
     the runtime does, InputError for a precision that it does not have.
     """
-    finder = CountedFinder(_finder(detector, device, threads)) if find else None
+    finder = CountedFinder(open_finder(detector, device, threads)) if find else None
     if name.peer is None:
         opened = _cfpose(name, finder, device, threads, precision)
     elif precision == "f32":
@@ -118,7 +118,10 @@ def open_candidate(
     return Candidate(**{**vars(opened), "model": model, "close": close, "finder": finder})
 
 
-def _finder(detector: str | None, device: Device, threads: int | None) -> OpenDetector:
+def open_finder(
+    detector: str | None, device: Device = "auto", threads: int | None = None
+) -> OpenDetector:
+    """The person finder of `--detector`; None is the bundled one. Raises as `open_detector`."""
     if detector is None:
         return PersonFinder(None, device=device, threads=threads)
     return open_detector(detector, device=device, threads=threads)

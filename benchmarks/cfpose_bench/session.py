@@ -20,7 +20,7 @@ from cfpose_bench.box_sources import (
     given_boxes,
     note_boxes,
 )
-from cfpose_bench.candidates import Name, parse_name
+from cfpose_bench.candidates import Name, open_finder, parse_name
 from cfpose_bench.dataset import KeypointDataset
 from cfpose_bench.figures import Subject, measured, with_people
 from cfpose_bench.machine import cpus_for
@@ -31,7 +31,7 @@ from cfpose_bench.rounds import Entrant, people_timings, run_rounds
 from cfpose_bench.store import Store, digest, digest_of
 from cfpose_bench.workers import Setting, open_worker
 from cfpose_sdk import __version__
-from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
+from cfpose_sdk.detector import BUNDLED_FINDER
 from cfpose_sdk.errors import InputError
 
 OWN = "own"  # boxes of a model that finds the people itself
@@ -214,7 +214,8 @@ def _protocol_record(plan: Plan, dataset: KeypointDataset) -> dict[str, Any]:
         print("cfpose-bench: these people have boxes and no keypoints, so there is no AP",
               file=sys.stderr)  # fmt: skip
     if "detector" in plan.protocol.boxes:
-        with closing(PersonFinder(plan.protocol.detector, device="cpu")) as finder:
-            record["detector"] = finder.spec.name
-            record["detector_threshold"] = finder.threshold
+        with closing(open_finder(plan.protocol.detector, "cpu")) as finder:
+            record["detector"] = finder.name
+            if (threshold := getattr(finder, "threshold", None)) is not None:
+                record["detector_threshold"] = threshold
     return record

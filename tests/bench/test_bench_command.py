@@ -6,11 +6,13 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cfpose_bench import candidates
 from cfpose_sdk import commands
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.results import Poses
@@ -211,6 +213,17 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     stand_in.noise_px = 1.0  # other boxes are another run
     run(dataset_folder, *keep, "--boxes", "detector")
     assert seen
+
+
+def test_any_detector_that_the_sdk_opens(
+    dataset_folder: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without a threshold of its own gives none to the report."""
+    other = SimpleNamespace(name="yolo-x", close=lambda: None)
+    monkeypatch.setattr(candidates, "open_detector", lambda path, **options: other)
+    _, found = run(dataset_folder, "--boxes", "detector", "--detector", "yolo-x.onnx")
+    assert found["protocol"]["detector"] == "yolo-x"
+    assert "detector_threshold" not in found["protocol"]
 
 
 def test_unannotated_photos_are_counted(
