@@ -68,7 +68,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         detector=options.detector,
         flip_test=options.flip_test,
         joint_threshold=options.joint_threshold,
-        threads=options.threads or max(1, len(physical_cores())),
+        threads=max(1, len(physical_cores())) if options.threads is None else options.threads,
         device=options.device,
         rounds=options.rounds,
         repeats=options.repeats,

@@ -36,7 +36,8 @@ class Protocol:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("rounds", 1), ("warmup", 0), ("repeats", 0)):
+        least_of = {"threads": 1, "rounds": 1, "warmup": 0, "repeats": 0, "seed": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -82,6 +83,11 @@ def with_preset(protocol: Protocol, preset: str | None, boxes: tuple[str, ...] |
             raise InputError(
                 "--preset paper needs the published boxes: --boxes COCO_val2017_detections_AP_H_56_"
                 "person.json for COCO val, det_for_crowd_test_0.1_0.5.json for CrowdPose (or gt)"
+            )
+        if protocol.joint_threshold not in (None, SIMCC_JOINT_THRESHOLD):
+            raise InputError(
+                f"--preset paper counts joints above {SIMCC_JOINT_THRESHOLD}, got "
+                f"--joint-threshold {protocol.joint_threshold}; give one of the two"
             )
         return replace(
             protocol,

@@ -40,6 +40,12 @@ def test_a_model_of_another_skeleton_is_refused(dataset_folder: Path, stand_in: 
         (["--dataset", "demo", "--max-drift", "1"], "--max-drift needs --reference"),
         (["--dataset", "demo", "--baseline", "none.json"], "--baseline none.json does not exist"),
         (["--dataset", "demo", "--threads", "-1"], "threads must be at least 1"),
+        (["--dataset", "demo", "--threads", "0"], "threads must be at least 1, got 0"),
+        (["--dataset", "demo", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (
+            ["--dataset", "demo", "--preset", "paper", "--boxes", "gt", "--joint-threshold", "0.2"],
+            "--preset paper counts joints above 0.01, got --joint-threshold 0.2",
+        ),
         (["--dataset", "demo", "--rounds", "0"], "rounds must be at least 1"),
         (["--dataset", "demo", "--preset", "paper"], "needs the published boxes"),
         (["--dataset", "x", "--max-p99-ms", "nan"], "--max-p99-ms must be a number"),
