@@ -10,6 +10,7 @@ from pathlib import Path
 from cfpose_export.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.finder import (
     build_finder,
+    check_finder_spec,
     is_finder,
     judge_finder,
     load_fused_finder,
@@ -33,6 +34,12 @@ def export(arguments: argparse.Namespace) -> None:
         if arguments.decode is not None or arguments.flip_test or arguments.input != "crops":
             raise InputError(
                 "--decode, --flip-test and --input are for pose models, and the checkpoint holds a "
+                "finder"
+            )
+        _refuse_for_finder(arguments)
+        if arguments.antialias != 1 or arguments.joint_lookup != "gridsample":
+            raise InputError(
+                "--antialias and --joint-lookup are for pose models, and the checkpoint holds a "
                 "finder"
             )
         finder = load_fused_finder(arguments.checkpoint)
@@ -73,8 +80,10 @@ def check(arguments: argparse.Namespace) -> None:
     """`cfpose-export check x.onnx --checkpoint C`: prints the proof."""
     model = load_model(arguments.model)
     if is_finder(arguments.checkpoint):
+        _refuse_for_finder(arguments)
         finder = load_fused_finder(arguments.checkpoint)
         check_graph(model, "images", FINDER_OUTPUTS)
+        check_finder_spec(finder, model)
         found = measure_finder(finder, model, arguments.photos)
         print(found.to_json())
         judge_finder(found)
@@ -116,6 +125,16 @@ def _as_exported(spec: ModelSpec, graph: ModelSpec) -> ModelSpec:
         flip_test=graph.flip_test,
         joint_lookup=graph.joint_lookup,
     )
+
+
+def _refuse_for_finder(arguments: argparse.Namespace) -> None:
+    """A finder's proof has bounds of its own."""
+    plain = Bounds()
+    if (arguments.max_drift, arguments.min_confidence) != (plain.max_px, plain.min_confidence):
+        raise InputError(
+            "--max-drift and --min-confidence are for pose models, and the checkpoint holds a "
+            "finder, whose bounds are fixed"
+        )
 
 
 def _bounds(arguments: argparse.Namespace) -> Bounds:

@@ -72,15 +72,17 @@ def engine(arguments: argparse.Namespace) -> None:
         raise InputError(f"two models are given, {arguments.source} and {arguments.model}")
     name = arguments.model or arguments.source or "default"
     path = BUNDLED_MODEL if name == "default" else Path(name)
+    if arguments.keep and arguments.precision in (None, "fp32"):
+        raise InputError("--keep says what stays float32; give --precision fp16 or bf16")
     model = load_model(path)
     words: list[str] = []
     if arguments.precision is not None:
         words += ["--precision", arguments.precision]
         model = typed_graph(model, arguments.precision, arguments.keep, arguments.photos)
     if arguments.keep:
-        if arguments.precision in (None, "fp32"):
-            raise InputError("--keep says what stays float32; give --precision fp16 or bf16")
         words += ["--keep", *arguments.keep]
+    if arguments.photos is not None:
+        words += ["--photos", str(arguments.photos)]
     names = {field.name for field in dataclasses.fields(BuildOptions)}
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if k in names}
     lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
@@ -142,6 +144,11 @@ def typed_graph(
         return model
     if present != "fp32" or precision == "fp32":
         raise ExportError(f"the graph is {present} already, and {precision} was asked for")
+    if read_spec(model).input == "frame":
+        raise InputError(
+            f"the graph takes whole frames, and {precision} is proven on crops; lower the crops-in "
+            f"graph that it is made of with: cfpose-export lower, then: cfpose-export frame"
+        )
     with tempfile.TemporaryDirectory() as folder:
         lowered = Path(folder) / "lowered.onnx"
         proof = read_hard(photos, read_spec(model))

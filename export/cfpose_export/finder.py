@@ -22,7 +22,7 @@ from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image
-from cfpose_sdk.spec import FINDER_KEY
+from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 from cfpose_training.checkpoint import load_finder, load_tensors
 from cfpose_training.fused import FusedFinder
 
@@ -72,6 +72,21 @@ def build_finder(fused: FusedFinder, *, half_weights: bool = False) -> onnx.Mode
     onnx.helper.set_model_props(model, {FINDER_KEY: fused.spec.to_json()})
     check_graph(model, "images", OUTPUTS)
     return model
+
+
+def check_finder_spec(fused: FusedFinder, model: onnx.ModelProto) -> None:
+    """Raise ExportError unless the graph's metadata is the finder's spec; SpecError if it is none.
+
+    Size, threshold and box suppression are in it alone, and no output of the graph shows them.
+    """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if FINDER_KEY not in metadata:
+        raise ExportError(f"the graph carries no {FINDER_KEY}, so it is not a cfpose finder")
+    if (found := FinderSpec.from_json(metadata[FINDER_KEY])) != fused.spec:
+        raise ExportError(
+            f"the graph and the checkpoint carry different specs: {found.to_json()} and "
+            f"{fused.spec.to_json()}; export it again"
+        )
 
 
 def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | None) -> FinderDrift:

@@ -21,6 +21,7 @@ from cfpose_export.proof_crops import (
     read_hard,
 )
 from cfpose_export.quantise import calibrate
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 
 
@@ -106,7 +107,7 @@ def run_drift(arguments: argparse.Namespace) -> None:
         min_confidence=arguments.min_confidence,
         precisions=tuple(arguments.precision or get_args(Precision)),
         culprits=not arguments.no_culprits,
-        ap=tuple(ApSource(Path(f), Path(i), int(every)) for f, i, every in arguments.ap),
+        ap=tuple(ApSource(Path(f), Path(i), _every(every)) for f, i, every in arguments.ap),
     )
     command = _command(sys.argv[1:])
     for model in arguments.models:
@@ -114,6 +115,12 @@ def run_drift(arguments: argparse.Namespace) -> None:
         print(json.dumps(measured, indent=1))
         if arguments.json is not None:
             update(arguments.json, command, [measured])
+
+
+def _every(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--ap FILE IMAGES EVERY: EVERY is a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _path(name: str) -> Path:

@@ -75,7 +75,7 @@ def check_buildable(model: onnx.ModelProto) -> None:
     except Exception as error:  # onnx's own class, with the node in its text
         raise ExportError(
             f"the graph mixes types without a Cast, and engines are strongly typed: "
-            f"{' '.join(str(error).split())}; write it with: cfpose-export onnx --precision"
+            f"{' '.join(str(error).split())}; write it with: cfpose-export lower"
         ) from error
     for node in model.graph.node:
         unsigned = [n for n in node.input[2:] if types.get(n) == onnx.TensorProto.UINT8]

@@ -340,8 +340,23 @@ def test_wrong_use_of_engine(tmp_path: Path) -> None:
     for words, said in (
         (["--model", "default"], "two models are given"),
         (["--keep", "refiner"], "give --precision fp16 or bf16"),
+        (["--precision", "fp32", "--keep", "refiner"], "give --precision fp16 or bf16"),
         (["--people", "8", "4", "2"], "people must be smallest"),
     ):
         with pytest.raises(InputError, match=said):
             main([*line, *words])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_photos_stand_in_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Source] = []
+
+    def noted(output: Path, model: onnx.ModelProto, source: Source, *_: Any, **__: Any) -> Any:
+        seen.append(source)
+        raise InputError("enough")
+
+    monkeypatch.setattr("cfpose_export.deployment.write_engine", noted)
+    line = ["engine", "default", "-o", str(tmp_path / "x.engine"), "--photos", "my photos"]
+    with pytest.raises(InputError, match="enough"):
+        main(line)
+    assert seen[0].words == ("--photos", "my photos")

@@ -13,12 +13,13 @@ from onnx import numpy_helper
 
 from cfpose_export.bundle import bundle
 from cfpose_export.cli import main
+from cfpose_export.frame import frame_graph
 from cfpose_export.graph import read_spec
 from cfpose_sdk.detector import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.image import read_image
-from cfpose_sdk.spec import FinderSpec
+from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 from cfpose_training.checkpoint import save_finder, save_pose
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
@@ -124,6 +125,24 @@ def test_finder_goes_through_too(
         assert len(finder(read_image(root / "examples" / "photos" / "street.jpg"))) > 0
     with pytest.raises(InputError, match=r"--decode, .* are for pose models"):
         main(["onnx", "--checkpoint", checkpoint, "-o", str(target), "--decode", "argmax"])
+    for words in (
+        ["--max-drift", "1"],
+        ["--min-confidence", "0"],
+        ["--antialias", "2"],
+        ["--joint-lookup", "gather"],
+    ):
+        with pytest.raises(InputError, match=rf"{words[0]}.* for pose models"):
+            main(["onnx", "--checkpoint", checkpoint, "-o", str(target), *words])
+
+    capsys.readouterr()
+    right = onnx.load_model(target)
+    assert main(["check", str(target), "--checkpoint", checkpoint]) == 0
+    other = FinderSpec("tiny", (192, 128), threshold=0.9, nms_iou=0.5)
+    for metadata, said in (({FINDER_KEY: other.to_json()}, "different specs"), ({}, "carries no")):
+        onnx.helper.set_model_props(right, metadata)
+        onnx.save_model(right, tmp_path / "other.onnx")
+        assert main(["check", str(tmp_path / "other.onnx"), "--checkpoint", checkpoint]) == 1
+        assert said in capsys.readouterr().err
 
     model = onnx.load_model(target)
     tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
@@ -162,6 +181,19 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         main(["inspect", str(tmp_path / "missing.onnx")])
     with pytest.raises(ArtifactError, match="cannot read the checkpoint"):
         main(["onnx", "--checkpoint", str(broken), "-o", str(tmp_path / "y.onnx")])
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "x", "1.5"])
+def test_drift_takes_every_nth_photo(every: str) -> None:
+    with pytest.raises(InputError, match="EVERY is a whole number from 1 on"):
+        main(["drift", "default", "--ap", "people.json", "images", every])
+
+
+def test_an_engine_of_frames_is_lowered_before(model: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save_model(frame_graph(model), tmp_path / "frame.onnx")
+    line = ["engine", str(tmp_path / "frame.onnx"), "-o", str(tmp_path / "x.engine")]
+    with pytest.raises(InputError, match=r"cfpose-export lower, then: cfpose-export frame"):
+        main([*line, "--precision", "fp16"])
 
 
 def test_another_decoder_drops_the_window(fused: FusedPose, tmp_path: Path) -> None:
