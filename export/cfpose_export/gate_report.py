@@ -28,14 +28,14 @@ class Limits:
     oks_mean: float  # of the poses before and after, in the worse of the two
     confidence_p99: float  # likewise
     floor: float = 0.3
-    spread_median: float = 1.0  # of the covariances, as of `spread_gap`
+    spread_median: float = 0.3  # of the covariances, as of `spread_gap`
 
 
 # fp16 may cost AP 0.001, the others 0.01. Those two move joints of which the model is unsure by
 # many pixels, so that the OKS decides, and the pixel bound only stops what is broken.
 LIMITS: Mapping[str, Limits] = {
     "fp16": Limits(
-        p99_px=0.25, rounded_p99_px=1.5, oks_mean=0.998, confidence_p99=0.02, spread_median=0.1
+        p99_px=0.25, rounded_p99_px=1.5, oks_mean=0.998, confidence_p99=0.02, spread_median=0.02
     ),
     "bf16": Limits(p99_px=20.0, rounded_p99_px=20.0, oks_mean=0.98, confidence_p99=0.1),
     "int8": Limits(p99_px=20.0, rounded_p99_px=20.0, oks_mean=0.98, confidence_p99=0.1),
