@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,16 +136,25 @@ def test_a_worker_gives_what_the_model_gives_in_this_process(root: Path) -> None
         assert set(there.speed_ms) == set(here.speed_ms)
 
 
-def test_models_side_by_side_in_their_processes(
-    name: str, dataset_folder: Path, tmp_path: Path
-) -> None:
+def beside_a_one_stage_model(
+    name: str, dataset_folder: Path, tmp_path: Path, *options: str
+) -> list[dict[str, Any]]:
+    """What a report says of a model, and of one that finds people itself."""
     (tmp_path / "one.py").write_text(ONE_STAGE)
     report = tmp_path / "report.json"
     other = f"adapter:{tmp_path / 'one.py'}:{tmp_path / 'model.bin'}"
     arguments = ["--dataset", str(dataset_folder), "--model", name, "--model", other]
-    arguments += ["--threads", "1", "--repeats", "1", "--rounds", "2", "--json", str(report)]
-    assert main(arguments) == 0
-    first, second = json.loads(report.read_text())["models"]
+    assert main([*arguments, "--threads", "1", "--json", str(report), *options]) == 0
+    models: list[dict[str, Any]] = json.loads(report.read_text())["models"]
+    return models
+
+
+def test_models_side_by_side_in_their_processes(
+    name: str, dataset_folder: Path, tmp_path: Path
+) -> None:
+    first, second = beside_a_one_stage_model(
+        name, dataset_folder, tmp_path, "--repeats", "1", "--rounds", "2"
+    )
     assert (first["model"], first["boxes"]) == ("adapter:model", "gt")
     assert (second["model"], second["boxes"]) == ("adapter:model #2", "own")
     assert first["latency_ms"]["infer"]["p50"] == 50.0
@@ -158,13 +168,9 @@ def test_models_side_by_side_in_their_processes(
 def test_a_model_that_finds_people_is_not_charged_for_our_finder(
     name: str, dataset_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "one.py").write_text(ONE_STAGE)
-    report = tmp_path / "report.json"
-    other = f"adapter:{tmp_path / 'one.py'}:{tmp_path / 'model.bin'}"
-    arguments = ["--dataset", str(dataset_folder), "--model", name, "--model", other]
-    arguments += ["--boxes", "detector", "--threads", "1", "--repeats", "0", "--rounds", "1"]
-    assert main([*arguments, "--json", str(report)]) == 0
-    first, second = json.loads(report.read_text())["models"]
+    first, second = beside_a_one_stage_model(
+        name, dataset_folder, tmp_path, "--boxes", "detector", "--repeats", "0", "--rounds", "1"
+    )
     assert first["latency_ms"]["detect"]["p50"] > 0
     assert second["latency_ms"]["detect"]["p50"] == 0
 
