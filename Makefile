@@ -19,7 +19,7 @@ RTMLIB = out/rtmlib
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test check lint format bench runtimes soak tables clean
+.PHONY: help demo test check lint format bench runtimes models soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -29,6 +29,7 @@ help:
 	@echo "make format  rewrite the sources as ruff wants them"
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
 	@echo "make runtimes  times of cfpose's CPU runtimes against rtmlib and MoveNet, in turns"
+	@echo "make models  the bundled models anew, from photos and labels into runs/: hours"
 	@echo "make soak    long runs that look for leaks; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed reports"
 	@echo "make clean   remove what these commands made"
@@ -78,6 +79,10 @@ out/w32.onnx: | $(VENV)/.dev
 
 out/w32-int8.onnx: out/w32.onnx
 	$(BIN)/python benchmarks/drift_w32.py int8 $< $@
+
+# JOBS=2 runs at a time; RUNS= and THREADS= are read there too
+models: $(VENV)/.dev
+	$(MAKE) --file training/recipes/cfpose-s.mk --jobs $(JOBS) BIN=$(BIN)/ DATA=$(DATA)
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/long/soak.py
