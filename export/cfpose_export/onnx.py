@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx
+import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ from cfpose_export.graph import LOGITS, OPSET, POSE_OUTPUTS, SCOPES_KEY, check_g
 from cfpose_sdk import __version__
 from cfpose_sdk.errors import ExportError
 from cfpose_training.fused import FusedOutput, FusedPose
+
+FOLD_LIMIT = 1 << 24  # elements; the largest weights have a tenth of that
 
 
 def build_pose(fused: FusedPose) -> onnx.ModelProto:
@@ -54,6 +58,11 @@ def trace(
         )
     if program is None:
         raise ExportError("torch.onnx gave no graph; expected an ONNXProgram")
+    # the exporter folds small constants alone, and a batch norm only behind folded weights
+    onnxscript.optimizer.optimize(
+        program.model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
+    )
+    onnxscript.rewriter.rewrite(program.model)
     model = program.model_proto
     _clean(model)
     onnx.checker.check_model(model, full_check=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cfpose_sdk.keypoints import (
     AREA_SHARE,
@@ -21,6 +22,8 @@ from cfpose_sdk.keypoints import (
     WINDOW_STEPS,
 )
 from cfpose_sdk.spec import Decode
+
+NO_LOGIT = -1e30  # finite, so that no arithmetic on it is undefined
 
 
 def decode_simcc(
@@ -34,24 +37,20 @@ def decode_simcc(
 
     Returns xy (B, K, 2) in crop pixels and the raw score (B, K) in [0, 1].
     """
-    x, x_score = _decode_axis(x_logits, split_ratio, decode)
-    y, y_score = _decode_axis(y_logits, split_ratio, decode)
-    score = torch.maximum(x_score, y_score) if decode == "argmax" else x_score * y_score
-    xy = torch.stack([x, y], dim=-1)
+    logits = _both_axes(x_logits, y_logits)
+    centre, scores = _peaks(logits, split_ratio, decode)
+    xy = centre.squeeze(3) / split_ratio
+    score = scores.amax(dim=2) if decode == "argmax" else scores.prod(dim=2)
     if windows:
         widths = person_area(xy).sqrt().unsqueeze(1) * xy.new_tensor(windows)
-        axes = [
-            _windowed_centroid(logits, xy[:, :, axis], widths, split_ratio)
-            for axis, logits in enumerate((x_logits, y_logits))
-        ]
-        xy = torch.stack(axes, dim=2)
+        xy = _windowed_centroids(logits, xy, widths, split_ratio)
     return xy, score
 
 
 def person_area(xy: Tensor) -> Tensor:
     """(B,) px² of poses (B, K, 2): `cfpose_sdk.keypoints.person_area` in torch."""
     extent = xy.amax(dim=1) - xy.amin(dim=1)
-    return (AREA_SHARE * extent[:, 0] * extent[:, 1]).clamp_min(MIN_AREA_PX)
+    return (AREA_SHARE * extent.prod(dim=1)).clamp_min(MIN_AREA_PX)
 
 
 def covariance(
@@ -64,23 +63,17 @@ def covariance(
     isotropy: float = 0.0,
 ) -> Tensor:
     """(B, K, 2, 2) crop pixels² of keypoints xy: `cfpose_sdk.keypoints.covariance` in torch."""
-    centres = full_precision(xy)
-    moments = []
-    for axis, logits in enumerate((x_logits, y_logits)):
-        values = full_precision(logits)
-        if temperature != 1:
-            values = values / temperature
-        bins = torch.arange(values.shape[2], dtype=values.dtype, device=values.device)
-        offset = bins / split_ratio - centres[:, :, axis : axis + 1]
-        second = (torch.softmax(values, dim=2) * offset.square()).sum(dim=2)
-        moments.append(second + 1 / (12 * split_ratio**2))
-    # a product with the unit matrix, not diag_embed: that leaves a scatter in the graph
-    unit = torch.tensor([[1, 0], [0, 1]], dtype=moments[0].dtype, device=moments[0].device)
-    variances = torch.stack(moments, dim=2)
+    values = _both_axes(x_logits, y_logits)
+    if temperature != 1:
+        values = values / temperature
+    bins = torch.arange(values.shape[3], dtype=values.dtype, device=values.device)
+    offset = bins / split_ratio - full_precision(xy).unsqueeze(3)
+    moments = (torch.softmax(values, dim=3) * offset.square()).sum(dim=3)
+    variances = moments + 1 / (12 * split_ratio**2)
     if isotropy:
         logs = torch.log(variances)
         variances = torch.exp(logs + isotropy * (logs.mean(dim=2, keepdim=True) - logs))
-    return variances.unsqueeze(3) * unit
+    return variances.unsqueeze(3) * _unit(variances)
 
 
 def expected_oks(xy: Tensor, covariance: Tensor, oks_sigmas: Sequence[float]) -> Tensor:
@@ -88,8 +81,8 @@ def expected_oks(xy: Tensor, covariance: Tensor, oks_sigmas: Sequence[float]) ->
     area = person_area(full_precision(xy))
     squared_k = torch.tensor([(2 * s) ** 2 for s in oks_sigmas], dtype=area.dtype)
     reach = area.unsqueeze(1) * squared_k.to(area.device)
-    along_x, along_y = 1 + covariance[..., 0, 0] / reach, 1 + covariance[..., 1, 1] / reach
-    return 1 / torch.sqrt(along_x * along_y)
+    variances = (covariance * _unit(covariance)).sum(dim=3)
+    return torch.rsqrt((1 + variances / reach.unsqueeze(2)).prod(dim=2))
 
 
 def widen(covariance: Tensor, confidence: Tensor, odds_power: float) -> Tensor:
@@ -124,34 +117,57 @@ def full_precision(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _decode_axis(logits: Tensor, split_ratio: float, decode: Decode) -> tuple[Tensor, Tensor]:
-    """Coordinate in pixels and score of (B, K, bins) logits along one axis."""
-    values = full_precision(logits)
-    # dim=2, not -1: onnxruntime reduces a negative axis wrongly when there are no people
-    mass = torch.softmax(values, dim=2)
-    centre = values.argmax(dim=2).to(values.dtype)
+def _both_axes(x_logits: Tensor, y_logits: Tensor) -> Tensor:
+    """(B, K, bins_x) and (B, K, bins_y) as one (B, K, 2, bins): every operator then runs once.
+
+    The shorter axis gets bins that no softmax sees.
+    """
+    axes = [full_precision(x_logits), full_precision(y_logits)]
+    longest = max(axis.shape[2] for axis in axes)
+    padded = [
+        functional.pad(axis, (0, longest - axis.shape[2]), value=NO_LOGIT)
+        if axis.shape[2] < longest
+        else axis
+        for axis in axes
+    ]
+    return torch.stack(padded, dim=2)
+
+
+def _peaks(logits: Tensor, split_ratio: float, decode: Decode) -> tuple[Tensor, Tensor]:
+    """Bins (B, K, 2, 1) and scores (B, K, 2) of (B, K, 2, bins) logits."""
+    # dims counted from the front: onnxruntime reduces a negative axis wrongly when there are no
+    # people
+    mass = torch.softmax(logits, dim=3)
+    centre = logits.argmax(dim=3, keepdim=True).to(logits.dtype)
     if decode == "argmax":
-        return centre / split_ratio, mass.amax(dim=2)
-    bins = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device)
+        return centre, mass.amax(dim=3)
+    # in units of the window's radius
     radius = SUBBIN_RADIUS_PX * split_ratio
-    near = mass
+    bins = torch.arange(logits.shape[3], dtype=logits.dtype, device=logits.device) / radius
+    centre, near = centre / radius, mass
     for _ in range(SUBBIN_STEPS):
         # moving by the mean offset, not to the mean bin, keeps float32 exact far from bin 0
-        offset = bins - centre.unsqueeze(2)
-        near = mass * (1 - (offset / radius).square()).clamp_min(0)
-        centre = centre + (near * offset).sum(dim=2) / near.sum(dim=2)
-    return centre / split_ratio, near.sum(dim=2)
+        offset = bins - centre
+        near = mass * (1 - offset.square()).clamp_min(0)
+        centre = centre + (near * offset).sum(dim=3, keepdim=True) / near.sum(dim=3, keepdim=True)
+    return centre * radius, near.sum(dim=3)
 
 
-def _windowed_centroid(logits: Tensor, start: Tensor, widths: Tensor, split_ratio: float) -> Tensor:
-    """Mean shift of (B, K) coordinates in pixels under Gaussian windows of (B, K) pixels."""
-    values = full_precision(logits)
-    pixels = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device) / split_ratio
-    sharpness = (math.sqrt(0.5) / widths.clamp_min(1 / split_ratio)).unsqueeze(2)
-    centre = start
+def _windowed_centroids(
+    logits: Tensor, start: Tensor, widths: Tensor, split_ratio: float
+) -> Tensor:
+    """Mean shift of (B, K, 2) pixels under Gaussian windows of (B, K) pixels."""
+    pixels = torch.arange(logits.shape[3], dtype=logits.dtype, device=logits.device) / split_ratio
+    sharpness = (math.sqrt(0.5) / widths.clamp_min(1 / split_ratio)).unsqueeze(2).unsqueeze(3)
+    centre = start.unsqueeze(3)
     for _ in range(WINDOW_STEPS):
         # the softmax of a sum is the windowed bins and their normalisation in one operator
-        offset = pixels - centre.unsqueeze(2)
-        near = torch.softmax(values - (offset * sharpness).square(), dim=2)
-        centre = centre + (near * offset).sum(dim=2)
-    return centre
+        offset = pixels - centre
+        near = torch.softmax(logits - (offset * sharpness).square(), dim=3)
+        centre = centre + (near * offset).sum(dim=3, keepdim=True)
+    return centre.squeeze(3)
+
+
+def _unit(like: Tensor) -> Tensor:
+    """The unit matrix (2, 2), for products: diag_embed and diagonal leave worse in the graph."""
+    return torch.tensor([[1, 0], [0, 1]], dtype=like.dtype, device=like.device)

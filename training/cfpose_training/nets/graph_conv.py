@@ -61,10 +61,10 @@ class SemGraphConv(nn.Module):
         own = weights.masked_fill(~self.loops, 0).sum(dim=1)
         others = weights.masked_fill(self.loops, 0)
         # the nodes stay the left operand of every product, and no transpose comes next to one:
-        # onnxruntime's MatMul fails on the other forms when there are no people
-        kept = F.conv1d(nodes, self.weight[0].T.unsqueeze(2)) * own
-        heard = torch.matmul(F.conv1d(nodes, self.weight[1].T.unsqueeze(2)), others.T)
-        return kept + heard + self.bias.unsqueeze(1)
+        # onnxruntime's MatMul fails on the other forms when there are no people. One convolution
+        # over what a joint has and what it hears, so that a runtime folds a batch norm into it.
+        both = torch.cat([nodes * own, torch.matmul(nodes, others.T)], dim=1)
+        return F.conv1d(both, self.weight.flatten(0, 1).T.unsqueeze(2), self.bias)
 
 
 class GraphConv(nn.Module):

@@ -140,11 +140,13 @@ class JointLookup(nn.Module):
         self.form = form
 
     def forward(self, features: Tensor, xy: Tensor) -> Tensor:
-        features, cells = full_precision(features), full_precision(xy) / self.stride
+        features, xy = full_precision(features), full_precision(xy)
         if self.form == "gather":
-            return _gather_bilinear(features, cells)
+            return _gather_bilinear(features, xy / self.stride)
         height, width = features.shape[-2:]
-        grid = normalise_xy(cells, (width, height)).unsqueeze(1)
+        # from the centre of the first cell to that of the last
+        span_wh = (self.stride * (width - 1) + 1, self.stride * (height - 1) + 1)
+        grid = normalise_xy(xy, span_wh).unsqueeze(1)
         sampled = F.grid_sample(
             features,
             grid,
