@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfpose_sdk.errors import ArtifactError, require
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
@@ -52,7 +52,8 @@ def read_graph(path: Path) -> dict[str, Tensor]:
         # the exporter leaves out a bias of zeros
         bias = arrays[node.input[2]] if len(node.input) > 2 else torch.zeros(len(weight))
         if key.startswith("backbone."):
-            state |= _adding_norm(_norm_of(key), bias)
+            norm = _norm_of(key)
+            state |= _adding_norm(norm, bias, LITE_EPS if norm.startswith(LITE_BODY) else EPS)
         else:
             state[f"{key.removesuffix('.weight')}.bias"] = bias
     for layer in CLASSIFIERS:
@@ -95,8 +96,14 @@ def _norm_of(convolution: str) -> str:
     return f"{parent}.{int(index) + 1}"
 
 
-def _adding_norm(norm: str, bias: Tensor) -> dict[str, Tensor]:
-    eps = LITE_EPS if norm.startswith(LITE_BODY) else EPS
+def only_adds(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm is as `read_graph` leaves it."""
+    wanted = _adding_norm("", norm.bias.detach(), norm.eps)
+    own = norm.state_dict()
+    return all(torch.equal(own[key.removeprefix(".")], value) for key, value in wanted.items())
+
+
+def _adding_norm(norm: str, bias: Tensor, eps: float) -> dict[str, Tensor]:
     return {
         f"{norm}.weight": torch.full_like(bias, math.sqrt(1 + eps)),
         f"{norm}.bias": bias,

@@ -21,6 +21,8 @@ from cfpose_training.loop import RunOptions
 from cfpose_training.measured_spec import measured_spec
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.norm_statistics import restore_norms
+from cfpose_training.photos import cache_photos
 from cfpose_training.pose_run import PoseRun, stage1_record, stage2_record
 from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run_record import recorded_files
@@ -135,6 +137,8 @@ def _train_pose(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = PoseRun(recipe.stage1, spec, recipe, data, options, development_set(recipe, spec, data))
     people = run.people()
+    if init is not None:
+        restore_norms(network, people, cache_photos(people.photos, data.cache), spec)
     stage: Stage = LabelStage(network, spec, recipe.labels)
     if taught_by is not None:
         weights = torch.from_numpy(limb_weights(recipe.distill.cst_weights, spec, people))
