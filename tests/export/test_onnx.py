@@ -24,6 +24,7 @@ from cfpose_export.graph import (
     write_spec,
 )
 from cfpose_sdk.errors import ExportError
+from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import SPEC_KEY
 from cfpose_training.fused import FusedPose
 
@@ -63,16 +64,22 @@ def test_grid_sample_is_bilinear_float32_below_opset_20(model: onnx.ModelProto) 
         assert [types[name] for name in node.input] == [TensorProto.FLOAT, TensorProto.FLOAT]
 
 
-def test_nothing_is_left_to_compute_from_constants(model: onnx.ModelProto) -> None:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    idle = [node.name for node in model.graph.node if set(node.input) <= constants | {""}]
+@pytest.fixture(params=["tiny", "bundled"])
+def folded(request: pytest.FixtureRequest, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The tiny graph, and one whose weights are too large for the exporter's own folding."""
+    return model if request.param == "tiny" else onnx.load_model(BUNDLED_MODEL)
+
+
+def test_nothing_is_left_to_compute_from_constants(folded: onnx.ModelProto) -> None:
+    constants = {tensor.name for tensor in folded.graph.initializer}
+    idle = [node.name for node in folded.graph.node if set(node.input) <= constants | {""}]
     assert idle == []
-    counts = Counter(node.op_type for node in model.graph.node)
+    counts = Counter(node.op_type for node in folded.graph.node)
     assert counts["Constant"] == counts["EyeLike"] == counts["AffineGrid"] == 0
 
 
-def test_batch_norm_is_folded_into_convolutions(model: onnx.ModelProto) -> None:
-    rest = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+def test_batch_norm_is_folded_into_convolutions(folded: onnx.ModelProto) -> None:
+    rest = [node for node in folded.graph.node if node.op_type == "BatchNormalization"]
     scopes = [entry.value for node in rest for entry in node.metadata_props]
     assert all("'refiner'" in scope for scope in scopes)
     assert len(scopes) == 4  # those of a sum
