@@ -17,6 +17,7 @@ from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 _LOGITS = ("x_logits", "y_logits")  # names inside every exported graph
+_VECTORS = ("simcc_x", "simcc_y")  # what the runners ask for
 
 
 def write_simcc_graph(source: Path, target: Path) -> None:
@@ -31,14 +32,19 @@ def write_simcc_graph(source: Path, target: Path) -> None:
         raise ArtifactError(f"{source} is not a cfpose artifact (no {SPEC_KEY!r} in its metadata)")
     spec = ModelSpec.from_json(texts[0])
     start = _planes(model.graph, source)
-    x, y = _vectors(model.graph, spec, source)
-    part = utils.Extractor(model).extract_model([start], [x, y])
     (width, height), joints = spec.size_wh, len(spec.skeleton)
+    _check_logits(model.graph, source)
+    for names in (_LOGITS, _VECTORS):
+        model.graph.value_info.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, joints, bins])
+            for name, bins in zip(names, spec.bins_xy, strict=True)
+        )
+    outputs = model.graph.value_info[-2:]
+    part = utils.Extractor(model).extract_model([start], list(_LOGITS))
     nodes = [helper.make_node("Identity", ["input"], [start]), *part.graph.node]
-    nodes += [helper.make_node("Identity", [a], [b]) for a, b in ((x, "simcc_x"), (y, "simcc_y"))]
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, joints, bins])
-        for name, bins in zip(("simcc_x", "simcc_y"), spec.bins_xy, strict=True)
+    nodes += [
+        helper.make_node("Softmax", [logits], [vector], axis=2)
+        for logits, vector in zip(_LOGITS, _VECTORS, strict=True)
     ]
     entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, height, width])
     graph = helper.make_graph(nodes, "simcc", [entry], outputs, part.graph.initializer)
@@ -59,14 +65,10 @@ def _planes(graph: Any, source: Path) -> str:
     return str(name)
 
 
-def _vectors(graph: Any, spec: ModelSpec, source: Path) -> tuple[str, str]:
-    """The softmaxed x and y vectors: the two Softmax nodes behind the head.
-
-    A decoder with a wide window has more of them, of windowed vectors.
-    """
-    found = [n.output[0] for n in graph.node if n.op_type == "Softmax" and n.input[0] in _LOGITS]
-    if len(found) != 2 or spec.bins_xy[0] == 0:
+def _check_logits(graph: Any, source: Path) -> None:
+    made = {name for node in graph.node for name in node.output}
+    if missing := [name for name in _LOGITS if name not in made]:
         raise ArtifactError(
-            f"{source} has {len(found)} softmaxes of logits, expected SimCC's two; export it again"
+            f"{source} has no values named {', '.join(missing)}, expected SimCC's two; export it "
+            f"again"
         )
-    return found[0], found[1]
