@@ -100,10 +100,9 @@ def _session(path: Path, provider: str, threads: int | None) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    # waiting threads spin within a call and sleep after it: spinning on, those of the finder and of
-    # the pose model would take the cores from each other
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # waiting threads sleep: spinning, those of the finder and of the pose model take the cores from
+    # each other, and from every other program
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # without enable_fallback=0 a provider that fails later is replaced with a mere print
         return onnxruntime.InferenceSession(
