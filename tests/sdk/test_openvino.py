@@ -140,8 +140,11 @@ def test_feeds_are_checked_and_empty_is_answered(ir: Path) -> None:
             backend.run({"images": CROPS})
         with pytest.raises(BackendError, match="crops must be uint8, got float32"):
             backend.run({"crops": CROPS.astype(np.float32)})
-        with pytest.raises(BackendError, match="failed to run"):
-            backend.run({"crops": CROPS[:, :10]})
+        for wrong in (CROPS[:, :10], CROPS[0]):
+            with pytest.raises(
+                BackendError, match=r"crops must have the shape \(None, \d+, \d+, 3\)"
+            ):
+                backend.run({"crops": wrong})
         first = backend.run({"crops": CROPS})["keypoints"]
         kept = first.copy()
         backend.run({"crops": np.full_like(CROPS, 9)})

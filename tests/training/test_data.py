@@ -169,6 +169,7 @@ def test_a_broken_photo_leaves_no_cache_behind(tiny_root: Path) -> None:
     assert len(cache_photos(people.photos, tiny_root / "cache")) == 10
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_batches_do_not_depend_on_the_loaders_processes(tiny_root: Path) -> None:
     data = dataset(tiny_root, AugmentConfig())
     torch.manual_seed(4)
