@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cfpose_sdk import commands, doctor
-from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
+from cfpose_sdk import commands
 from cfpose_sdk.image import read_image
 from cfpose_sdk.records import ROW_FIELDS
 
@@ -296,49 +295,6 @@ def test_usage_errors_and_help(
         assert text in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (InputError("two\nlines"), 2),
-        (MissingDependencyError("run pip"), 2),
-        (BackendError("no"), 2),
-        (KeyboardInterrupt(), 130),
-    ],
-)
-@pytest.mark.parametrize("name", ["cfpose", "train", "export", "bench"])
-def test_every_command_has_the_same_error_boundary(
-    name: str,
-    error: BaseException,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    asked: list[str] = []
-
-    def import_module(module: str) -> object:
-        asked.append(module)
-        raise error
-
-    monkeypatch.setattr("cfpose_sdk.commands.importlib.import_module", import_module)
-    assert getattr(commands, name)() == code
-    package = (
-        "cfpose_sdk"
-        if name == "cfpose"
-        else {"train": "cfpose_training", "export": "cfpose_export", "bench": "cfpose_bench"}[name]
-    )
-    assert asked == [f"{package}.cli"]
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_programming_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def import_module(module: str) -> object:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("cfpose_sdk.commands.importlib.import_module", import_module)
-    with pytest.raises(ZeroDivisionError):
-        commands.cfpose()
-
-
 @pytest.mark.skipif(os.name == "nt", reason="pipes break differently there")
 def test_a_closed_pipe_is_quiet(street: Path, pose_model: Path, finder_model: Path) -> None:
     program = (
@@ -359,37 +315,3 @@ def test_a_closed_pipe_is_quiet(street: Path, pose_model: Path, finder_model: Pa
     os.close(write)
     assert run.returncode == 141
     assert run.stderr == b""
-
-
-@pytest.mark.usefixtures("tiny_defaults")
-def test_doctor_when_all_is_well(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor", "--json"])
-    assert commands.cfpose() == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["ok"] is True
-    assert report["packages"]["numpy"] == np.__version__
-    devices = {"auto", "cpu"} | ({"openvino"} if report["packages"]["openvino"] else set())
-    assert report["models"]["runs"] == dict.fromkeys(devices, "ok")
-    assert report["problems"] == []
-    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
-    assert commands.cfpose() == 0
-    assert "The defaults work." in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("tiny_defaults")
-def test_doctor_names_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", tmp_path / "gone.onnx")
-    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "openvino" else "1")
-    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
-    assert commands.cfpose() == 1
-    out = capsys.readouterr().out
-    assert "gone.onnx does not exist" in out
-    assert "pip install 'cfpose-sdk[openvino]'" in out
-    assert "overwrite each other" in out
-    assert "The defaults do not work." in out

@@ -1,17 +1,19 @@
-"""doctor's parts: known answers, and what the machine offers."""
+"""doctor: known answers, what the machine offers, and what the command says of it."""
 
 from __future__ import annotations
 
 import json
 import stat
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
-from cfpose_sdk import backends, doctor, known_answers, machine
+from cfpose_sdk import backends, commands, doctor, known_answers, machine
 from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
@@ -232,3 +234,37 @@ def test_a_lower_precision_is_held_to_its_median(tmp_path: Path) -> None:
             assert known_answers.pose_parity(
                 estimator, tmp_path / "answers.json", bound
             ).passed is passed  # fmt: skip
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_doctor_when_all_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor", "--json"])
+    assert commands.cfpose() == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert report["packages"]["numpy"] == np.__version__
+    devices = {"auto", "cpu"} | ({"openvino"} if report["packages"]["openvino"] else set())
+    assert report["models"]["runs"] == dict.fromkeys(devices, "ok")
+    assert report["problems"] == []
+    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
+    assert commands.cfpose() == 0
+    assert "The defaults work." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_doctor_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", tmp_path / "gone.onnx")
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "openvino" else "1")
+    monkeypatch.setattr(doctor, "listed_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(sys, "argv", ["cfpose", "doctor"])
+    assert commands.cfpose() == 1
+    out = capsys.readouterr().out
+    assert "gone.onnx does not exist" in out
+    assert "pip install 'cfpose-sdk[openvino]'" in out
+    assert "overwrite each other" in out
+    assert "The defaults do not work." in out

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from cfpose_training.config import DistillConfig, Recipe
 from cfpose_training.nets.hrnet import HRNetConfig
-from cfpose_training.nets.pose_net import PoseNet
+from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose_training import pose_spec
+from cfpose_training.stages import LabelStage
 
 WIDE = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 EVERYTHING = DistillConfig(kd_fea=True, kd_l1=True, kd_cst=True, kd_logit=True)
@@ -31,3 +33,33 @@ def pose_net(recipe: Recipe, config: HRNetConfig, seed: int) -> PoseNet:
     network = PoseNet(config, pose_spec(recipe))
     network.head.init_as_marginals()
     return network
+
+
+def taught(recipe: Recipe, data: dict[str, Tensor]) -> PoseNet:
+    """A teacher that has learnt the batch; its batch statistics are its running ones."""
+    spec = pose_spec(recipe)
+    teacher = pose_net(recipe, WIDE, 1)
+    for layer in teacher.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 0.5
+    stage = LabelStage(teacher, spec, recipe.labels).train()
+    optimiser = torch.optim.AdamW(teacher.parameters(), lr=3e-3)
+    for _ in range(60):
+        stage(data)["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return teacher
+
+
+def refined_network(recipe: Recipe, **options: object) -> RefinedPoseNet:
+    """A fresh student with a small refiner."""
+    pose = pose_net(recipe, recipe.pose.hrnet, 0)
+    spec = pose_spec(recipe)
+    config = IGPGCNConfig(
+        size_wh=spec.size_wh,
+        tap_channels=pose.backbone.tap_channels,
+        node_channels=8,
+        joint_channels=(8, 8, 8),
+        **options,  # type: ignore[arg-type]
+    )
+    return RefinedPoseNet(pose, IGPGCN(config, spec.skeleton), spec)

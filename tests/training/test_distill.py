@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import CROWDPOSE_14
@@ -16,22 +15,16 @@ from cfpose_training.checkpoint import load_pose, save_pose
 from cfpose_training.config import DistillConfig, Recipe, load_recipe
 from cfpose_training.data import DataOptions
 from cfpose_training.distill import DistillStage
-from cfpose_training.flip_test import flip_test
 from cfpose_training.loop import RunOptions
 from cfpose_training.losses import simcc_loss
-from cfpose_training.nets.decode import decode_simcc
-from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
-from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose_training import (
     pose_spec,
     train_stage1,
     train_stage2,
     train_teacher,
 )
-from cfpose_training.stages import LabelStage, RefinerStage
-from tests.training.distill_cases import EVERYTHING, WIDE, batch, pose_net
-
-OUTPUT_WEIGHTS = (0.3, 0.5, 1.0)
+from tests.training.distill_cases import EVERYTHING, WIDE, batch, pose_net, refined_network, taught
 
 
 @pytest.fixture
@@ -49,22 +42,6 @@ def distill_stage(recipe: Recipe, config: DistillConfig = EVERYTHING) -> Distill
     teacher, student = pose_net(recipe, WIDE, 1), pose_net(recipe, recipe.pose.hrnet, 2)
     weights = torch.ones(len(spec.skeleton.limbs))
     return DistillStage(student, spec, recipe.labels, config, teacher, spec, weights)
-
-
-def taught(recipe: Recipe, data: dict[str, Tensor]) -> PoseNet:
-    """A teacher that has learnt the batch; its batch statistics are its running ones."""
-    spec = pose_spec(recipe)
-    teacher = pose_net(recipe, WIDE, 1)
-    for layer in teacher.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 0.5
-    stage = LabelStage(teacher, spec, recipe.labels).train()
-    optimiser = torch.optim.AdamW(teacher.parameters(), lr=3e-3)
-    for _ in range(60):
-        stage(data)["loss"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return teacher
 
 
 def test_every_loss_falls_on_a_batch(recipe: Recipe) -> None:
@@ -240,127 +217,6 @@ def test_a_distilled_run_goes_on_to_the_same_weights(
 
 
 # Stage 2
-
-
-def refined_network(recipe: Recipe, **options: object) -> RefinedPoseNet:
-    pose = pose_net(recipe, recipe.pose.hrnet, 0)
-    spec = pose_spec(recipe)
-    config = IGPGCNConfig(
-        size_wh=spec.size_wh,
-        tap_channels=pose.backbone.tap_channels,
-        node_channels=8,
-        joint_channels=(8, 8, 8),
-        **options,  # type: ignore[arg-type]
-    )
-    return RefinedPoseNet(pose, IGPGCN(config, spec.skeleton), spec)
-
-
-def test_refiner_targets_are_labels_the_teachers_argmax_or_both(recipe: Recipe) -> None:
-    spec, data = pose_spec(recipe), batch(recipe)
-    network, teacher = refined_network(recipe), pose_net(recipe, WIDE, 1)
-    data["weight"][:, 5:] = 0
-    gt = RefinerStage(network, spec, OUTPUT_WEIGHTS).eval()
-    taught_only = RefinerStage(network, spec, OUTPUT_WEIGHTS, teacher=teacher).eval()
-    mixed = RefinerStage(
-        network, spec, OUTPUT_WEIGHTS, teacher=teacher, teacher_fraction=0.3
-    ).eval()
-    with torch.no_grad():
-        output = teacher.eval()(gt.normalise(data["crops"]))
-    pose, _ = decode_simcc(output.x_logits, output.y_logits, spec.split_ratio, "argmax")
-    expected = gt({**data, "xy": pose})["loss"].item()
-    assert taught_only(data)["loss"].item() == pytest.approx(expected, rel=1e-6)
-    label_loss = gt(data)["loss"].item()
-    assert label_loss != pytest.approx(expected, rel=1e-2)
-    losses = {name: value.item() for name, value in mixed(data).items()}
-    assert losses["loss"] == pytest.approx(0.7 * label_loss + 0.3 * expected, rel=1e-6)
-    assert losses["l1"] == pytest.approx(label_loss, rel=1e-6)
-    assert losses["l1_teacher"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_refiner_learns_the_averaged_pose_as_the_teacher_is_sure_of_it(recipe: Recipe) -> None:
-    spec, data = pose_spec(recipe), batch(recipe)
-    network, teacher = refined_network(recipe), pose_net(recipe, WIDE, 1)
-    for layer in teacher.modules():
-        if isinstance(layer, torch.nn.Conv2d):  # or it would say the middle of every crop
-            torch.nn.init.kaiming_normal_(layer.weight)
-    data["weight"][:, 5:] = 0
-    gt = RefinerStage(network, spec, OUTPUT_WEIGHTS).eval()
-    images = gt.normalise(data["crops"])
-    with torch.no_grad():
-        argmax = dataclasses.replace(spec, decode="argmax")
-        pose, _ = flip_test(teacher.eval(), images, argmax)
-        _, score = flip_test(teacher, images, spec)
-    for sure in (False, True):
-        stage = RefinerStage(
-            network, spec, OUTPUT_WEIGHTS, teacher=teacher, teacher_flip=True,
-            teacher_confidence=sure,
-        ).eval()  # fmt: skip
-        weight = data["weight"] * (score if sure else 1)
-        weight = weight * (data["weight"].sum() / weight.sum())
-        expected = gt({**data, "xy": pose, "weight": weight})["loss"].item()
-        assert stage(data)["loss"].item() == pytest.approx(expected, rel=1e-5)
-        plain = RefinerStage(network, spec, OUTPUT_WEIGHTS, teacher=teacher).eval()
-        assert plain(data)["loss"].item() != pytest.approx(expected, rel=1e-3)
-
-
-def test_refiner_moves_towards_the_teacher_and_leaves_it_alone(recipe: Recipe) -> None:
-    spec, data = pose_spec(recipe), batch(recipe)
-    network = refined_network(recipe, output="residual")
-    stage = RefinerStage(network, spec, OUTPUT_WEIGHTS, teacher=taught(recipe, data)).train()
-    assert stage.teacher is not None
-    assert not any(module.training for module in stage.teacher.modules())
-    frozen = {"pose": network.pose, "teacher": stage.teacher}
-    before = {name: copy.deepcopy(net.state_dict()) for name, net in frozen.items()}
-    optimiser = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(40):
-        loss = stage(data)["loss"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.75 * losses[0]
-    for name, net in frozen.items():
-        for key, value in net.state_dict().items():
-            assert torch.equal(value, before[name][key]), (name, key)
-
-
-def test_noise_on_the_coarse_pose_is_gaussian_and_in_training_only(recipe: Recipe) -> None:
-    spec, data = pose_spec(recipe), batch(recipe, size=64)
-    network = refined_network(recipe, output="residual")  # starts as the identity
-    seen = []
-    network.refiner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    stage = RefinerStage(network, spec, OUTPUT_WEIGHTS, init_noise_px=3.0)
-    torch.manual_seed(0)
-    for mode in (False, True, False):
-        stage.train(mode)
-        stage(data)
-    clean, noisy, again = seen
-    assert torch.equal(clean, again)
-    offset = noisy - clean
-    assert offset.std().item() == pytest.approx(3.0, rel=0.05)
-    assert offset.mean().item() == pytest.approx(0.0, abs=0.2)
-
-
-def test_low_confidence_mode_replaces_weak_joints_alone(recipe: Recipe) -> None:
-    images = torch.randn(3, 3, 48, 36, generator=torch.Generator().manual_seed(3))
-    torch.manual_seed(0)
-    everywhere = refined_network(recipe).eval()
-    with torch.no_grad():
-        refined, coarse, score = everywhere(images)
-    threshold = score.median().item()
-    torch.manual_seed(0)
-    weak_only = refined_network(recipe, refine="low_conf", refine_below=threshold).eval()
-    weak_only.load_state_dict(everywhere.state_dict())
-    with torch.no_grad():
-        result, same_coarse, _ = weak_only(images)
-    assert torch.equal(coarse, same_coarse)
-    weak = score < threshold
-    assert weak.any()
-    assert not weak.all()
-    assert torch.equal(result[weak], refined[weak])
-    assert torch.equal(result[~weak], coarse[~weak])
-    assert not torch.equal(refined[~weak], coarse[~weak])
 
 
 def test_label_stage_and_distill_stage_agree_on_the_kl(recipe: Recipe) -> None:
