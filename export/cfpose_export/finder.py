@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cfpose_export.graph import check_graph, holds
 from cfpose_export.half_weights import halve_weights
 from cfpose_export.onnx import trace
-from cfpose_export.proof_crops import DEMO_PHOTOS
+from cfpose_export.proof_crops import demo_photos
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError
@@ -90,11 +90,11 @@ def check_finder_spec(fused: FusedFinder, model: onnx.ModelProto) -> None:
 
 
 def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | None) -> FinderDrift:
-    """Compare both on the photos of a folder, one by one. None: the source checkout's photos.
+    """Compare both on the photos of a folder, one by one. None: the demo photos.
 
     Raises InputError when the folder holds no JPEG or PNG.
     """
-    folder = DEMO_PHOTOS if folder is None else folder
+    folder = demo_photos() if folder is None else folder
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not paths:
         raise InputError(f"{folder} holds no .jpg or .png photo; the proof needs at least one")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cfpose_export.frame import core_graph, frame_graph
 from cfpose_export.graph import LOGITS, read_spec, write_spec
 from cfpose_export.parity import Bounds
-from cfpose_export.proof_crops import DEMO_PHOTOS, PEOPLE_FILE
+from cfpose_export.proof_crops import PEOPLE_FILE, demo_photos
 from cfpose_export.sampler import CORE_INPUT
 from cfpose_export.sampling import sample_crops
 from cfpose_export.spread import spread_gap, spread_problem
@@ -72,7 +72,7 @@ def measure_frame(
     without such a photo, ArtifactError or BackendError when a graph cannot be opened or run.
     """
     spec = read_spec(model)
-    photo, boxes = _first_photo(DEMO_PHOTOS if folder is None else folder)
+    photo, boxes = _first_photo(demo_photos() if folder is None else folder)
     with tempfile.TemporaryDirectory() as temporary:
         whole, core = Path(temporary) / "frame.onnx", Path(temporary) / "core.onnx"
         onnx.save_model(_with_outputs(model, (CORE_INPUT, *LOGITS)), whole)

@@ -19,7 +19,6 @@ from cfpose_sdk.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
 PEOPLE_FILE = "people.json"  # in a folder of photos: file name → list of xyxy boxes
-DEMO_PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"  # of a source checkout
 PLAIN_COUNT = 42  # crops of a float32 proof
 CALIBRATION_COUNT = 96  # crops for the ranges of int8
 CALIBRATION_SEED = 1  # other crops than those of the proof
@@ -40,11 +39,18 @@ class ProofSet(NamedTuple):
     kinds: tuple[Kind, ...]
 
 
+def demo_photos() -> Path:
+    """The folder of the photos that a proof takes by default: a checkout's, or the wheel's."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1] / "examples" / "photos"
+    return checkout if checkout.is_dir() else package / "photos"
+
+
 def read_people(folder: Path | None, spec: ModelSpec, count: int = PLAIN_COUNT) -> Crops:
     """(count, H, W, 3) BGR crops of the people in a folder of photos.
 
     Boxes come from its people.json; when they are fewer than `count`, shifted and scaled ones
-    follow. None: the photos of the source checkout. Raises InputError when there is nothing to use.
+    follow. None: the demo photos. Raises InputError when there is nothing to use.
     """
     return _gather(folder, spec, count, ("moved",), seed=0).crops
 
@@ -62,7 +68,7 @@ def read_hard(
 def _gather(
     folder: Path | None, spec: ModelSpec, count: int, kinds: tuple[Kind, ...], seed: int
 ) -> ProofSet:
-    folder = DEMO_PHOTOS if folder is None else folder
+    folder = demo_photos() if folder is None else folder
     people = _read_listing(folder / PEOPLE_FILE)
     found = sum(len(boxes) for boxes in people.values())
     draw = np.random.Generator(np.random.PCG64(seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from cfpose_export import proof_crops
 from cfpose_export.graph import read_spec
 from cfpose_export.parity import (
     BATCHES,
@@ -25,7 +27,7 @@ from cfpose_export.parity import (
     measure,
     write_proven,
 )
-from cfpose_export.proof_crops import Crops, read_people
+from cfpose_export.proof_crops import Crops, demo_photos, read_people
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ExportError, InputError
@@ -247,3 +249,14 @@ def test_too_few_crops(fused: FusedPose, model: onnx.ModelProto, crops: Crops) -
 def _network(fused: FusedPose) -> torch.nn.Module:
     assert fused.refiner is not None
     return RefinedPoseNet(fused.pose, fused.refiner, fused.spec)
+
+
+def test_an_installed_package_has_its_own_photos(
+    fused: FusedPose, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo_photos() == root / "examples" / "photos"
+    package = tmp_path / "site-packages" / "cfpose_export"
+    shutil.copytree(root / "examples" / "photos", package / "photos")  # as in the wheel
+    monkeypatch.setattr(proof_crops, "__file__", str(package / "proof_crops.py"))
+    assert demo_photos() == package / "photos"
+    assert len(read_people(None, fused.spec, 3)) == 3
