@@ -98,7 +98,8 @@ def test_crops_are_bilinear_samples(box: tuple[float, ...], angle: float) -> Non
     (crop,) = extract_crops(image, maps, (24, 32))
     difference = np.abs(crop - bilinear(image, maps[0], (24, 32)))
     assert difference.mean() < 0.6
-    assert np.quantile(difference, 0.98) <= 1.0  # the black border of the image is steeper
+    # OpenCV 4 rounds positions to 1/32 px; the black border of the image is steeper
+    assert np.quantile(difference, 0.98) <= 1.5
 
 
 def test_outside_is_black_and_nothing_gives_nothing() -> None:
