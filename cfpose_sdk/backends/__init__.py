@@ -59,4 +59,6 @@ def open_backend(
             file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
         )
     options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "onnxruntime")
-    return OnnxBackend(file, device=device, threads=threads, allow_fallback=allow_fallback)
+    return OnnxBackend(
+        file, device=device, threads=threads, spin=options.spin, allow_fallback=allow_fallback
+    )

@@ -30,6 +30,9 @@ class RuntimeOptions:
     # OpenVINO, where the CPU has it. bf16: all convolutions and products of the graph; int8: those
     # that `cfpose-export lower` quantised, and an error when none runs so
     precision: Precision = "f32"
+    # onnxruntime: its threads spin while a call lasts and sleep after it: fewer milliseconds a
+    # call, at the cost of what else wants the cores then, the person finder of a stream for one
+    spin: bool = False
     cuda: Cuda = "cuda-bindings"  # engines: the package that reaches the GPU's memory
     cuda_graph: bool = False  # engines: from the second run of equal shapes on, launch a CUDA graph
     workers: int = 1  # engines: threads that run at the same time, each with memory of its own

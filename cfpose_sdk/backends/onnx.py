@@ -20,6 +20,7 @@ class OnnxBackend(Backend):
 
     `device` "auto" is CUDA where this onnxruntime has it, else the CPU; `provider` says which. A
     CUDA provider that does not load is an error, or with `allow_fallback` a warning and the CPU.
+    `spin` is that of `RuntimeOptions`.
     Raises as `open_backend`.
     """
 
@@ -29,6 +30,7 @@ class OnnxBackend(Backend):
         *,
         device: Device = "auto",
         threads: int | None = None,
+        spin: bool = False,
         allow_fallback: bool = False,
     ) -> None:
         if device not in get_args(Device):
@@ -37,7 +39,7 @@ class OnnxBackend(Backend):
             raise InputError(f"threads must be 1 or more, got {threads}")
         require("onnxruntime", extra="cpu", why=f"running {path.name}")
         self.path = path
-        self._session = _open(path, device, threads, allow_fallback)
+        self._session = _open(path, device, _session_options(threads, spin), allow_fallback)
         self.provider = str(self._session.get_providers()[0])
         nodes = self._session.get_inputs()
         self.inputs = tuple(node.name for node in nodes)
@@ -63,16 +65,16 @@ class OnnxBackend(Backend):
         self._session = None
 
 
-def _open(path: Path, device: Device, threads: int | None, allow_fallback: bool) -> Any:
+def _open(path: Path, device: Device, options: Any, allow_fallback: bool) -> Any:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if device == "cpu" or (device == "auto" and _CUDA not in available):
-        return _session(path, _CPU, threads)
+        return _session(path, _CPU, options)
     if _CUDA in available:
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN in NVIDIA's wheels
-        session = _session(path, _CUDA, threads)
+        session = _session(path, _CUDA, options)
         if session.get_providers()[0] == _CUDA:
             return session
         problem = (
@@ -90,10 +92,10 @@ def _open(path: Path, device: Device, threads: int | None, allow_fallback: bool)
             f"allow_fallback=True"
         )
     warnings.warn(f"{problem}; running on the CPU", RuntimeWarning, stacklevel=2)
-    return _session(path, _CPU, threads)
+    return _session(path, _CPU, options)
 
 
-def _session(path: Path, provider: str, threads: int | None) -> Any:
+def _session_options(threads: int | None, spin: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -102,7 +104,15 @@ def _session(path: Path, provider: str, threads: int | None) -> Any:
         options.intra_op_num_threads = threads
     # waiting threads sleep: spinning, those of the finder and of the pose model take the cores from
     # each other, and from every other program
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # as a call ends
+    return options
+
+
+def _session(path: Path, provider: str, options: Any) -> Any:
+    import onnxruntime
+
     try:
         # without enable_fallback=0 a provider that fails later is replaced with a mere print
         return onnxruntime.InferenceSession(

@@ -48,7 +48,7 @@ class OpenvinoBackend(Backend):
         allow_fallback: bool = False,
     ) -> None:
         options = RuntimeOptions() if options is None else options
-        options.check_unused(("cuda", "cuda_graph", "workers"), "OpenVINO")
+        options.check_unused(("spin", "cuda", "cuda_graph", "workers"), "OpenVINO")
         if device == "cuda":
             raise BackendError(
                 f"device 'cuda' was asked for, and OpenVINO runs {path.name} on the CPU; "

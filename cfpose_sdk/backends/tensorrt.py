@@ -39,7 +39,7 @@ class TensorrtBackend(Backend):
         self, path: Path, *, device: Device = "auto", options: RuntimeOptions | None = None
     ) -> None:
         options = RuntimeOptions() if options is None else options
-        options.check_unused(("precision",), "TensorRT")
+        options.check_unused(("precision", "spin"), "TensorRT")
         if device not in ("auto", "cuda"):
             raise BackendError(
                 f"device {device!r} was asked for, and {path.name} runs on an NVIDIA GPU only; "

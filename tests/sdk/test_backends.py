@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from cfpose_sdk.backends import open_backend
+from cfpose_sdk.backends import RuntimeOptions, open_backend
 from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from cfpose_sdk.estimator import PoseEstimator
@@ -79,7 +79,7 @@ def test_bad_options(pose_model: Path) -> None:
         open_backend(pose_model, threads=0)
 
 
-def test_waiting_threads_do_not_spin(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_spin_only_when_asked(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[onnxruntime.SessionOptions] = []
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(
@@ -93,6 +93,12 @@ def test_waiting_threads_do_not_spin(pose_model: Path, monkeypatch: pytest.Monke
     for threads in (None, 2):
         open_backend(pose_model, device="cpu", threads=threads).close()
         assert given.pop().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    with PoseEstimator(pose_model, device="cpu", options=RuntimeOptions(spin=True)) as estimator:
+        asked = given.pop()
+        assert asked.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+        assert asked.get_session_config_entry("session.force_spinning_stop") == "1"
+        estimator.predict(np.zeros((64, 64, 3), np.uint8))  # with the finder
+    assert [o.get_session_config_entry("session.intra_op.allow_spinning") for o in given] == ["0"]
 
 
 def test_absent_provider_is_an_error(pose_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,8 @@ def test_options_of_other_runtimes_are_refused(ir: Path, pose_model: Path) -> No
         open_backend(ir, device="cuda")
     with pytest.raises(InputError, match="OpenVINO has no option"):
         open_backend(ir, options=RuntimeOptions(cuda_graph=True))
+    with pytest.raises(InputError, match=r"OpenVINO has no option \['spin'\]"):
+        open_backend(ir, options=RuntimeOptions(spin=True))
     with pytest.raises(InputError, match="onnxruntime has no option"):
         open_backend(pose_model, options=RuntimeOptions(precision="bf16"))
     for wrong in ({"precision": "f16"}, {"cuda": "cupy"}, {"workers": 0}):

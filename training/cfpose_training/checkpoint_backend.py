@@ -50,7 +50,7 @@ class CheckpointBackend(Backend):
         allow_fallback: bool = False,
     ) -> None:
         if options is not None:
-            options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "PyTorch")
+            options.check_unused(("precision", "spin", "cuda", "cuda_graph", "workers"), "PyTorch")
         self.path, self._threads = Path(path), threads
         self._again = functools.partial(
             type(self), path, device=device, threads=threads, allow_fallback=allow_fallback
