@@ -1,4 +1,4 @@
-"""Tiny networks and batches for the tests of distillation."""
+"""Tiny networks, batches and steps for the tests of the stages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose_training import pose_spec
-from cfpose_training.stages import LabelStage
+from cfpose_training.stages import LabelStage, Stage
 
 WIDE = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 EVERYTHING = DistillConfig(kd_fea=True, kd_l1=True, kd_cst=True, kd_logit=True)
@@ -44,10 +44,7 @@ def taught(recipe: Recipe, data: dict[str, Tensor]) -> PoseNet:
             layer.momentum = 0.5
     stage = LabelStage(teacher, spec, recipe.labels).train()
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=3e-3)
-    for _ in range(60):
-        stage(data)["loss"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
+    losses_of(stage, optimiser, data, steps=60)
     return teacher
 
 
@@ -63,3 +60,17 @@ def refined_network(recipe: Recipe, **options: object) -> RefinedPoseNet:
         **options,  # type: ignore[arg-type]
     )
     return RefinedPoseNet(pose, IGPGCN(config, spec.skeleton), spec)
+
+
+def losses_of(
+    stage: Stage, optimiser: torch.optim.Optimizer, data: dict[str, Tensor], *, steps: int
+) -> list[float]:
+    """The stage's loss before each of so many steps on one batch."""
+    losses = []
+    for _ in range(steps):
+        loss = stage(data)["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses

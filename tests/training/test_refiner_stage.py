@@ -14,7 +14,7 @@ from cfpose_training.flip_test import flip_test
 from cfpose_training.nets.decode import decode_simcc
 from cfpose_training.pose_training import pose_spec
 from cfpose_training.stages import RefinerStage
-from tests.training.distill_cases import WIDE, batch, pose_net, refined_network, taught
+from tests.training.distill_cases import WIDE, batch, losses_of, pose_net, refined_network, taught
 
 OUTPUT_WEIGHTS = (0.3, 0.5, 1.0)
 
@@ -22,6 +22,36 @@ OUTPUT_WEIGHTS = (0.3, 0.5, 1.0)
 @pytest.fixture
 def recipe(tiny_recipe: Path) -> Recipe:
     return load_recipe(tiny_recipe)
+
+
+def test_refiner_stage_trains_the_refiner_alone(recipe: Recipe) -> None:
+    network = refined_network(recipe, output="residual")
+    stage = RefinerStage(network, pose_spec(recipe), OUTPUT_WEIGHTS)
+    stage.train()
+    before = copy.deepcopy(network.state_dict())
+    optimiser = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], lr=1e-2)
+    losses = losses_of(stage, optimiser, batch(recipe), steps=80)
+    assert losses[-1] < 0.75 * losses[0]
+    after = network.state_dict()
+    for key, value in before.items():
+        if key.startswith("pose."):  # batch-norm statistics included
+            assert torch.equal(value, after[key]), key
+    moved = [k for k in before if k.startswith("refiner.") and not torch.equal(before[k], after[k])]
+    assert any("blocks" in key for key in moved)
+
+
+def test_refinement_moves_the_pose_towards_the_target(recipe: Recipe) -> None:
+    network = refined_network(recipe, output="residual")
+    spec = pose_spec(recipe)
+    stage = RefinerStage(network, spec, OUTPUT_WEIGHTS).train()
+    data = batch(recipe)
+    optimiser = torch.optim.Adam(network.refiner.parameters(), lr=1e-2)
+    losses_of(stage, optimiser, data, steps=60)
+    # batch statistics, as in training: the running ones have not settled after 60 steps
+    with torch.no_grad():
+        refined, coarse, _ = network(stage.normalise(data["crops"]))
+    error = [(pose - data["xy"]).abs().mean().item() for pose in (coarse, refined)]
+    assert error[1] < 0.7 * error[0]
 
 
 def test_refiner_targets_are_labels_the_teachers_argmax_or_both(recipe: Recipe) -> None:
@@ -81,13 +111,7 @@ def test_refiner_moves_towards_the_teacher_and_leaves_it_alone(recipe: Recipe) -
     frozen = {"pose": network.pose, "teacher": stage.teacher}
     before = {name: copy.deepcopy(net.state_dict()) for name, net in frozen.items()}
     optimiser = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(40):
-        loss = stage(data)["loss"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = losses_of(stage, optimiser, data, steps=40)
     assert losses[-1] < 0.75 * losses[0]
     for name, net in frozen.items():
         for key, value in net.state_dict().items():
