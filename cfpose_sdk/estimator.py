@@ -48,7 +48,7 @@ class PoseEstimator:
     a finder artifact, a foreign detector's file (see `open_detector`), or any callable image →
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
-    people. `options` are of the pose model's runtime; which has which, they say.
+    people. `options` are of the pose model's runtime, see `RuntimeOptions`.
     `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead of
     raising. It can be pickled, and opens its files anew in the other process. Raises ArtifactError
     (SpecError) for a file that is no cfpose artifact, BackendError for a device that is not there.

@@ -80,6 +80,19 @@ class Backend(ABC):
             )
         return self._run(feeds)
 
+    def _check_feed(self, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+        """Raise BackendError for a feed of another type or shape than `input_shapes` tells."""
+        shape = self.input_shapes[name]
+        fits = len(shape) == array.ndim and all(
+            side in (None, length) for side, length in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            sides = ", ".join("N" if side is None else str(side) for side in shape)
+            raise BackendError(
+                f"{self.path.name} failed to run: {name} must be {dtype} of shape ({sides}), got "
+                f"{array.dtype} {array.shape}"
+            )
+
     @property
     def device(self) -> str:
         """Where it computes: `cpu` or `cuda`."""

@@ -20,8 +20,7 @@ class OnnxBackend(Backend):
 
     `device` "auto" is CUDA where this onnxruntime has it, else the CPU; `provider` says which. A
     CUDA provider that does not load is an error, or with `allow_fallback` a warning and the CPU.
-    `spin` is that of `RuntimeOptions`.
-    Raises as `open_backend`.
+    `spin` is that of `RuntimeOptions`. Raises as `open_backend`.
     """
 
     def __init__(

@@ -85,7 +85,7 @@ class OpenvinoBackend(Backend):
     def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         for name, array in arrays.items():
-            self._check(name, array)
+            self._check_feed(name, array, self._dtypes[name])  # it would convert, or misread
         request = self._take()
         try:
             values = request.infer(arrays)
@@ -95,23 +95,6 @@ class OpenvinoBackend(Backend):
         finally:
             with self._lock:
                 self._idle.append(request)
-
-    def _check(self, name: str, array: NDArray[Any]) -> None:
-        """Raise BackendError for what OpenVINO would convert or, on some machines, misread."""
-        if array.dtype != self._dtypes[name]:
-            raise BackendError(
-                f"{self.path.name} failed to run: {name} must be {self._dtypes[name]}, got "
-                f"{array.dtype}"
-            )
-        sides = self.input_shapes[name]
-        fits = len(sides) == array.ndim and all(
-            side in (None, length) for side, length in zip(sides, array.shape, strict=True)
-        )
-        if not fits:
-            raise BackendError(
-                f"{self.path.name} failed to run: {name} must have the shape {sides}, where None "
-                f"is any length, got {array.shape}"
-            )
 
     def _take(self) -> Any:
         with self._lock:

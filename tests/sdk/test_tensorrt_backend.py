@@ -325,8 +325,9 @@ def test_what_cannot_be_opened(
     for device in ("cpu", "openvino"):
         with pytest.raises(BackendError, match="runs on an NVIDIA GPU only"):
             open_backend(engine, device=device)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="TensorRT has no option"):
-        open_backend(engine, options=RuntimeOptions(precision="bf16"))
+    for options in (RuntimeOptions(precision="bf16"), RuntimeOptions(spin=True)):
+        with pytest.raises(InputError, match="TensorRT has no option"):
+            open_backend(engine, options=options)
     gpu.devices = 0
     with pytest.raises(BackendError, match="no NVIDIA GPU that CUDA can see"):
         open_backend(engine)

@@ -86,12 +86,7 @@ class CheckpointBackend(Backend):
             raise BackendError(f"{self.path.name} is closed; open it again")
         (name,) = self.inputs
         images = np.asarray(feeds[name])
-        shape = self.input_shapes[name]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape[1:]:
-            raise BackendError(
-                f"{self.path.name} failed to run: {name} must be uint8 of shape "
-                f"(N, {', '.join(map(str, shape[1:]))}), got {images.dtype} {images.shape}"
-            )
+        self._check_feed(name, images, np.dtype(np.uint8))
         try:
             with self._as_asked(), torch.inference_mode():
                 values = module(torch.tensor(images, device=self._device))
