@@ -98,8 +98,9 @@ def test_crops_are_bilinear_samples(box: tuple[float, ...], angle: float) -> Non
     (crop,) = extract_crops(image, maps, (24, 32))
     difference = np.abs(crop - bilinear(image, maps[0], (24, 32)))
     assert difference.mean() < 0.6
-    # OpenCV 4 rounds positions to 1/32 px; the black border of the image is steeper
-    assert np.quantile(difference, 0.98) <= 1.5
+    rounded = int(cv2.__version__.split(".")[0]) < 5  # OpenCV 4: positions, to 1/32 px
+    # the black border of the image is steeper
+    assert np.quantile(difference, 0.98) <= (1.5 if rounded else 1.0)
 
 
 def test_outside_is_black_and_nothing_gives_nothing() -> None:

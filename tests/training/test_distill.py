@@ -216,9 +216,6 @@ def test_a_distilled_run_goes_on_to_the_same_weights(
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
-# Stage 2
-
-
 def test_label_stage_and_distill_stage_agree_on_the_kl(recipe: Recipe) -> None:
     stage, data = distill_stage(recipe, DistillConfig(kd_l1=True)).eval(), batch(recipe)
     output, aligned = stage.trainable(stage.normalise(data["crops"]))
