@@ -12,7 +12,7 @@ PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
 REPORT = benchmarks/results/coco-val-340-cpu.json
 RUNTIMES = benchmarks/results/runtimes-cpu.json
-FRAME = benchmarks/results/frame-input-dev.json
+FRAME = studies/results/frame-input-dev.json
 # An environment with rtmlib; made where it is missing.
 RTMLIB = out/rtmlib
 # make bench LIMIT='--limit 20' REPORT=out/bench.json for a trial
@@ -75,10 +75,10 @@ $(RTMLIB)/bin/python: | $(VENV)/.dev
 
 out/w32.onnx: | $(VENV)/.dev
 	@mkdir -p out
-	$(BIN)/python benchmarks/drift_w32.py untrained $@
+	$(BIN)/python studies/w32.py untrained $@
 
 out/w32-int8.onnx: out/w32.onnx
-	$(BIN)/python benchmarks/drift_w32.py int8 $< $@
+	$(BIN)/python studies/w32.py int8 $< $@
 
 # JOBS=2 runs at a time; RUNS= and THREADS= are read there too
 models: $(VENV)/.dev

@@ -83,11 +83,11 @@ def covariance(
     their geometric mean, which keeps the ellipse's area (the spec's `spread_temperature` and
     `spread_isotropy`). Below 1 a temperature leaves out far bins that hold little, which brings the
     shares of held-out joints within 1 and 2 sigma nearer to a Gaussian's; half an isotropy makes
-    their truth likelier there (benchmarks/results/covariance-dev.json).
+    their truth likelier there (studies/results/covariance-dev.json).
 
     Why the whole axis: within the decoder's window the moment cannot grow beyond that window,
     however unsure the network is, so no one scale fits sure and unsure joints alike (both were
-    measured: benchmarks/results/covariance-dev.json).
+    measured: studies/results/covariance-dev.json).
     """
     moments = []
     for axis, logits in enumerate((x_logits, y_logits)):

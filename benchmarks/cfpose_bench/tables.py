@@ -3,7 +3,7 @@
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
 `cfpose-bench runtimes`, between the same marks of `runtimes`, and for that of
-`benchmarks/frame_input.py` of `frame`.
+`studies/frame_input.py` of `frame`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def results_block(report: Mapping[str, Any]) -> str:
 
 
 def frame_block(record: Mapping[str, Any]) -> str:
-    """Markdown of `benchmarks/frame_input.py`: accuracy by who samples the crops, memory."""
+    """Markdown of `studies/frame_input.py`: accuracy by who samples the crops, memory."""
     memory = record["peak_rss_mib_3840x2160"]
     lines = [
         f"{record['people']} people of {record['photos']} development photos, annotated boxes, "

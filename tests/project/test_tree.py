@@ -13,7 +13,7 @@ MIB = 1024 * 1024
 WEIGHTS = {".engine", ".onnx", ".pt", ".pth", ".safetensors"}
 SOURCES = {".cfg", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 BARE_NAMES = {".ci/run", ".gitattributes", ".gitignore", "Makefile"}
-NO_PACKAGE = ("training", "export", "benchmarks", "tests", "examples")
+NO_PACKAGE = ("training", "export", "benchmarks", "studies", "tests", "examples")
 
 # The brackets keep this file from matching itself.
 FOREIGN = {

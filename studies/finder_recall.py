@@ -1,6 +1,6 @@
 """How many people with annotated joints the bundled finder finds, at its threshold.
 
-    python benchmarks/finder_recall.py --data-root DATA --json benchmarks/results/finder-recall.json
+    python studies/finder_recall.py --data-root DATA --json studies/results/finder-recall.json
 
 Half a minute on two cores. Photos: those of `coco-val`. A person is found when a box overlaps the
 annotated one at IoU 0.5; boxes may serve two people. `cfpose-bench` counts everybody who is

@@ -1,7 +1,7 @@
 """What should a confidence be calibrated from: the mass of the bins' peak, or their spread?
 
-    python benchmarks/confidence_choice.py --data-root DATA \\
-        --json benchmarks/results/confidence-dev.json
+    python studies/confidence_choice.py --data-root DATA \\
+        --json studies/results/confidence-dev.json
 
 Half a minute. The bundled model on the development split (COCO train photos with id % 10 == 0) with
 annotated boxes. Each candidate is calibrated on all labelled joints of these photos, as training

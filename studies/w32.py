@@ -1,10 +1,10 @@
 """W32 for the drift table: 32 people to overfit, and the averaged weights of a run as a graph.
 
-python benchmarks/drift_w32.py people DATA/coco ROOT       # ROOT/people32.json and people.json
+python studies/w32.py people DATA/coco ROOT       # ROOT/people32.json and people.json
 cfpose-train stage1 --recipe export/results/w32-overfit.toml --data-root ROOT --out runs/w32
-python benchmarks/drift_w32.py graph runs/w32/state.pt w32-overfit.onnx   # any epoch will do
-python benchmarks/drift_w32.py untrained w32-untrained.onnx
-python benchmarks/drift_w32.py int8 w32-untrained.onnx w32-int8.onnx  # for times alone
+python studies/w32.py graph runs/w32/state.pt w32-overfit.onnx   # any epoch will do
+python studies/w32.py untrained w32-untrained.onnx
+python studies/w32.py int8 w32-untrained.onnx w32-int8.onnx  # for times alone
 cfpose-export drift w32-overfit.onnx --photos ROOT ...
 """
 

@@ -1,6 +1,6 @@
 """The evaluator at full scale: synthetic poses of known quality on a large annotation file.
 
-    python benchmarks/evaluator_scale.py person_keypoints_val2017.json -o benchmarks/results/F.json
+    python studies/evaluator_scale.py person_keypoints_val2017.json -o studies/results/F.json
 
 Each case has an answer that follows from how it was made. Wall time and peak memory are recorded;
 the machine is named. Exit code 1 when a case misses its answer by more than 1e-9.

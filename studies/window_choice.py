@@ -1,8 +1,8 @@
 """How far from the peak should the decoder look? The same network with windows of several widths.
 
-    python benchmarks/window_choice.py --checkpoint runs/spread/refined.safetensors \\
+    python studies/window_choice.py --checkpoint runs/spread/refined.safetensors \\
         --recipe training/recipes/cfpose-s.toml --data-root DATA --cache runs/cache \\
-        --json benchmarks/results/window-dev.json
+        --json studies/results/window-dev.json
 
 A minute a window. The development photos of the recipe. For each `oks_window` (0: the narrow one)
 confidence and covariance are fitted anew, as training does it, and then: AP with annotated boxes

@@ -1,7 +1,7 @@
 """Which second moment of a SimCC distribution tells a joint's error?
 
-    python benchmarks/covariance_choice.py --data-root DATA \\
-        --json benchmarks/results/covariance-dev.json
+    python studies/covariance_choice.py --data-root DATA \\
+        --json studies/results/covariance-dev.json
 
 Ten seconds. The bundled model on the development split (COCO train photos with id % 10 == 0) with
 annotated boxes; all labelled joints. Moments of the decoder's window and of the whole axis, the

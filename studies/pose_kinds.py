@@ -1,6 +1,6 @@
 """How well are poses of each kind found? Upright or tilted torsos, wrists below or above shoulders.
 
-    python benchmarks/pose_kinds.py --data-root DATA --json benchmarks/results/pose-kinds.json
+    python studies/pose_kinds.py --data-root DATA --json studies/results/pose-kinds.json
 
 Two minutes on two cores. People with both shoulders, both hips and a wrist labelled, in annotated
 boxes: the development photos (COCO train2017, id % 10 == 0), and every eighth person of

@@ -1,6 +1,6 @@
 """What a frame-in graph costs against OpenCV's crops: accuracy, anti-aliasing, memory.
 
-    python benchmarks/frame_input.py --data-root DATA --json benchmarks/results/frame-input-dev.json
+    python studies/frame_input.py --data-root DATA --json studies/results/frame-input-dev.json
 
 Two minutes on two cores. Photos: the development split (COCO train photos with id % 10 == 0) with
 annotated boxes. `oks_shrunk` is the mean OKS of the people whose crop shrinks the photo by more

@@ -14,7 +14,7 @@ from cfpose_bench.accuracy import evaluate
 
 @pytest.fixture(scope="module")
 def script(root: Path) -> ModuleType:
-    path = root / "benchmarks/evaluator_scale.py"
+    path = root / "studies/evaluator_scale.py"
     spec = importlib.util.spec_from_file_location("evaluator_scale", path)
     assert spec is not None
     assert spec.loader is not None
@@ -33,7 +33,7 @@ def test_2051_photos_have_the_ap_that_they_must(script: ModuleType, shared_dir: 
 
 
 def test_the_committed_run_met_its_answers(root: Path) -> None:
-    record = json.loads((root / "benchmarks/results/evaluator-2051-photos.json").read_text())
+    record = json.loads((root / "studies/results/evaluator-2051-photos.json").read_text())
     assert record["cases"].keys() == {"exact", "shifted", "half dropped"}
     for case in record["cases"].values():
         assert case["AP"] == pytest.approx(case["expected_AP"], abs=1e-9)
