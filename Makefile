@@ -91,7 +91,7 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
 	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
-	$(BIN)/python -m cfpose_export.drift_table export/results/drift.json export/README.md
+	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
 
 clean:
 	rm -rf $(VENV) build dist out .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \

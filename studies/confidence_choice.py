@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cfpose_bench.accuracy import evaluate
 from cfpose_bench.annotations import read_annotations
-from cfpose_export.graph import LOGITS, load_model, read_spec
+from cfpose_export.graph.rules import LOGITS, load_model, read_spec
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from cfpose_bench.annotations import read_annotations
 from cfpose_bench.reliability import squared_sigmas
-from cfpose_export.graph import LOGITS, load_model, read_spec
+from cfpose_export.graph.rules import LOGITS, load_model, read_spec
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file

@@ -24,8 +24,8 @@ import numpy as np
 
 from cfpose_bench.accuracy import evaluate
 from cfpose_bench.annotations import read_annotations
-from cfpose_export.frame import frame_graph
-from cfpose_export.graph import load_model
+from cfpose_export.graph.frame_input import frame_graph
+from cfpose_export.graph.rules import load_model
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image

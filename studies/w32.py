@@ -46,7 +46,7 @@ def write_graph(state: Path, output: Path) -> None:
     import onnx
     import torch
 
-    from cfpose_export.onnx import build_pose
+    from cfpose_export.graph.trace import build_pose
     from cfpose_sdk.skeleton import COCO_17
     from cfpose_sdk.spec import ModelSpec
     from cfpose_training.config import load_recipe
@@ -64,7 +64,7 @@ def write_untrained(output: Path) -> None:
     """The seeded W32 of gpu_w32.py, whose logits depend on the picture, without its refiner."""
     import onnx
 
-    from cfpose_export.onnx import build_pose
+    from cfpose_export.graph.trace import build_pose
     from cfpose_training.fused import FusedPose
     from gpu_w32 import w32
 
@@ -76,8 +76,8 @@ def write_int8(source: Path, output: Path) -> None:
     """The graph in int8, its ranges from four crops of the examples: for times, not proven."""
     import onnx
 
-    from cfpose_export.graph import load_model, read_spec
-    from cfpose_export.quantise import calibrate, quantise
+    from cfpose_export.graph.rules import load_model, read_spec
+    from cfpose_export.precision.int8 import calibrate, quantise
     from gpu_runtimes import sample_crops
 
     model = load_model(source)

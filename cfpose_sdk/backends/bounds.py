@@ -1,7 +1,8 @@
 """How far a runtime may put joints from onnxruntime in float32 on the CPU, given the same model.
 
-In crop pixels, over the joints whose confidence reaches 0.3. tests/export/test_backend_parity.py
-holds every runtime that it can run to them, with the bundled model and the photos of examples/.
+In crop pixels, over the joints whose confidence reaches 0.3.
+tests/export/proof/test_backend_parity.py holds every runtime that it can run to them, with the
+bundled model and the photos of examples/.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from cfpose_export import deployment, lowering
-from cfpose_export.agreement import MAX_PX, MIN_CONFIDENCE
-from cfpose_export.bundle import bundle
-from cfpose_export.inspection import describe
+from cfpose_export import deploy_commands
+from cfpose_export.artifacts import bundle, describe
+from cfpose_export.proof.compare import MAX_PX, MIN_CONFIDENCE
 from cfpose_sdk.errors import ExportError, require
 from cfpose_sdk.spec import Decode, Input, JointLookup
 
@@ -23,13 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     handlers = {
         "onnx": _onnx,
         "frame": _frame,
-        "engine": deployment.engine,
-        "openvino": deployment.openvino,
+        "engine": deploy_commands.engine,
+        "openvino": deploy_commands.openvino,
         "check": _check,
         "inspect": _inspect,
         "bundle": _bundle,
-        "lower": lowering.run_lower,
-        "drift": lowering.run_drift,
+        "lower": deploy_commands.run_lower,
+        "drift": deploy_commands.run_drift,
     }
     try:
         handlers[parsed.command](parsed)
@@ -96,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="S",
             help="frame input: S x S samples a crop pixel where people are shrunk",
         )
-    deployment.add_commands(commands, defaults)
+    deploy_commands.add_commands(commands, defaults)
     check = commands.add_parser(
         "check", parents=[proof], help="prove a written model", formatter_class=defaults
     )
@@ -109,32 +108,32 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--pose", type=Path, help="proven pose .onnx")
     put.add_argument("--finder", type=Path, help="finder .onnx")
     put.add_argument("--folder", type=Path, help="default: the installed SDK's models folder")
-    lowering.add_commands(commands)
+    deploy_commands.add_precision_commands(commands)
     return parser
 
 
 def _onnx(arguments: argparse.Namespace) -> None:
     require("torch", "onnxscript", extra="export", why="cfpose-export onnx")
-    from cfpose_export import checkpoints
+    from cfpose_export import checkpoint_commands
 
-    checkpoints.export(arguments)
+    checkpoint_commands.export(arguments)
 
 
 def _frame(arguments: argparse.Namespace) -> None:
     require("torch", "onnxscript", extra="export", why="cfpose-export frame")
-    from cfpose_export import checkpoints
+    from cfpose_export import checkpoint_commands
 
-    checkpoints.frame(arguments)
+    checkpoint_commands.frame(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint is None:
-        deployment.check_deployed(arguments)
+        deploy_commands.check_deployed(arguments)
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
-    from cfpose_export import checkpoints
+    from cfpose_export import checkpoint_commands
 
-    checkpoints.check(arguments)
+    checkpoint_commands.check(arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from cfpose_bench import peer_commands
 from cfpose_bench.dataset import open_dataset, read_boxes
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_bench.peers.yolox import YoloX
-from cfpose_export.graph import read_spec
+from cfpose_export.graph.rules import read_spec
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ArtifactError, BackendError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfpose_export.onnx import build_pose
+from cfpose_export.graph.trace import build_pose
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.fused import FusedPose

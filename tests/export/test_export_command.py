@@ -11,10 +11,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from cfpose_export.bundle import bundle
+from cfpose_export.artifacts import bundle
 from cfpose_export.cli import main
-from cfpose_export.frame import frame_graph
-from cfpose_export.graph import read_spec
+from cfpose_export.graph.frame_input import frame_graph
+from cfpose_export.graph.rules import read_spec
 from cfpose_sdk.detector import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -94,7 +94,7 @@ def test_an_impossible_bound_fails_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "cfpose_export.checkpoints.build_pose", lambda _: model
+        "cfpose_export.checkpoint_commands.build_pose", lambda _: model
     )  # tracing takes long
     target = tmp_path / "out" / "pose.onnx"
     checkpoint = str(folder / "pose.safetensors")

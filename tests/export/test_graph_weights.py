@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from cfpose_export.onnx import build_pose
+from cfpose_export.graph.trace import build_pose
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_training.checkpoint import load_pose

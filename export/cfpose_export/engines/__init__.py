@@ -1,0 +1,1 @@
+"""Engines of TensorRT and models of OpenVINO, built from a graph."""

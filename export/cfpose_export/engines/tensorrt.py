@@ -1,0 +1,296 @@
+"""ONNX graph → serialised engine, by TensorRT or TensorRT-RTX: what both have in common.
+
+Always a strongly typed network: the types are those of the graph, and nothing else. TensorRT 11
+knows no other kind.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from cfpose_export.graph.rules import OPSET, SCOPES_KEY, check_graph, element_types, fp16_twin
+from cfpose_sdk.backends.flavour import NAMES, open_flavour, open_log
+from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.files import write_file
+from cfpose_sdk.passport import Flavour, Shapes
+
+END_TYPES = ("float32", "uint8")  # of inputs and outputs, by contract
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_COUNTED = ("float32", "float16", "bfloat16", "int8")
+Achieved = Mapping[str, Mapping[str, Mapping[str, int]]]  # scope → type → kind of layer → count
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a parsed network. `node` is the ONNX node it comes from, "" for the parser's."""
+
+    name: str
+    node: str
+    kind: str
+    types: tuple[str, ...]  # of its outputs, as NumPy names them
+    handle: Any
+
+
+def layers(trt: Any, network: Any) -> Iterator[Layer]:
+    """All layers of a network."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
+        node = layer.metadata.partition("[ONNX Layer: ")[2].partition("]")[0]
+        kinds = tuple(_type(trt, output.dtype) for output in outputs)
+        yield Layer(layer.name, node, layer.type.name, kinds, layer)
+
+
+def check_network(trt: Any, network: Any, model: onnx.ModelProto) -> None:
+    """Raise ExportError unless every node's result has the graph's type, and samplers are exact."""
+    types = element_types(model)
+    expected = {
+        name: onnx.helper.tensor_dtype_to_np_dtype(types[name]).name
+        for node in model.graph.node
+        for name in node.output
+        if name in types and types[name] in _FLOATS
+    }
+    checked = 0
+    for layer in layers(trt, network):
+        for number, kind in enumerate(layer.types):
+            name = layer.handle.get_output(number).name
+            if name in expected and kind != expected[name]:
+                raise ExportError(
+                    f"{layer.name} gives {name} as {kind}, the graph says {expected[name]}"
+                )
+            checked += name in expected
+        if layer.kind == "GRID_SAMPLE":
+            _check_sampler(trt, layer)
+    if checked == 0:
+        raise ExportError("no layer of the network carries a name of the graph; it proves nothing")
+    for which in ("input", "output"):
+        ends = ends_of(trt, network, which)
+        if bad := [text for text in ends.values() if text.split()[0] not in END_TYPES]:
+            raise ExportError(f"the network's {which}s have types {bad}, expected {END_TYPES}")
+
+
+def achieved(trt: Any, network: Any, model: onnx.ModelProto) -> Achieved:
+    """How many layers compute in which type: scope → type → kind of layer → count.
+
+    Counted are layers that come from a node of the graph and give real numbers or int8; a scope
+    is a module of the network, two names deep.
+    """
+    scopes = {node.name: scope_of(node) for node in model.graph.node}
+    counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for layer in layers(trt, network):
+        if layer.node in scopes and layer.types and layer.types[0] in _COUNTED:
+            counts[scopes[layer.node]][layer.types[0]][layer.kind] += 1
+    return {
+        scope: {kind: dict(sorted(row.items())) for kind, row in sorted(kinds.items())}
+        for scope, kinds in sorted(counts.items())
+    }
+
+
+def _check_sampler(trt: Any, layer: Layer) -> None:
+    """A GridSample must read and write float32 and interpolate linearly, as the graph says."""
+    handle = layer.handle
+    kinds = [_type(trt, handle.get_input(number).dtype) for number in range(2)]
+    handle.__class__ = trt.IGridSampleLayer  # the documented way to a layer's own fields
+    mode = handle.interpolation_mode
+    if kinds != ["float32", "float32"] or mode != trt.InterpolationMode.LINEAR:
+        raise ExportError(
+            f"{layer.name} samples {kinds[0]} maps at {kinds[1]} points as {mode.name}; expected "
+            f"float32, float32 and LINEAR"
+        )
+
+
+def ends_of(trt: Any, network: Any, which: Literal["input", "output"]) -> dict[str, str]:
+    """Inputs or outputs by name: type and shape, as "uint8 [N, 96, 64, 3]"."""
+    ends = {}
+    for index in range(getattr(network, f"num_{which}s")):
+        value = getattr(network, f"get_{which}")(index)
+        names = (f"{value.get_dimension_name(a) or 'N'}" for a in range(len(value.shape)))
+        sizes = (str(s) if s >= 0 else n for s, n in zip(value.shape, names, strict=True))
+        ends[value.name] = f"{_type(trt, value.dtype)} [{', '.join(sizes)}]"
+    return ends
+
+
+def _type(trt: Any, dtype: Any) -> str:
+    names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+    return names.get(dtype.name, str(dtype.name).lower())
+
+
+def scope_of(node: onnx.NodeProto) -> str:
+    """The module that a node comes from, two names deep; "graph" when it is none's."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES_KEY:
+            modules = [str(name) for name in ast.literal_eval(entry.value)[:-1] if name]
+            return ".".join(modules[-1].split(".")[:2]) if modules else "graph"
+    return "graph"
+
+
+TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120",
+           "12.1": "SM121"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. Of (smallest, best, largest) each; engines are tuned for the middle one."""
+
+    flavour: Flavour | Literal["auto"] = "auto"
+    people: tuple[int, int, int] = (1, 8, 32)  # crops, or boxes of a frame
+    width: tuple[int, int, int] = (64, 1920, 3840)  # of a frame, in pixels
+    height: tuple[int, int, int] = (64, 1080, 2160)
+    targets: tuple[str, ...] = ()  # TensorRT-RTX: compute capabilities; () is its default set
+    tf32: bool = False  # let float32 convolutions and products round their inputs to 10 bits
+    level: int | None = None  # of optimisation, 0 to 5; None is the builder's own
+    timing_cache: Path | None = None  # TensorRT: measured kernels, kept between builds
+
+    def __post_init__(self) -> None:
+        for name in ("people", "width", "height"):
+            sizes = getattr(self, name)
+            if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+                raise InputError(
+                    f"{name} must be smallest, best and largest in this order and from 1 on, "
+                    f"got {sizes}"
+                )
+        if unknown := sorted(set(self.targets) - set(TARGETS)):
+            raise InputError(f"targets must be of {list(TARGETS)}, got {unknown}")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine and what can be said of it without a GPU."""
+
+    engine: bytes
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    profile: Mapping[str, Shapes]
+    achieved: Achieved
+
+
+def check_buildable(model: onnx.ModelProto) -> None:
+    """Raise ExportError for what TensorRT refuses, or would take for something else."""
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets.get("", 0) > OPSET:
+        raise ExportError(
+            f"the graph is of opset {opsets['']}, expected {OPSET}: from 20 on, GridSample's "
+            f"bilinear mode is called linear, which TensorRT has read as nearest; export it again"
+        )
+    twin = fp16_twin(model)
+    try:
+        onnx.shape_inference.infer_shapes(twin, check_type=True, strict_mode=True)
+        types = element_types(model)
+    except Exception as error:  # onnx's own class, with the node in its text
+        raise ExportError(
+            f"the graph mixes types without a Cast, and engines are strongly typed: "
+            f"{' '.join(str(error).split())}; write it with: cfpose-export lower"
+        ) from error
+    for node in model.graph.node:
+        unsigned = [n for n in node.input[2:] if types.get(n) == onnx.TensorProto.UINT8]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and (
+            unsigned or (len(node.input) < 3 and node.op_type == "QuantizeLinear")
+        ):
+            raise ExportError(
+                f"{node.name} ({node.op_type}) quantises to uint8; TensorRT takes symmetric int8"
+            )
+    inputs = [value.name for value in model.graph.input]
+    outputs = [value.name for value in model.graph.output]
+    check_graph(model, inputs[0] if len(inputs) == 1 else inputs, outputs)
+
+
+def build(model: onnx.ModelProto, flavour: Flavour, options: BuildOptions) -> Built:
+    """Parse, check what came out, and build; needs a GPU with TensorRT, none with TensorRT-RTX.
+
+    Raises ExportError with the nodes that are refused, or when the engine would have other types
+    than the graph; InputError for options that the flavour does not have.
+    """
+    check_buildable(model)
+    trt = open_flavour(flavour, "building an engine")
+    log = open_log(trt)
+    builder = trt.Builder(log)
+    network = parse(trt, builder, model)
+    check_network(trt, network, model)
+    config, profile = _configure(trt, builder, network, flavour, options)
+    log.recent.clear()
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        said = "; ".join(log.recent) or "it does not say why"
+        raise ExportError(f"{NAMES[flavour]} {trt.__version__} cannot build the graph: {said}")
+    if options.timing_cache is not None:
+        write_file(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+    ends = (ends_of(trt, network, "input"), ends_of(trt, network, "output"))
+    return Built(bytes(plan), *ends, profile, achieved(trt, network, model))
+
+
+def parse(trt: Any, builder: Any, model: onnx.ModelProto) -> Any:
+    """The strongly typed network of a graph. Raises ExportError with the parser's report."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, open_log(trt))
+    if not parser.parse(model.SerializeToString()):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        report = [f"{e.node_name()} ({e.node_operator()}): {_reason(e.desc())}" for e in errors]
+        raise ExportError(
+            f"the parser of {trt.__name__} {trt.__version__} refuses the graph: "
+            f"{'; '.join(report) or 'it does not say why'}"
+        )
+    return network
+
+
+def _configure(
+    trt: Any, builder: Any, network: Any, flavour: Flavour, options: BuildOptions
+) -> tuple[Any, Mapping[str, Shapes]]:
+    config = builder.create_builder_config()
+    if options.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)  # both flavours begin with it
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if flavour == "rtx":
+        if options.timing_cache is not None:
+            raise InputError("TensorRT-RTX has no timing cache; leave --timing-cache out")
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[target]), index)
+    elif options.targets:
+        raise InputError("targets are for TensorRT-RTX; TensorRT builds for the GPU that is here")
+    if options.timing_cache is not None:
+        kept = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
+            raise ExportError(
+                f"{options.timing_cache} is of another TensorRT or GPU; give another --timing-cache"
+            )
+    profile = builder.create_optimization_profile()
+    shapes: dict[str, Shapes] = {}
+    for index in range(network.num_inputs):
+        value = network.get_input(index)
+        shapes[value.name] = _range(value.name, tuple(value.shape), options)
+        profile.set_shape(value.name, *shapes[value.name])
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportError(f"{NAMES[flavour]} does not take the profile {shapes}")
+    return config, shapes
+
+
+def _range(name: str, shape: tuple[int, ...], options: BuildOptions) -> Shapes:
+    """Smallest, best and largest shape of an input; its unknown sizes are -1."""
+    if name == "frame":
+        sizes: tuple[tuple[int, int, int], ...] = (options.height, options.width)
+    else:
+        sizes = (options.people,)
+    unknown = [axis for axis, size in enumerate(shape) if size < 0]
+    if len(unknown) > len(sizes) or unknown != list(range(len(unknown))):
+        raise ExportError(f"input {name} has shape {shape}; only its first sizes may be unknown")
+
+    def fill(which: int) -> tuple[int, ...]:
+        return tuple(sizes[a][which] if size < 0 else size for a, size in enumerate(shape))
+
+    return fill(0), fill(1), fill(2)
+
+
+def _reason(description: str) -> str:
+    """The parser's words without its own sources and without a missing driver's aftermath."""
+    lines = [line for line in description.splitlines() if "cudaError" not in line]
+    return " ".join(" ".join(lines or description.splitlines()).split())

@@ -1,0 +1,1 @@
+"""Graphs of lower precision, and the gate that lets only proven ones out."""

@@ -1,0 +1,1 @@
+"""The proofs: how far an exported graph may be from the model that it was made from."""

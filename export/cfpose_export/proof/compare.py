@@ -1,0 +1,258 @@
+"""How far two runtimes or graphs are apart on the same crops: joints, OKS, confidence, spread."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cfpose_export.graph.rules import LOGITS, with_outputs
+from cfpose_export.proof.crops import Crops, ProofSet
+from cfpose_sdk.backends import Backend, open_backend
+from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.spec import ModelSpec
+
+MAX_SPREAD = 0.05  # float32: OpenVINO's are 0.0001 apart, and keypoints may move by 0.05 px
+
+
+def allowed_spread(max_px: float) -> float:
+    """The bound of `spread_gap` where keypoints may move by `max_px`: their moments move along."""
+    return max(MAX_SPREAD, max_px)
+
+
+def spread_gap(expected: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Per joint the largest difference of two covariances (..., 2, 2), shape (...).
+
+    An entry's difference counts over the product of the expected standard deviations of its axes,
+    so twice the relative error of a standard deviation. Infinite where an entry of either is not
+    finite, or a variance is not positive.
+    """
+    right, found = expected.astype(np.float64), got.astype(np.float64)
+    axes = np.arange(2)
+    variance, other = right[..., axes, axes], found[..., axes, axes]
+    sound = np.isfinite(right).all(axis=(-2, -1)) & np.isfinite(found).all(axis=(-2, -1))
+    sound = np.asarray(sound & ((variance > 0) & (other > 0)).all(axis=-1))
+    deviation = np.sqrt(np.where(sound[..., None], variance, 1.0))
+    scale = deviation[..., :, None] * deviation[..., None, :]
+    difference = np.abs(np.where(sound[..., None, None], found - right, 0.0)) / scale
+    return np.where(sound, difference.max(axis=(-2, -1)), np.inf)
+
+
+def spread_problem(
+    largest: float | None, allowed: float, median: float | None = None
+) -> str | None:
+    """What is wrong with the largest `spread_gap` of the compared joints, in words; None: nothing.
+
+    With `median` that is what must keep to `allowed`, and the largest has to be finite alone: where
+    a low precision chooses the other of two peaks, a joint's covariance is another one.
+    """
+    if largest is None:
+        return None
+    if not math.isfinite(largest):
+        return "a covariance is not finite, or has a variance that is not positive"
+    found, which = (largest, "") if median is None else (median, " (median)")
+    if found <= allowed:
+        return None
+    return f"covariances differ by {found:.3g} of their deviations{which}, allowed {allowed:g}"
+
+
+MAX_PX = 0.05  # how far any joint of a float32 model may move, in crop pixels
+MIN_CONFIDENCE = 0.3  # joints below are not compared
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What an Agreement must keep to: the largest distance, or the 99th percentile."""
+
+    figure: Literal["max_px", "p99_px"] = "max_px"
+    px: float = MAX_PX
+    spread_median: float | None = None  # of the covariances, instead of their largest difference
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Distances in crop pixels over the joints whose reference confidence reached the bound."""
+
+    reference: str  # providers
+    candidate: str
+    crops: int
+    joints: int
+    mean_px: float
+    p99_px: float
+    max_px: float
+    confidence_max: float
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: a model has none
+    spread_median: float | None = None
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def compare_runtimes(
+    reference: Backend, candidate: Backend, crops: Crops, min_confidence: float
+) -> Agreement:
+    """Run both on (N, H, W, 3) crops in batches of 0, 1, and then as large as both take."""
+    size = min(BATCH, reference.max_batch or BATCH, candidate.max_batch or BATCH)
+    parts = [crops[:0], crops[:1], *(crops[n : n + size] for n in range(1, len(crops), size))]
+    ours, theirs = ([b.run({"crops": part}) for part in parts] for b in (reference, candidate))
+
+    def gather(outputs: list[dict[str, NDArray[np.float32]]], name: str) -> NDArray[np.float32]:
+        return np.concatenate([output[name] for output in outputs])
+
+    sure = gather(ours, "confidence")
+    compared = sure >= min_confidence
+    far = np.linalg.norm(gather(ours, "keypoints") - gather(theirs, "keypoints"), axis=2)[compared]
+    gap = np.abs(sure - gather(theirs, "confidence"))[compared]
+    some = far.size > 0
+    spread = None
+    if all("covariance" in outputs[0] for outputs in (ours, theirs)):
+        spread = spread_gap(gather(ours, "covariance"), gather(theirs, "covariance"))[compared]
+    return Agreement(
+        reference=reference.provider,
+        candidate=candidate.provider,
+        crops=len(crops),
+        joints=int(compared.sum()),
+        mean_px=float(far.mean()) if some else math.nan,
+        p99_px=float(np.quantile(far, 0.99)) if some else math.nan,
+        max_px=float(far.max()) if some else math.nan,
+        confidence_max=float(gap.max()) if some else math.nan,
+        spread_max=None if spread is None or not some else float(spread.max()),
+        spread_median=None if spread is None or not some else float(np.median(spread)),
+    )
+
+
+def judge_agreement(agreement: Agreement, bound: Bound) -> None:
+    """Raise ExportError unless joints were compared and keep to the bound; NaN does not."""
+    if agreement.joints == 0:
+        raise ExportError(
+            f"no joint of {agreement.crops} crops is confident enough to be compared; give photos "
+            f"of people (--photos), or for an untrained network --min-confidence 0"
+        )
+    found = getattr(agreement, bound.figure)
+    if not found <= bound.px:
+        raise ExportError(
+            f"{agreement.candidate} is not {agreement.reference}: keypoints differ by "
+            f"{found:.3g} px ({bound.figure}), allowed {bound.px:g}"
+        )
+    allowed, median = allowed_spread(bound.px), None
+    if bound.spread_median is not None:
+        allowed, median = bound.spread_median, agreement.spread_median
+    if problem := spread_problem(agreement.spread_max, allowed, median):
+        raise ExportError(f"{agreement.candidate} is not {agreement.reference}: {problem}")
+
+
+Values = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Drift over the joints whose float32 confidence reaches a bound. Pixels are crop pixels.
+
+    OKS is that of the two poses of a crop, over those joints, with the person's box as area.
+    """
+
+    how: str  # what computed it
+    crops: int
+    joints: int  # compared
+    mean_px: float
+    p99_px: float
+    max_px: float
+    oks_mean: float
+    oks_min: float
+    confidence_p99: float  # difference
+    confidence_max: float
+    logit_max: float  # difference, of any joint
+    nonfinite: int  # NaN and infinite numbers among the outputs and logits
+    bin_flips: int  # coordinates that argmax puts into another bin; 0 for other decoders
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: a graph has none
+    spread_median: float | None = None
+
+
+def run_graph(model: onnx.ModelProto, crops: Crops, names: Sequence[str] = ()) -> Values:
+    """Outputs of a graph in onnxruntime on the CPU, and the float32 values called `names`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(with_outputs(model, names), path)
+        with open_backend(path, device="cpu") as backend:
+            starts = range(0, max(1, len(crops)), BATCH)
+            parts = [backend.run({"crops": crops[i : i + BATCH]}) for i in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def compare_graphs(
+    how: str, expected: Values, got: Values, proof: ProofSet, spec: ModelSpec, floor: float
+) -> Figures:
+    """Figures of `got` against `expected`, both with POSE_OUTPUTS and LOGITS; `floor`: confidence.
+
+    Values that are not finite are counted, and make the pixel figures infinite.
+    """
+    if len(expected["keypoints"]) != len(proof.crops) or len(got["keypoints"]) != len(proof.crops):
+        raise InputError(
+            f"{len(proof.crops)} crops, but {len(expected['keypoints'])} expected and "
+            f"{len(got['keypoints'])} given poses"
+        )
+    compared = expected["confidence"] >= floor
+    distance = _finite(np.linalg.norm(got["keypoints"] - expected["keypoints"], axis=2))
+    sure = _finite(np.abs(got["confidence"] - expected["confidence"]))[compared]
+    near = distance[compared]
+    oks = _oks(distance, compared, proof.areas, spec.skeleton.oks_sigmas)
+    spread = None
+    if "covariance" in expected and "covariance" in got:
+        spread = spread_gap(expected["covariance"], got["covariance"])[compared]
+    flips = 0
+    if spec.decode == "argmax":
+        moved = _finite(np.abs(got["coarse"] - expected["coarse"])) * spec.split_ratio
+        flips = int((moved > 0.5).sum())
+    return Figures(
+        how=how,
+        crops=len(distance),
+        joints=int(compared.sum()),
+        mean_px=_or_nan(np.mean, near),
+        p99_px=_or_nan(lambda v: np.quantile(v, 0.99, method="higher"), near),
+        max_px=_or_nan(np.max, near),
+        oks_mean=_or_nan(np.mean, oks),
+        oks_min=_or_nan(np.min, oks),
+        confidence_p99=_or_nan(lambda v: np.quantile(v, 0.99, method="higher"), sure),
+        confidence_max=_or_nan(np.max, sure),
+        logit_max=max(float(_finite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
+        nonfinite=sum(int((~np.isfinite(got[n])).sum()) for n in expected),
+        bin_flips=flips,
+        spread_max=None if spread is None else _or_nan(np.max, spread),
+        spread_median=None if spread is None else _or_nan(np.median, spread),
+    )
+
+
+def _finite(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """NaN counts as infinitely far."""
+    return np.where(np.isnan(values), np.inf, values).astype(np.float64)
+
+
+def _oks(
+    distance: NDArray[np.float64],
+    compared: NDArray[np.bool_],
+    areas: NDArray[np.float64],
+    sigmas: Sequence[float],
+) -> NDArray[np.float64]:
+    """(M,) OKS of the crops with a compared joint; formula as in cfpose_bench.accuracy."""
+    variance = (2 * np.asarray(sigmas)) ** 2
+    similar = np.exp(-(distance**2) / (2 * variance * areas[:, None]))
+    some = compared.any(axis=1)
+    total = np.where(compared, similar, 0.0).sum(axis=1)[some]
+    oks: NDArray[np.float64] = total / compared.sum(axis=1)[some]
+    return oks
+
+
+def _or_nan(statistic: object, values: NDArray[np.float64]) -> float:
+    assert callable(statistic)
+    return float(statistic(values)) if values.size else math.nan

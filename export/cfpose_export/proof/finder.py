@@ -1,0 +1,109 @@
+"""The proof of a finder's graph: onnxruntime against torch, on photos."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from cfpose_export.graph.rules import holds
+from cfpose_export.proof.crops import demo_photos
+from cfpose_sdk.backends import open_backend
+from cfpose_sdk.boxes import letterbox
+from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.files import write_file
+from cfpose_sdk.image import read_image
+from cfpose_training.fused import FusedFinder
+
+COMPARED = 10  # best candidates of a photo; the many below score next to nothing
+MAX_PX = 0.05
+MAX_SCORE = 1e-3
+MAX_HALF_PX = 0.5  # of a graph whose weights were rounded to float16
+MAX_HALF_SCORE = 5e-3
+
+
+@dataclass(frozen=True)
+class FinderDrift:
+    """How far a finder's graph is from torch, over the best candidates of every photo."""
+
+    photos: int
+    candidates: int
+    max_px: float  # letterbox pixels, of any box side
+    score_max: float
+    half_weights: bool = False  # whether the graph stores float16
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | None) -> FinderDrift:
+    """Compare both on the photos of a folder, one by one. None: the demo photos.
+
+    Raises InputError when the folder holds no JPEG or PNG.
+    """
+    folder = demo_photos() if folder is None else folder
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not paths:
+        raise InputError(f"{folder} holds no .jpg or .png photo; the proof needs at least one")
+    far, off, candidates = [0.0], [0.0], 0
+    with tempfile.TemporaryDirectory() as temporary:
+        written = Path(temporary) / "finder.onnx"
+        onnx.save_model(model, written)
+        with open_backend(written, device="cpu") as backend, torch.inference_mode():
+            for path in paths:
+                canvas, _ = letterbox(read_image(path), fused.spec.size_wh, fused.spec.pad_value)
+                boxes, scores = (v[0].numpy() for v in fused(torch.from_numpy(canvas[None])))
+                got = backend.run({"images": canvas[None]})
+                px, score = _distances(boxes, scores, got["boxes"][0], got["scores"][0])
+                far.append(px)
+                off.append(score)
+                candidates += min(COMPARED, len(scores))
+    # np.max, not max: it passes NaN on
+    half = holds(model, onnx.TensorProto.FLOAT16)
+    return FinderDrift(len(paths), candidates, float(np.max(far)), float(np.max(off)), half)
+
+
+def judge_finder(drift: FinderDrift) -> None:
+    """Raise ExportError unless the drift keeps to the bounds; NaN does not."""
+    max_px = MAX_HALF_PX if drift.half_weights else MAX_PX
+    max_score = MAX_HALF_SCORE if drift.half_weights else MAX_SCORE
+    if not (drift.max_px <= max_px and drift.score_max <= max_score):
+        raise ExportError(
+            f"the graph is not the model: boxes drift by {drift.max_px:.3g} px (allowed {max_px}), "
+            f"scores by {drift.score_max:.3g} (allowed {max_score})"
+        )
+
+
+def write_proven_finder(
+    path: Path, fused: FusedFinder, model: onnx.ModelProto, folder: Path | None
+) -> FinderDrift:
+    """Prove the graph and write it; `path` stays as it was when the proof fails."""
+    drift = measure_finder(fused, model, folder)
+    judge_finder(drift)
+    write_file(path, model.SerializeToString(deterministic=True))
+    return drift
+
+
+def _distances(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    other_boxes: NDArray[np.float32],
+    other_scores: NDArray[np.float32],
+) -> tuple[float, float]:
+    """Largest box and score difference of the best candidates, each to the nearest of the others.
+
+    The nearest, because candidates of all but equal score may change places.
+    """
+    best, best_scores = boxes[:COMPARED], scores[:COMPARED]
+    gaps = np.abs(best[:, None] - other_boxes[None]).max(axis=2)
+    nearest = gaps.argmin(axis=1)
+    score_gap = np.abs(best_scores - other_scores[nearest])
+    return float(gaps.min(axis=1).max(initial=0)), float(score_gap.max(initial=0))

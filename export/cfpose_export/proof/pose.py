@@ -1,0 +1,214 @@
+"""The proof of an exported pose graph: onnxruntime against torch, in pixels, on real people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from cfpose_export.graph.rules import LOGITS, POSE_OUTPUTS, report_path, with_outputs, write_spec
+from cfpose_export.proof.compare import (
+    MAX_PX,
+    MIN_CONFIDENCE,
+    allowed_spread,
+    spread_gap,
+    spread_problem,
+)
+from cfpose_export.proof.crops import Crops
+from cfpose_sdk.backends import Backend, open_backend
+from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.files import write_file
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.fused import FusedOutput, FusedPose
+
+BATCHES = (0, 1, 2, 7, 32)
+POOL = sum(BATCHES)  # crops that a proof looks at
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a proof must keep to."""
+
+    max_px: float = MAX_PX  # keypoint drift of any compared joint
+    max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
+    max_confidence: float = 1e-3  # confidence difference of any compared joint
+    min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
+
+    @property
+    def max_spread(self) -> float:
+        """Covariance difference of any compared joint, as of `spread_gap`."""
+        return allowed_spread(self.max_px)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the graph is from torch. Pixels are crop pixels, over the compared joints.
+
+    With argmax a rounding error can move the coarse pose by a whole bin; crops in which that
+    happened are counted in `bin_flips` and left out of the pixel figures.
+    """
+
+    decode: str
+    crops: int  # over all batches
+    joints: int  # compared: confidence reached the bound
+    mean_px: float
+    p99_px: float
+    max_px: float
+    coarse_max_px: float
+    confidence_max: float  # largest difference
+    logit_max: float  # largest difference, of any joint in all batches but the largest
+    bin_flips: int  # coordinates of any joint
+    provider: str
+    spread_max: float | None = None  # covariances, as of `spread_gap`; None: the graph has none
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def measure(fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Bounds) -> Drift:
+    """Run both on the crops, in batches of BATCHES, and compare. Judges nothing.
+
+    The graph that is compared is `model`; a second run of all batches but the largest, with the
+    logits as outputs as well, gives their difference. Raises ArtifactError or BackendError when
+    the graph cannot be opened or run.
+    """
+    if len(crops) < POOL:
+        raise InputError(f"the proof needs {POOL} crops, got {len(crops)}")
+    with tempfile.TemporaryDirectory() as folder:
+        plain, probe = Path(folder) / "model.onnx", Path(folder) / "probe.onnx"
+        onnx.save_model(model, plain)
+        onnx.save_model(with_outputs(model, LOGITS), probe)
+        with (
+            open_backend(plain, device="cpu") as shipped,
+            open_backend(probe, device="cpu") as open_,
+        ):
+            ends = np.cumsum(BATCHES)
+            parts = [crops[end - size : end] for end, size in zip(ends, BATCHES, strict=True)]
+            return _compare(
+                fused.spec,
+                [fused.run(torch.from_numpy(part)) for part in parts],
+                [_run(shipped, part) for part in parts],
+                [_run(open_, part) for part in parts[:-1]],  # the largest batch adds only time
+                bounds,
+                shipped.provider,
+            )
+
+
+def judge(drift: Drift, bounds: Bounds) -> None:
+    """Raise ExportError unless the drift keeps to the bounds and says something at all."""
+    if drift.joints == 0:
+        raise ExportError(
+            f"no joint of {drift.crops} crops reaches confidence {bounds.min_confidence}, so the "
+            f"comparison says nothing; give photos of people (--photos), or for an untrained "
+            f"network --min-confidence 0"
+        )
+    problems = []
+    if not drift.max_px <= bounds.max_px:  # NaN fails too
+        problems.append(f"keypoints drift by {drift.max_px:.3g} px, allowed {bounds.max_px:g}")
+    if not drift.confidence_max <= bounds.max_confidence:
+        problems.append(
+            f"confidences differ by {drift.confidence_max:.3g}, allowed {bounds.max_confidence:g}"
+        )
+    if problem := spread_problem(drift.spread_max, bounds.max_spread):
+        problems.append(problem)
+    if drift.decode == "argmax" and not drift.logit_max <= bounds.max_logit:
+        problems.append(f"logits differ by {drift.logit_max:.3g}, allowed {bounds.max_logit:g}")
+    if drift.decode != "argmax" and not drift.coarse_max_px <= bounds.max_px:
+        problems.append(
+            f"coarse poses drift by {drift.coarse_max_px:.3g} px, allowed {bounds.max_px:g}"
+        )
+    if problems:
+        raise ExportError("the graph is not the model: " + "; ".join(problems))
+
+
+def write_proven(
+    path: Path, fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Bounds
+) -> Drift:
+    """Prove the graph, note the proof in its spec, and write it: whole, or not at all.
+
+    The figures go to `NAME.gate.json` beside it.
+
+    Raises ExportError, and leaves `path` as it was, when the proof fails.
+    """
+    drift = measure(fused, model, crops, bounds)
+    judge(drift, bounds)
+    gate = {
+        "runtime": "onnxruntime CPU",
+        "batches": list(BATCHES),
+        "min_confidence": bounds.min_confidence,
+        # rounded up, so that another machine's last digits do not change the file
+        "max_px": math.ceil(drift.max_px * 100) / 100,
+        "bin_flips": drift.bin_flips,
+    }
+    proven = onnx.ModelProto()
+    proven.CopyFrom(model)
+    write_spec(proven, dataclasses.replace(fused.spec, gate=gate))
+    write_file(path, proven.SerializeToString(deterministic=True))
+    write_file(report_path(path), drift.to_json() + "\n")
+    return drift
+
+
+def _compare(
+    spec: ModelSpec,
+    expected: list[FusedOutput],
+    shipped: list[dict[str, NDArray[np.float32]]],
+    probed: list[dict[str, NDArray[np.float32]]],
+    bounds: Bounds,
+    provider: str,
+) -> Drift:
+    for size, outputs in zip(BATCHES, shipped, strict=True):
+        if bad := {name: v.shape for name, v in outputs.items() if len(v) != size}:
+            raise ExportError(f"{size} crops gave outputs of shapes {bad}")
+    torch_ = {
+        name: np.concatenate([getattr(output, name).numpy() for output in expected])
+        for name in FusedOutput._fields
+    }
+    graph = {
+        name: np.concatenate([o[name] for o in shipped])
+        for name in POSE_OUTPUTS
+        if name in shipped[0]
+    }
+    logits = {name: np.concatenate([o[name] for o in probed]) for name in LOGITS}
+    distance = np.linalg.norm(graph["keypoints"] - torch_["keypoints"], axis=2)
+    coarse = np.linalg.norm(graph["coarse"] - torch_["coarse"], axis=2)
+    compared = torch_["confidence"] >= bounds.min_confidence
+    flips = np.zeros(graph["coarse"].shape, dtype=bool)
+    if spec.decode == "argmax":
+        flips = np.abs(graph["coarse"] - torch_["coarse"]) * spec.split_ratio > 0.5
+        # the refiner spreads a flip over the whole person
+        compared &= ~flips.any(axis=(1, 2))[:, None]
+    near, near_coarse = distance[compared], coarse[compared]
+    sure = np.abs(graph["confidence"] - torch_["confidence"])[compared]
+    some = near.size > 0
+    gap = None
+    if "covariance" in graph:
+        gap = spread_gap(torch_["covariance"], graph["covariance"])[compared]
+    return Drift(
+        decode=spec.decode,
+        crops=len(distance),
+        joints=int(compared.sum()),
+        mean_px=float(near.mean()) if some else math.nan,
+        p99_px=float(np.quantile(near, 0.99)) if some else math.nan,
+        max_px=float(near.max()) if some else math.nan,
+        coarse_max_px=float(near_coarse.max()) if some else math.nan,
+        confidence_max=float(sure.max()) if some else math.nan,
+        logit_max=max(
+            float(np.abs(logits[name] - torch_[name][: len(logits[name])]).max()) for name in LOGITS
+        ),
+        bin_flips=int(flips.sum()),
+        provider=provider,
+        spread_max=None if gap is None else float(gap.max()) if some else math.nan,
+    )
+
+
+def _run(backend: Backend, crops: Crops) -> dict[str, NDArray[np.float32]]:
+    return backend.run({"crops": crops})
