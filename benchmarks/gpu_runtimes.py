@@ -209,7 +209,7 @@ def times(
 ) -> Record:
     """Timing by batch size, in milliseconds a call."""
     open_package("cfpose_bench", "benchmarks")
-    latency = importlib.import_module("cfpose_bench.latency")
+    latency = importlib.import_module("cfpose_bench.measurement")
     return {
         str(batch): asdict(
             latency.measure(call(batch), warmup=20, repeats=200, synchronize=synchronize)

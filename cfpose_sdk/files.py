@@ -6,12 +6,29 @@ A ValueError is a place with a zero in its name, or (UnicodeError) text that is 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from cfpose_sdk.errors import InputError
+
+
+def digest(path: str | Path, *others: str | Path) -> str:
+    """SHA-256 of a file; of several, that of their hashes, a line each."""
+    found = []
+    for each in (path, *others):
+        with Path(each).open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if not others else hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON-ready values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:

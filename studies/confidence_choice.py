@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_bench.accuracy import evaluate
-from cfpose_bench.annotations import read_annotations
+from cfpose_bench.accuracy.coco import evaluate
+from cfpose_bench.data.annotations import read_annotations
 from cfpose_export.graph.rules import LOGITS, load_model, read_spec
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL

@@ -28,8 +28,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from cfpose_bench.annotations import read_annotations
-from cfpose_bench.reliability import squared_sigmas
+from cfpose_bench.accuracy.reliability import squared_sigmas
+from cfpose_bench.data.annotations import read_annotations
 from cfpose_export.graph.rules import LOGITS, load_model, read_spec
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL

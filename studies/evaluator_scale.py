@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from cfpose_bench.accuracy import evaluate
-from cfpose_bench.annotations import is_counted, read_annotations
-from cfpose_bench.machine import environment
+from cfpose_bench.accuracy.coco import evaluate
+from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_bench.measurement import environment
 from cfpose_bench.peers.serve import memory_mb
 from cfpose_sdk.files import write_file
 from cfpose_sdk.skeleton import COCO_17

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cfpose_bench.annotations import read_annotations
-from cfpose_bench.machine import environment
+from cfpose_bench.data.annotations import read_annotations
+from cfpose_bench.measurement import environment
 from cfpose_sdk.boxes import iou_matrix
 from cfpose_sdk.detector import PersonFinder
 from cfpose_sdk.files import write_file

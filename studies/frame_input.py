@@ -22,8 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cfpose_bench.accuracy import evaluate
-from cfpose_bench.annotations import read_annotations
+from cfpose_bench.accuracy.coco import evaluate
+from cfpose_bench.data.annotations import read_annotations
 from cfpose_export.graph.frame_input import frame_graph
 from cfpose_export.graph.rules import load_model
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator

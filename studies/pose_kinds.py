@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_bench.annotations import read_annotations
-from cfpose_bench.machine import environment
-from cfpose_bench.oks import oks_matrix
+from cfpose_bench.accuracy.oks import oks_matrix
+from cfpose_bench.data.annotations import read_annotations
+from cfpose_bench.measurement import environment
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file

@@ -17,7 +17,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from cfpose_bench.accuracy import evaluate
+from cfpose_bench.accuracy.coco import evaluate
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import MAX_OKS_WINDOW, ModelSpec

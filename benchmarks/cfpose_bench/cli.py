@@ -9,15 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench import peer_commands, runtimes
-from cfpose_bench.dataset import DATA_VARIABLE, KeypointDataset
-from cfpose_bench.machine import physical_cores
-from cfpose_bench.page import write_page
-from cfpose_bench.places import find_dataset
-from cfpose_bench.protocol import PRESETS, Protocol, with_preset
-from cfpose_bench.report import report, side_table, table, write_csv, write_json
-from cfpose_bench.session import Plan, measure
-from cfpose_bench.verdict import Bounds, reasons
+from cfpose_bench import peer_commands
+from cfpose_bench.data.dataset import DATA_VARIABLE, KeypointDataset, find_dataset
+from cfpose_bench.measurement import physical_cores
+from cfpose_bench.report.page import write_page
+from cfpose_bench.report.report import (
+    Bounds,
+    reasons,
+    report,
+    side_table,
+    table,
+    write_csv,
+    write_json,
+)
+from cfpose_bench.run.protocol import PRESETS, Protocol, with_preset
+from cfpose_bench.run.session import Plan, measure
+from cfpose_bench.runtimes import command
 from cfpose_sdk.errors import InputError
 
 WORK = Path(".cfpose-bench")
@@ -32,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in peer_commands.COMMANDS:
         return peer_commands.main(arguments)
     if arguments and arguments[0] == "runtimes":
-        return runtimes.main(arguments[1:])
+        return command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     bounds, plan = _bounds(options), _plan(options)
     dataset = find_dataset(options.dataset, options.images, options.data_root, options.mirror)

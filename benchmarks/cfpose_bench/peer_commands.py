@@ -14,10 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cfpose_bench.dataset import KeypointDataset
+from cfpose_bench.data.dataset import KeypointDataset, find_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_bench.peers.yolox import YoloX
-from cfpose_bench.places import find_dataset
 from cfpose_sdk.errors import BackendError, ImageError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.image import read_image

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench.runtime_tables import runtimes_block
+from cfpose_bench.runtimes.tables import runtimes_block
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import write_file
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cfpose_bench import candidates
+from cfpose_bench.models import open
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 from tests.bench.known_answer import KnowsTheAnswer
 
@@ -113,7 +113,7 @@ def dataset_folder(
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[KnowsTheAnswer]:
     """What cfpose-bench opens in the place of a model; the test may set its attributes."""
     chosen = type("StandIn", (KnowsTheAnswer,), {})
-    monkeypatch.setattr(candidates, "PoseEstimator", chosen)
+    monkeypatch.setattr(open, "PoseEstimator", chosen)
     finder = SimpleNamespace(name="finder-x", threshold=0.25, close=lambda: None)
-    monkeypatch.setattr(candidates, "PersonFinder", lambda path, **options: finder)
+    monkeypatch.setattr(open, "PersonFinder", lambda path, **options: finder)
     return chosen

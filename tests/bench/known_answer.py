@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_bench.cli import main
-from cfpose_bench.dataset import open_dataset
+from cfpose_bench.data.dataset import open_dataset
 from cfpose_sdk.detector import as_detections
 from cfpose_sdk.image import read_image
 from cfpose_sdk.results import Poses

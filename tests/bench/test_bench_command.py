@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_bench import candidates
+from cfpose_bench.models import open
 from cfpose_sdk import commands
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.results import Poses
@@ -220,7 +220,7 @@ def test_any_detector_that_the_sdk_opens(
 ) -> None:
     """One without a threshold of its own gives none to the report."""
     other = SimpleNamespace(name="yolo-x", close=lambda: None)
-    monkeypatch.setattr(candidates, "open_detector", lambda path, **options: other)
+    monkeypatch.setattr(open, "open_detector", lambda path, **options: other)
     _, found = run(dataset_folder, "--boxes", "detector", "--detector", "yolo-x.onnx")
     assert found["protocol"]["detector"] == "yolo-x"
     assert "detector_threshold" not in found["protocol"]

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from cfpose_bench.accuracy import evaluate
+from cfpose_bench.accuracy.coco import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_bench.annotations import CROWDPOSE_NAMES
-from cfpose_bench.crowdpose import evaluate_crowdpose
+from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
+from cfpose_bench.data.annotations import CROWDPOSE_NAMES
 from cfpose_training.ablation import RESULT_FILE, run_ablation
 from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data import DataOptions

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_bench.annotations import read_annotations
+from cfpose_bench.data.annotations import read_annotations
 from cfpose_sdk.errors import ArtifactError, DatasetError, InputError, TrainingError
 from cfpose_training.cli import main
 from cfpose_training.label_run import run_labelling

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cfpose_bench.annotations import read_annotations
+from cfpose_bench.data.annotations import read_annotations
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import Source
 from cfpose_training.label_run import run_labelling

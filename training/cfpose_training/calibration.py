@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_bench.reliability import squared_sigmas
+from cfpose_bench.accuracy.reliability import squared_sigmas
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_training.evaluation import Predictions

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench.annotations import is_counted, read_annotations
+from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Recipe, Source

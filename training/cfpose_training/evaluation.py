@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cfpose_bench.accuracy import Accuracy, evaluate
-from cfpose_bench.annotations import is_crowdpose, read_annotations
-from cfpose_bench.crowdpose import evaluate_crowdpose
+from cfpose_bench.accuracy.coco import Accuracy, evaluate
+from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
+from cfpose_bench.data.annotations import is_crowdpose, read_annotations
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source

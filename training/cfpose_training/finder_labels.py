@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cfpose_bench.annotations import is_counted, read_annotations
+from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import iou_matrix, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, DatasetError

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_bench.annotations import CROWDPOSE_AREA, is_counted
+from cfpose_bench.data.annotations import CROWDPOSE_AREA, is_counted
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.frames import expand
 from cfpose_sdk.skeleton import Skeleton

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from cfpose_bench.reliability import squared_sigmas
+from cfpose_bench.accuracy.reliability import squared_sigmas
 from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.calibration import (

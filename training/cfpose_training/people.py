@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_bench.annotations import is_counted, read_annotations
+from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Source

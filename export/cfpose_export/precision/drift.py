@@ -19,10 +19,10 @@ from typing import Any, get_args
 
 import onnx
 
-from cfpose_bench.accuracy import evaluate
-from cfpose_bench.dataset import KeypointDataset, open_dataset
-from cfpose_bench.machine import environment
-from cfpose_bench.predictions import predict_dataset
+from cfpose_bench.accuracy.coco import evaluate
+from cfpose_bench.data.dataset import KeypointDataset, open_dataset
+from cfpose_bench.measurement import environment
+from cfpose_bench.run.predictions import predict_dataset
 from cfpose_bench.tables import fill
 from cfpose_export.graph.rules import load_model, read_spec
 from cfpose_export.precision.gate import LIMITS, Limits, Precision, builder, digest, examine

@@ -244,7 +244,7 @@ def _oks(
     areas: NDArray[np.float64],
     sigmas: Sequence[float],
 ) -> NDArray[np.float64]:
-    """(M,) OKS of the crops with a compared joint; formula as in cfpose_bench.accuracy."""
+    """(M,) OKS of the crops with a compared joint; formula as in cfpose_bench.accuracy.coco."""
     variance = (2 * np.asarray(sigmas)) ** 2
     similar = np.exp(-(distance**2) / (2 * variance * areas[:, None]))
     some = compared.any(axis=1)

@@ -1,0 +1,238 @@
+"""Annotated photos: found by name, folder or file, and the boxes of their people."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_bench.data.annotations import Record, is_counted, read_annotations, read_json
+from cfpose_bench.data.download import COCO_HOST, COCO_VAL, Archive, coco_cache, fetch_archives
+from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.image import read_image
+from cfpose_sdk.results import Poses
+from cfpose_sdk.skeleton import COCO_17
+
+Boxes = Mapping[int, NDArray[np.float64]]
+Photos = Mapping[int, Poses | None]  # image id -> its poses; None where the photo is damaged
+DATA_VARIABLE = "CFPOSE_DATA"
+COCO_VAL_FILES = (  # below the data root
+    "annotations/person_keypoints_val2017.json",
+    "coco/annotations/person_keypoints_val2017.json",
+    "person_keypoints_val.json",
+    "coco/person_keypoints_val.json",
+)
+CROWDPOSE_FILES = (
+    "json/crowdpose_test.json",
+    "annotations/crowdpose_test.json",
+    "annotations/mmpose_crowdpose_test.json",
+    "crowdpose/json/crowdpose_test.json",
+    "crowdpose/annotations/crowdpose_test.json",
+    "crowdpose/annotations/mmpose_crowdpose_test.json",
+)
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+KNOWN = {"coco-val": COCO_VAL_FILES, "crowdpose": CROWDPOSE_FILES}  # name -> usual places
+
+
+@dataclass(frozen=True)
+class KeypointDataset:
+    """Photos with people; boxes are xyxy pixels of the stored file (COCO's x, y, x + w, y + h)."""
+
+    name: str
+    annotations: Mapping[str, Any]  # COCO format, as `read_annotations` returns it
+    photos: Mapping[int, Path]  # image id -> file, of the photos that are there; ids ascending
+    missing: tuple[str, ...] = ()  # file names that are annotated but absent
+    unannotated: int = 0  # photos in the folder that the annotations do not list
+    has_keypoints: bool = True  # False: boxes only, which gives times and drift but no accuracy
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of the photos that are there, ascending."""
+        return tuple(self.photos)
+
+    def limited(self, count: int) -> KeypointDataset:
+        """The first `count` photos by id. Raises DatasetError unless count is positive."""
+        if count < 1:
+            raise DatasetError(f"the number of photos must be at least 1, got {count}")
+        return dataclasses.replace(self, photos=dict(list(self.photos.items())[:count]))
+
+    def ground_truth_boxes(self) -> dict[int, NDArray[np.float64]]:
+        """(N, 4) boxes of each photo: everybody with a labelled keypoint who is not a crowd.
+
+        These are the people that the evaluation counts. Crowd regions and people without keypoints
+        get no box; the evaluation ignores them and whatever matches them. Where nobody has
+        keypoints (`has_keypoints`), it is everybody but crowds.
+        """
+        boxes: dict[int, list[list[float]]] = {image_id: [] for image_id in self.photos}
+        for person in self.annotations["annotations"]:
+            taken = is_counted(person) or not (self.has_keypoints or person["iscrowd"])
+            if person["image_id"] in boxes and taken:
+                x, y, w, h = person["bbox"]
+                if not (w > 0 and h > 0):
+                    raise DatasetError(
+                        f"{self.name}: annotation {person['id']} has keypoints and the box "
+                        f"{person['bbox']}; width and height must be positive"
+                    )
+                boxes[person["image_id"]].append([x, y, x + w, y + h])
+        return {
+            image_id: np.array(rows, dtype=np.float64).reshape(-1, 4)
+            for image_id, rows in boxes.items()
+        }
+
+
+def open_dataset(
+    source: str | Path,
+    *,
+    images: str | Path | None = None,
+    data_root: str | Path | None = None,
+) -> KeypointDataset:
+    """Open a KNOWN name, a folder, or an annotation file; photos from `images` or beside the file.
+
+    Known names are looked for below `data_root`, else below the folder that CFPOSE_DATA names.
+    Photos that are absent are listed in `missing` and take no part. Raises DatasetError when the
+    annotations or all photos are absent.
+    """
+    known = str(source) if str(source) in KNOWN else None
+    path = _find_known(known, data_root) if known else _annotation_file(Path(source))
+    annotations = read_annotations(path)
+    folders = [Path(images)] if images is not None else _photo_folders(path)
+    names = {image["id"]: image["file_name"] for image in annotations["images"]}
+    folder = next(
+        (f for f in folders if any((f / name).is_file() for name in names.values())), None
+    )
+    if folder is None:
+        raise DatasetError(
+            f"{path}: none of its {len(names)} photos is in {', '.join(map(str, folders))}; "
+            f"name their folder with --images"
+        )
+    found = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
+    missing = tuple(name for i, name in sorted(names.items()) if i not in found)
+    listed = {Path(name).name for name in names.values()}
+    others = sum(
+        path.suffix.lower() in PHOTO_SUFFIXES and path.name not in listed
+        for path in folder.iterdir()
+    )
+    return KeypointDataset(known or path.stem, annotations, found, missing, others)
+
+
+def read_boxes(path: str | Path) -> dict[int, NDArray[np.float64]]:
+    """(N, 5) boxes of each photo, xyxy and score, from a COCO detection-results file.
+
+    A list of {"image_id", "bbox": [x, y, w, h], "score"}; entries of a `category_id` other than 1
+    (person) are left out. Raises DatasetError on any other content.
+    """
+    rows: dict[int, list[list[float]]] = {}
+    data = read_json(Path(path))
+    if not isinstance(data, list):
+        raise DatasetError(f"{path}: expected a list of COCO detection results")
+    for index, entry in enumerate(data):
+        try:
+            if entry.get("category_id", 1) != 1:
+                continue
+            x, y, w, h = (float(value) for value in entry["bbox"])
+            row, image_id = [x, y, x + w, y + h, float(entry["score"])], int(entry["image_id"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{path}: entry {index} needs image_id, bbox [x, y, w, h] and score ({error!r})"
+            ) from error
+        if not (w > 0 and h > 0 and all(map(math.isfinite, row))):
+            raise DatasetError(f"{path}: entry {index} has the box {entry['bbox']}")
+        rows.setdefault(image_id, []).append(row)
+    return {image_id: np.array(boxes, dtype=np.float64) for image_id, boxes in rows.items()}
+
+
+def _find_known(name: str, data_root: str | Path | None) -> Path:
+    root = data_root if data_root is not None else os.environ.get(DATA_VARIABLE)
+    if not root:
+        raise DatasetError(
+            f"{name} needs the folder of its photos and annotations: pass --data-root or set "
+            f"{DATA_VARIABLE}"
+        )
+    for path in (Path(root) / place for place in KNOWN[name]):
+        if path.is_file():
+            return path
+    raise DatasetError(f"{name} is not in {root}: looked for {', '.join(KNOWN[name])}")
+
+
+def _annotation_file(path: Path) -> Path:
+    """The file itself, or the only JSON file of the folder (or of its `annotations` folder)."""
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.json")) or sorted(path.glob("annotations/*.json"))
+    if len(files) != 1:
+        raise DatasetError(
+            f"{path}: expected exactly one annotation file, found {len(files)}; name the file"
+        )
+    return files[0]
+
+
+def _photo_folders(path: Path) -> list[Path]:
+    """Where photos usually are: person_keypoints_X.json has them in images/X or ../X."""
+    parent, split = path.parent, path.stem.removeprefix("person_keypoints_")
+    return [
+        parent / "images" / split,
+        parent.parent / split,
+        parent / "images",
+        parent.parent / "images",
+        parent,
+    ]
+
+
+def find_dataset(
+    source: str,
+    images: str | None = None,
+    data_root: str | None = None,
+    mirror: str | None = None,
+    archives: tuple[Archive, ...] = COCO_VAL,
+) -> KeypointDataset:
+    """Open the data set; `coco-val` without a data root is downloaded once into a cache.
+
+    Raises DatasetError when it cannot be found or fetched.
+    """
+    if source == "demo":
+        return open_demo()
+    root = data_root or os.environ.get(DATA_VARIABLE)
+    if source == "coco-val" and not root:
+        folder = fetch_archives(archives, coco_cache(), host=mirror or COCO_HOST)
+        return open_dataset(source, images=images, data_root=folder)
+    return open_dataset(source, images=images, data_root=data_root)
+
+
+PHOTOS = Path(__file__).resolve().parents[3] / "examples" / "photos"
+
+
+def open_demo(folder: Path = PHOTOS) -> KeypointDataset:
+    """The demo photos. Raises DatasetError where the repository's examples are not there."""
+    if not (folder / "people.json").is_file():
+        raise DatasetError(
+            f"the demo photos are not in {folder}: they come with a clone of the repository, not "
+            f"with the wheel; name another data set with --dataset"
+        )
+    images: list[Record] = []
+    people: list[Record] = []
+    for image_id, (name, boxes) in enumerate(sorted(read_json(folder / "people.json").items()), 1):
+        height, width = read_image(folder / name).shape[:2]
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for x1, y1, x2, y2 in boxes:
+            people.append(
+                {
+                    "id": len(people) + 1,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "keypoints": [0] * (3 * len(COCO_17)),
+                }
+            )
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoints)}
+    truth = read_annotations({"images": images, "annotations": people, "categories": [category]})
+    photos = {image["id"]: folder / image["file_name"] for image in images}
+    return KeypointDataset("demo", truth, photos, has_keypoints=False)

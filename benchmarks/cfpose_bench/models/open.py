@@ -1,0 +1,218 @@
+"""What can be measured: cfpose artifacts and peers, opened by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfpose_bench.models.base import PoseModel
+from cfpose_bench.models.wrappers import CountedFinder, FlipTested
+from cfpose_bench.peers.movenet import MoveNet
+from cfpose_sdk.backends import Device, RuntimeOptions
+from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.openvino import ir_weights
+from cfpose_sdk.detector import OpenDetector, PersonFinder
+from cfpose_sdk.detectors import open_detector
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.passport import passport_path
+from cfpose_sdk.skeleton import COCO_17, Skeleton
+
+ENGINES = (".engine", ".plan")
+
+
+def files_of(path: Path, *, sidecar: bool = False) -> tuple[Path, ...]:
+    """The artifact first, then the files beside it that are there, by name.
+
+    An .xml has its weights in a .bin, an .onnx may have them in external data, an engine has its
+    passport. `sidecar`: rtmlib's NAME.json, whose mean and std decide the answers, counts too.
+    """
+    kind, others = path.suffix.lower(), set()
+    if kind == ".xml":
+        others = {ir_weights(path)}
+    elif kind == ".onnx":
+        others = _external_data(path)
+    elif kind in ENGINES:
+        others = {passport_path(path)}
+    if sidecar:
+        others.add(path.with_suffix(".json"))
+    return (path, *sorted(other for other in others if other.is_file()))
+
+
+def _external_data(path: Path) -> set[Path]:
+    """Files of tensors outside the graph; without the package onnx, those of the usual names."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        return {path.with_name(path.name + ending) for ending in (".data", "_data")}
+    try:
+        graph = onnx.load_model(path, load_external_data=False).graph
+    except DecodeError:  # whoever opens it says so
+        return set()
+    return {
+        path.parent / entry.value
+        for tensor in _tensors(graph)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _tensors(graph: Any) -> list[Any]:
+    """The constants of a graph and of those inside its nodes."""
+    found = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                found.append(attribute.t)
+            if attribute.HasField("g"):
+                found += _tensors(attribute.g)
+    return found
+
+
+# peers that run in an environment of their own, by the adapter file that serves them
+ADAPTERS = {"rtmlib": "rtmlib_pose.py", "ultralytics": "ultralytics_pose.py"}
+PEERS = ("movenet", *ADAPTERS, "adapter")
+
+
+@dataclass(frozen=True)
+class Name:
+    """`--model` taken apart: `peer` is None for a cfpose artifact."""
+
+    text: str
+    peer: str | None
+    path: Path
+    adapter: Path | None = None  # the file that serves a peer in its own environment
+
+    @property
+    def label(self) -> str:
+        """What reports call it: no path of the machine that they were made on."""
+        if self.text == "default":
+            return "default"
+        if self.peer is None:
+            return self.path.name
+        return self.path.stem if self.peer == "movenet" else f"{self.peer}:{self.path.stem}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide its answers, the named one first."""
+        return files_of(self.path, sidecar=self.peer == "rtmlib")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An opened model with the facts that the report states about it."""
+
+    name: str
+    model: PoseModel
+    skeleton: Skeleton
+    close: Callable[[], None]
+    precision: str | None = None
+    provider: str | None = None
+    size_wh: tuple[int, int] | None = None  # of the crop, in pixels
+    is_peer: bool = False
+    finder: CountedFinder | None = None  # what it finds people with, where it must
+
+
+def parse_name(text: str) -> Name:
+    """`default`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `ultralytics:F.pt`, `adapter:A.py:FILE`.
+
+    Raises InputError for an unknown peer.
+    """
+    peer, separator, rest = text.partition(":")
+    if not separator or len(peer) == 1:  # a single letter is a Windows drive
+        return Name(text, None, BUNDLED_MODEL if text == "default" else Path(text))
+    if peer not in PEERS:
+        raise InputError(
+            f"--model {text}: no peer is called {peer!r}; expected one of {', '.join(PEERS)}"
+        )
+    if peer == "adapter":
+        adapter, separator, path = rest.partition(":")
+        if not separator:
+            raise InputError(f"--model {text}: expected adapter:ADAPTER.py:FILE")
+        return Name(text, peer, Path(path), Path(adapter))
+    folder = Path(__file__).parents[1] / "peers"
+    return Name(text, peer, Path(rest), folder / ADAPTERS[peer] if peer in ADAPTERS else None)
+
+
+def open_candidate(
+    name: Name,
+    *,
+    find: bool = False,
+    detector: str | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    flip_test: bool = False,
+    precision: Precision = "f32",
+) -> Candidate:
+    """Open a cfpose artifact or MoveNet in this process.
+
+    `find` opens the person finder too (`detector`, or the bundled one), for photos without boxes.
+    `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
+    the runtime does, InputError for a precision that it does not have.
+    """
+    finder = CountedFinder(open_finder(detector, device, threads)) if find else None
+    if name.peer is None:
+        opened = _cfpose(name, finder, device, threads, precision)
+    elif precision == "f32":
+        opened = _movenet(name, finder, device, threads)
+    else:
+        raise InputError(f"--model {name.text} runs in f32 only, got precision {precision!r}")
+
+    def close() -> None:
+        opened.close()
+        if finder is not None:
+            finder.close()
+
+    model = FlipTested(opened.model) if flip_test else opened.model
+    return Candidate(**{**vars(opened), "model": model, "close": close, "finder": finder})
+
+
+def open_finder(
+    detector: str | None, device: Device = "auto", threads: int | None = None
+) -> OpenDetector:
+    """The person finder of `--detector`; None is the bundled one. Raises as `open_detector`."""
+    if detector is None:
+        return PersonFinder(None, device=device, threads=threads)
+    return open_detector(detector, device=device, threads=threads)
+
+
+def _cfpose(
+    name: Name,
+    finder: CountedFinder | None,
+    device: Device,
+    threads: int | None,
+    precision: Precision,
+) -> Candidate:
+    path = None if name.text == "default" else name.path
+    # other runtimes have no such option, and refuse it
+    chosen: dict[str, Any] = {}
+    if precision != "f32":
+        chosen["options"] = RuntimeOptions(precision=precision)
+    estimator = PoseEstimator(path, detector=finder, device=device, threads=threads, **chosen)
+    return Candidate(
+        name=name.label,
+        model=estimator,
+        skeleton=estimator.spec.skeleton,
+        close=estimator.close,
+        precision=estimator.spec.precision,
+        provider=estimator.info.provider,
+        size_wh=estimator.spec.size_wh,
+    )
+
+
+def _movenet(
+    name: Name, finder: CountedFinder | None, device: Device, threads: int | None
+) -> Candidate:
+    model = MoveNet(name.path, finder, device=device, threads=threads)
+    return Candidate(
+        name=name.label,
+        model=model,
+        skeleton=COCO_17,
+        close=model.close,
+        provider=model.backend.provider,
+        size_wh=(model.side, model.side),
+        is_peer=True,
+    )

@@ -1,0 +1,237 @@
+"""A model to measure, in a process of its own (`ProcessWorker`) or in this one (`InlineWorker`).
+
+Several runtimes in one process disturb each other's times: their threads spin. A worker waits on
+its pipe while another one works, and reports the peak memory of its process alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cfpose_bench import peers
+from cfpose_bench.models.base import poses_of
+from cfpose_bench.models.open import Name, open_candidate
+from cfpose_bench.peers.serve import memory_mb
+from cfpose_sdk import errors
+from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.errors import ArtifactError, BackendError, ImageError, InputError
+from cfpose_sdk.results import Poses
+from cfpose_sdk.skeleton import COCO_17, Skeleton
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What every worker of a run shares."""
+
+    device: Device = "auto"
+    threads: int = 1
+    cpus: tuple[int, ...] = ()  # the worker stays on them; empty: wherever it likes
+    find: bool = False  # whether it must find people itself
+    detector: str | None = None  # the finder's file; None is the bundled one
+    flip_test: bool = False
+    precision: Precision = "f32"  # OpenVINO: of the pose network's arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What an opened model says of itself."""
+
+    name: str
+    skeleton: Skeleton = COCO_17
+    precision: str | None = None
+    provider: str | None = None
+    size_wh: tuple[int, int] | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_peer: bool = False
+    one_stage: bool = False  # finds the people itself, whatever boxes there are
+    needs_boxes: bool = False  # cannot open cfpose's finder
+
+
+class Worker(Protocol):
+    """What the rounds run; also a PoseModel."""
+
+    facts: Facts
+
+    def predict(self, image: Any, /, boxes: Any = None) -> Poses:
+        """As PoseModel.predict. Raises ImageError for a photo that cannot be read."""
+        ...
+
+    def memory(self) -> dict[str, float | None]:
+        """Megabytes (10⁶ bytes): peak_rss of the process, gpu."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class InlineWorker:
+    """A model in this process; for debugging and tests."""
+
+    def __init__(self, name: Name, setting: Setting) -> None:
+        if name.adapter is not None:
+            raise InputError(f"--model {name.text} needs a process of its own; omit --in-process")
+        self._candidate = open_candidate(
+            name,
+            find=setting.find,
+            detector=setting.detector,
+            device=setting.device,
+            threads=setting.threads,
+            flip_test=setting.flip_test,
+            precision=setting.precision,
+        )
+        self.facts = Facts(
+            **{
+                f: getattr(self._candidate, f)
+                for f in ("name", "skeleton", "precision", "provider")
+            },
+            size_wh=self._candidate.size_wh,
+            is_peer=self._candidate.is_peer,
+        )
+
+    def predict(self, image: Any, /, boxes: Any = None) -> Poses:
+        """As the model's own, without the frame."""
+        return dataclasses.replace(self._candidate.model.predict(image, boxes=boxes), image=None)
+
+    def memory(self) -> dict[str, float | None]:
+        """Of this whole process."""
+        return memory_mb()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._candidate.close()
+
+
+class ProcessWorker:
+    """A model in a child process that answers JSON lines."""
+
+    def __init__(self, name: Name, setting: Setting, python: str | None = None) -> None:
+        self._label = name.label
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
+        limit = str(setting.threads)
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        self._process = subprocess.Popen(
+            _command(name, setting, python),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **dict.fromkeys(names, limit)},
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        try:
+            said = self._read()["ready"]
+        except BaseException:
+            self.close()
+            raise
+        tables = said.get("skeleton")
+        skeleton = COCO_17 if tables is None else _skeleton(tables)
+        self.facts = Facts(
+            name=name.label,
+            skeleton=skeleton,
+            precision=said.get("precision"),
+            provider=said.get("provider"),
+            size_wh=tuple(said["size_wh"]) if said.get("size_wh") else None,
+            versions=said.get("versions", {}),
+            is_peer=name.peer is not None,
+            one_stage=said.get("one_stage", False),
+            needs_boxes=name.adapter is not None,
+        )
+
+    def predict(self, image: Any, /, boxes: Any = None) -> Poses:
+        """Poses of the photo at a path."""
+        given = None if boxes is None else np.asarray(boxes, dtype=np.float64).tolist()
+        said = self.ask({"do": "predict", "image": str(image), "boxes": given})
+        if "unreadable" in said:
+            raise ImageError(said["unreadable"])
+        try:
+            return poses_of(said, self.facts.skeleton)
+        except ValueError as error:
+            raise BackendError(f"{self._label}: its answer is no set of poses ({error})") from error
+
+    def memory(self) -> dict[str, float | None]:
+        """Of the worker's process alone."""
+        return self.ask({"do": "memory"})
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.kill()  # it holds nothing that must be saved
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            if pipe is not None:
+                pipe.close()
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The process's answer to one question of `peers/serve.py`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._ended() from error
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        said: dict[str, Any] = json.loads(line)
+        if "error" in said:
+            kind, message = said["error"]
+            known = getattr(errors, kind, None)
+            if isinstance(known, type) and issubclass(known, errors.CfposeError):
+                raise known(message)
+            raise BackendError(f"{self._label}: {kind}: {message}")
+        return said
+
+    def _ended(self) -> BackendError:
+        code = self._process.wait()
+        self._log.seek(0)
+        last = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
+        return BackendError(
+            f"{self._label}: its process ended with code {code}; it said last: {' | '.join(last)}"
+        )
+
+
+def open_worker(
+    name: Name, setting: Setting, *, python: str | None = None, in_process: bool = False
+) -> Worker:
+    """Open a model to measure; `python` is the interpreter of a peer's own environment."""
+    if not name.path.is_file():
+        raise ArtifactError(f"{name.path} does not exist; expected a model file")
+    if in_process:
+        return InlineWorker(name, setting)
+    return ProcessWorker(name, setting, python)
+
+
+def _command(name: Name, setting: Setting, python: str | None) -> Sequence[str]:
+    shared = {**dataclasses.asdict(setting), "cpus": list(setting.cpus)}
+    if name.adapter is None:
+        options = json.dumps({**shared, "model": name.text})
+        return [sys.executable, "-m", "cfpose_bench.models.serving", options]
+    options = json.dumps({**shared, "path": str(name.path)})
+    served = Path(peers.__file__).parent / "serve.py"
+    return [python or sys.executable, str(served), str(name.adapter), options]
+
+
+def _skeleton(tables: Mapping[str, Any]) -> Skeleton:
+    return Skeleton(
+        keypoints=tuple(tables["keypoints"]),
+        limbs=tuple((a, b) for a, b in tables["limbs"]),
+        flip_pairs=tuple((a, b) for a, b in tables["flip_pairs"]),
+        oks_sigmas=tuple(tables["oks_sigmas"]),
+    )

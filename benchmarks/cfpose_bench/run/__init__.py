@@ -1,0 +1,1 @@
+"""A run of the bench: models over photos in turns, and what comes of it."""

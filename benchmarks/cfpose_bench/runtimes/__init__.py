@@ -1,0 +1,1 @@
+"""`cfpose-bench runtimes`: pose runtimes side by side, as ratios."""

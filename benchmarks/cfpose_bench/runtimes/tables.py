@@ -1,0 +1,208 @@
+"""The record of `cfpose-bench runtimes` → its section in the document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cfpose_bench.runtimes.contestants import RTMLIB, W32, W32_BF16
+from cfpose_bench.runtimes.turns import Summary, speedup, summary_of
+
+SAME_RUNTIME, BEST_BACKEND = 1.0, 3.0  # times as fast as rtmlib
+OUTSIDE = 0.10  # of a call with OUTSIDE_PEOPLE people, at most
+OUTSIDE_PEOPLE = 5
+FIRST_RESULT_S = 1.5
+Record = Mapping[str, Any]
+NO_AMX = "no AMX"
+
+
+def goals(record: Record) -> list[dict[str, Any]]:
+    """Each goal with its figure and `pass`, `fail` or `not measured`.
+
+    The median decides; `sure` tells whether the unfavourable end of its interval says the same.
+    """
+    w32 = [task for task in record["tasks"] if task["model"] == "w32"]
+    found = [_against_rtmlib(task, best=False) for task in w32]
+    found += [_against_rtmlib(task, best=True) for task in w32]
+    if not w32:
+        for text in ("same onnxruntime as rtmlib", "best backend against rtmlib"):
+            found.append({"goal": text, "verdict": "not measured", "why": "no W32 was given"})
+    return [
+        *found,
+        _outside(record["tasks"]),
+        _first_result(record["first_result"]),
+        *_amx(record, w32),
+    ]
+
+
+def _case(task: Record) -> str:
+    return f"boxes {task['boxes']}, {task['people']} people"
+
+
+def _against_rtmlib(task: Record, *, best: bool) -> dict[str, Any]:
+    ours = [row for row in task["rows"] if row["label"] != RTMLIB]
+    row = min(ours, key=lambda r: r["ms"]) if best else _row(ours, W32)
+    goal = "best backend against rtmlib" if best else "same onnxruntime as rtmlib"
+    wanted = BEST_BACKEND if best else SAME_RUNTIME
+    value = None if row is None else summary_of(row, "speedup")
+    if row is None or value is None:
+        return {"goal": goal, "case": _case(task), "verdict": "not measured", "why": "left out"}
+    return _judged(goal, _case(task), row["label"], value, at_least=wanted)
+
+
+def _outside(tasks: Sequence[Record]) -> dict[str, Any]:
+    goal = "time outside the two networks"
+    for task in tasks:
+        if task["model"] == "default" and task["people"] == OUTSIDE_PEOPLE:
+            ours = [row for row in task["rows"] if row["label"].startswith("default")]
+            row = min(ours, key=lambda r: r["ms"])
+            share = summary_of(row, "outside_share")
+            if share is not None:
+                return _judged(goal, _case(task), row["label"], share, at_most=OUTSIDE)
+    why = f"no task with {OUTSIDE_PEOPLE} people"
+    return {"goal": goal, "verdict": "not measured", "why": why}
+
+
+def _first_result(started: Record) -> dict[str, Any]:
+    seconds = Summary(started["median_s"], min(started["samples_s"]), started["max_s"], ())
+    case = f"{len(started['samples_s'])} processes, interval: least and most"
+    return _judged("first result, seconds", case, "default", seconds, at_most=FIRST_RESULT_S)
+
+
+def _amx(record: Record, w32: Sequence[Record]) -> list[dict[str, Any]]:
+    """OpenVINO bf16 by onnxruntime fp32, on CPUs with AMX alone; no goal was set for it."""
+    goal = "W32 in bf16 with AMX against onnxruntime fp32"
+    if "amx_bf16" not in record["environment"]["cpu_features"]:
+        return [{"goal": goal, "verdict": "not measured", "why": NO_AMX}]
+    found = []
+    for task in w32:
+        plain, low = _row(task["rows"], W32), _row(task["rows"], W32_BF16)
+        if plain is not None and low is not None:
+            ratio = speedup(plain["samples_ms"], low["samples_ms"])
+            found.append(_judged(goal, _case(task), W32_BF16, ratio))
+    return found or [{"goal": goal, "verdict": "not measured", "why": "left out"}]
+
+
+def _judged(
+    goal: str,
+    case: str,
+    who: str,
+    value: Summary,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> dict[str, Any]:
+    figures = {"value": value.median, "low": value.low, "high": value.high}
+    record: dict[str, Any] = {"goal": goal, "case": case, "who": who, **figures}
+    if at_least is not None:
+        reached = [float(v) >= at_least for v in (value.median, value.low, value.high)]
+        record["wanted"] = f"≥ {at_least:g}"
+    elif at_most is not None:
+        reached = [float(v) <= at_most for v in (value.median, value.high, value.low)]
+        record["wanted"] = f"≤ {at_most:g}"
+    else:
+        return {**record, "verdict": "measured"}
+    passed = reached[0]
+    return {**record, "verdict": "pass" if passed else "fail", "sure": bool(np.all(reached))
+            if passed else not any(reached)}  # fmt: skip
+
+
+def _row(rows: Sequence[Record], label: str) -> Record | None:
+    return next((row for row in rows if row["label"] == label), None)
+
+
+NOT_MEASURED = "Not measured yet: run `make runtimes`."
+NAMES = {"w32": "W32", "default": "default"}
+
+
+def runtimes_block(record: Record | None) -> str:
+    """Markdown of one record; without one, that there is none."""
+    if record is None:
+        return NOT_MEASURED
+    parts = [_heading(record), _times(record["tasks"]), _goals(record["goals"]), _first(record)]
+    if record["left_out"]:
+        reasons = "; ".join(f"{entry['label']} ({entry['why']})" for entry in record["left_out"])
+        parts.append(f"Left out: {reasons}.")
+    return "\n\n".join(parts)
+
+
+def _heading(record: Record) -> str:
+    environment, protocol = record["environment"], record["protocol"]
+    versions = {**environment["packages"]}
+    for task in record["tasks"]:
+        for row in task["rows"]:
+            versions |= row.get("versions", {})
+    named = ", ".join(
+        f"{name} {versions[name]}"
+        for name in ("onnxruntime", "openvino", "rtmlib")
+        if name in versions
+    )
+    width, height = protocol["size_wh"]
+    return (
+        f"One run on {environment['cpu']} with {protocol['threads']} threads: {named}. The photo "
+        f"is `{protocol['photo']}` ({width} × {height}), decoded; with boxes `found` the "
+        f"detector's time is in it (W32: YOLOX-Nano on both sides; default and "
+        f"Thunder: the bundled finder). "
+        f"W32 is untrained: its figures are times, and its int8 and bf16 rows say nothing about "
+        f"accuracy. A ratio is how many times as fast as the first row, the median over rounds "
+        f"with its 95 % interval. `outside`: share of the time outside the networks' runs."
+    )
+
+
+def _times(tasks: Sequence[Record]) -> str:
+    lines = _head(("model", "boxes", "people", "runtime", "ms", "ratio", "outside"), 4)
+    for task in tasks:
+        for row in task["rows"]:
+            ratio, outside = row.get("speedup"), row.get("outside_share")
+            lines.append(
+                _line(
+                    NAMES[task["model"]],
+                    task["boxes"],
+                    str(task["people"]),
+                    row["label"],
+                    f"{row['ms']:.1f}",
+                    "1"
+                    if ratio is None
+                    else _interval(ratio["median"], ratio["low"], ratio["high"]),
+                    "-" if outside is None else f"{outside['median']:.1%}",
+                )
+            )
+    return "\n".join(lines)
+
+
+def _goals(goals: Sequence[Record]) -> str:
+    lines = _head(("goal", "case", "runtime", "wanted", "found", "verdict"), 6)
+    for goal in goals:
+        if "value" not in goal:
+            verdict = f"not measured: {goal['why']}"
+            lines.append(_line(goal["goal"], goal.get("case", "-"), "-", "-", "-", verdict))
+            continue
+        unsure = ", not surely" if goal.get("sure") is False else ""
+        found = _interval(goal["value"], goal["low"], goal["high"])
+        wanted = goal.get("wanted", "-")
+        verdict = f"{goal['verdict']}{unsure}"
+        lines.append(_line(goal["goal"], goal["case"], goal["who"], wanted, found, verdict))
+    return "\n".join(lines)
+
+
+def _first(record: Record) -> str:
+    started = record["first_result"]
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in started["parts_s"].items())
+    return (
+        f"First result: median {started['median_s']:.2f} s, most {started['max_s']:.2f} s of "
+        f"{len(started['samples_s'])} processes (median seconds of its parts: {parts})."
+    )
+
+
+def _head(names: Sequence[str], texts: int) -> list[str]:
+    return [_line(*names), "|" + "---|" * texts + "---:|" * (len(names) - texts)]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
