@@ -17,9 +17,9 @@ from cfpose_sdk.errors import (
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
-from cfpose_sdk.smoothing import SmoothOptions
 from cfpose_sdk.spec import ModelSpec
-from cfpose_sdk.tracks import TrackOptions
+from cfpose_sdk.streaming.smoothing import SmoothOptions
+from cfpose_sdk.streaming.tracking import TrackOptions
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cfpose_sdk.errors import BoxError
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 
 Float64 = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 from cfpose_sdk.skeleton import Skeleton
 
 Colour = tuple[int, int, int]  # BGR

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, Self
 
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
-from cfpose_sdk.detector import Detector, Running, as_detections
 from cfpose_sdk.detectors import DetectorOptions
+from cfpose_sdk.detectors.base import Detector, Running, as_detections
+from cfpose_sdk.detectors.lazy import Finding, Found
 from cfpose_sdk.errors import BackendError, InputError
-from cfpose_sdk.estimates import Shot, estimate
-from cfpose_sdk.finding import Finding, Found
-from cfpose_sdk.frames import Footage, Frame, PathLike, Source, load_frame
-from cfpose_sdk.image import Image
-from cfpose_sdk.inference import PoseModel
+from cfpose_sdk.files import MODELS
+from cfpose_sdk.inference import PoseModel, Shot, estimate
+from cfpose_sdk.media.frames import Footage, Frame, PathLike, Source, load_frame
+from cfpose_sdk.media.image import Image
+from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses
-from cfpose_sdk.smoothing import SmoothOptions
-from cfpose_sdk.sources import open_source
 from cfpose_sdk.spec import ModelSpec
-from cfpose_sdk.streams import Broken, PoseStream, Response, StreamOptions
-from cfpose_sdk.tracks import TrackOptions
+from cfpose_sdk.streaming.smoothing import SmoothOptions
+from cfpose_sdk.streaming.stream import Broken, PoseStream, Response, StreamOptions
+from cfpose_sdk.streaming.tracking import TrackOptions
 
-BUNDLED_MODEL = Path(__file__).parent / "models" / "cfpose-s.onnx"
+BUNDLED_MODEL = MODELS / "cfpose-s.onnx"
 
 
 @dataclass(frozen=True)

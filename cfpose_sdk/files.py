@@ -16,6 +16,8 @@ from typing import Any, Self, TextIO
 
 from cfpose_sdk.errors import InputError
 
+MODELS = Path(__file__).parent / "models"  # the bundled ones
+
 
 def digest(path: str | Path, *others: str | Path) -> str:
     """SHA-256 of a file; of several, that of their hashes, a line each."""

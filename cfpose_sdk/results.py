@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.conversions import dataframe, key_points
 from cfpose_sdk.draw import draw_poses
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.image import Image, check_image
-from cfpose_sdk.pictures import thumbnail, write_picture
-from cfpose_sdk.records import coco_image_id, coco_results, person_records, table_rows
+from cfpose_sdk.formats import (
+    coco_image_id,
+    coco_results,
+    dataframe,
+    key_points,
+    person_records,
+    table_rows,
+)
+from cfpose_sdk.media.image import Image, check_image, thumbnail, write_picture
 from cfpose_sdk.skeleton import Skeleton
 
 Float32 = NDArray[np.float32]

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from cfpose_sdk import PoseEstimator
-from cfpose_sdk.frames import expand
+from cfpose_sdk.media.frames import expand
 
 
 class Poser:

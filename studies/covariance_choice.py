@@ -34,8 +34,8 @@ from cfpose_export.graph.rules import LOGITS, load_model, read_spec
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
+from cfpose_sdk.media.image import read_image
 from cfpose_training.calibration import SIGMA_SHARE, fit_scale
 
 GROUPS = 8

@@ -18,9 +18,9 @@ import numpy as np
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_bench.measurement import environment
 from cfpose_sdk.boxes import iou_matrix
-from cfpose_sdk.detector import PersonFinder
+from cfpose_sdk.detectors.base import PersonFinder
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 
 MATCH_IOU = 0.5
 

@@ -28,7 +28,7 @@ from cfpose_export.graph.frame_input import frame_graph
 from cfpose_export.graph.rules import load_model
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 
 ANTIALIAS = (1, 2, 3)

@@ -27,7 +27,7 @@ from cfpose_bench.measurement import environment
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import COCO_17
 
 Float64 = NDArray[np.float64]

@@ -19,8 +19,8 @@ from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_bench.peers.yolox import YoloX
 from cfpose_sdk.errors import BackendError, ImageError
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
-from cfpose_sdk.records import numbers
+from cfpose_sdk.formats import numbers
+from cfpose_sdk.media.image import read_image
 
 COMMANDS = ("boxes", "simcc", "peers")
 # rtmlib asks for OpenCV with its windows, twice; the headless one, alone, serves it too

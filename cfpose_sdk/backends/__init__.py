@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from cfpose_sdk.backends.base import Backend, Device, RuntimeOptions
-from cfpose_sdk.backends.onnx import OnnxBackend
+from cfpose_sdk.backends.onnxruntime import OnnxBackend
 from cfpose_sdk.backends.openvino import OpenvinoBackend
 from cfpose_sdk.backends.plugins import CHECKPOINT, open_plugin, plugin_suffixes
-from cfpose_sdk.backends.tensorrt import TensorrtBackend
+from cfpose_sdk.backends.tensorrt.backend import TensorrtBackend
 from cfpose_sdk.errors import ArtifactError, InputError, is_installed
 
 __all__ = ["Backend", "Device", "RuntimeOptions", "open_backend"]

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends.device_memory import Cuda
 from cfpose_sdk.errors import BackendError, InputError
 
+Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
 Precision = Literal["f32", "bf16", "int8"]

@@ -20,8 +20,24 @@ from cfpose_sdk.backends.base import (
     RuntimeOptions,
     onnxruntime_type,
 )
-from cfpose_sdk.backends.processor import processor_flags
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
+
+_TOLD = Path("/proc/cpuinfo")
+_NAMES = ("flags", "features")  # on x86, on ARM
+
+
+def processor_flags(told: Path = _TOLD) -> frozenset[str] | None:
+    """Its instruction sets in Linux' words, as "avx512_bf16"; None where nobody tells."""
+    try:
+        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, values = line.partition(":")
+        if name.strip().lower() in _NAMES:
+            return frozenset(values.split())
+    return None
+
 
 _INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # layers of OpenVINO

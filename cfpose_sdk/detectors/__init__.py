@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 from cfpose_sdk.backends import Device, open_backend
-from cfpose_sdk.detector import OpenDetector, PersonFinder, Running
+from cfpose_sdk.detectors.base import DetectorOptions, OpenDetector, PersonFinder, Running
 from cfpose_sdk.detectors.graph import GraphDetector
-from cfpose_sdk.detectors.options import DetectorOptions
 from cfpose_sdk.detectors.ultralytics import UltralyticsDetector
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY
 

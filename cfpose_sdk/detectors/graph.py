@@ -13,14 +13,11 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.boxes import letterbox, nms
-from cfpose_sdk.detector import Detections, Running
-from cfpose_sdk.detectors.detr import decode_detr
-from cfpose_sdk.detectors.end2end import decode_end2end
+from cfpose_sdk.detectors.base import Detections, DetectorOptions, Pixels, Running
+from cfpose_sdk.detectors.decoders import decode_detr, decode_end2end, decode_yolo
 from cfpose_sdk.detectors.layouts import Outputs, Reading, read_layout
-from cfpose_sdk.detectors.options import DetectorOptions, Pixels
-from cfpose_sdk.detectors.yolo import decode_yolo
 from cfpose_sdk.errors import ArtifactError
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
 _PAD_VALUE = 114  # the grey that YOLO detectors are trained with

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.detectors.options import DetectorOptions, Layout, Pixels
-from cfpose_sdk.detectors.yolo import is_decoded, strides_of
+from cfpose_sdk.detectors.base import DetectorOptions, Layout, Pixels
+from cfpose_sdk.detectors.decoders import is_decoded, strides_of
 from cfpose_sdk.errors import ArtifactError
 
 Outputs = Mapping[str, NDArray[Any]]

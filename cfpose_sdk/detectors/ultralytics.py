@@ -11,11 +11,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from cfpose_sdk.detector import Detections, Running
+from cfpose_sdk.detectors.base import Detections, DetectorOptions, Running
 from cfpose_sdk.detectors.layouts import class_names
-from cfpose_sdk.detectors.options import DetectorOptions
 from cfpose_sdk.errors import ArtifactError, BackendError, require
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 
 
 class UltralyticsDetector:

@@ -13,11 +13,11 @@ import onnx
 from cfpose_export.engines.tensorrt import scope_of
 from cfpose_export.graph.rules import element_types, load_model, read_spec
 from cfpose_sdk.backends.openvino import ir_record
-from cfpose_sdk.detector import BUNDLED_FINDER
+from cfpose_sdk.backends.tensorrt.passport import read_engine
+from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import ArtifactError, ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
-from cfpose_sdk.passport import read_engine
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from cfpose_bench.cli import main
 from cfpose_bench.data.dataset import open_dataset
-from cfpose_sdk.detector import as_detections
-from cfpose_sdk.image import read_image
+from cfpose_sdk.detectors.base import as_detections
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
 

@@ -15,10 +15,10 @@ from cfpose_export.artifacts import bundle
 from cfpose_export.cli import main
 from cfpose_export.graph.frame_input import frame_graph
 from cfpose_export.graph.rules import read_spec
-from cfpose_sdk.detector import PersonFinder
+from cfpose_sdk.detectors.base import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 from cfpose_training.checkpoint import save_finder, save_pose
 from cfpose_training.fused import FusedPose

@@ -67,4 +67,4 @@ def finder_model(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny models in the place of the bundled ones."""
     monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", pose_model)
-    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", finder_model)
+    monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)

@@ -23,7 +23,7 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 
-from cfpose_sdk.passport import Passport, passport_path, sha256
+from cfpose_sdk.backends.tensorrt.passport import Passport, passport_path, sha256
 
 JOINTS = 17
 Values = Mapping[str, np.ndarray]

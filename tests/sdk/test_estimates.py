@@ -12,9 +12,9 @@ import pytest
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox, nms
 from cfpose_sdk.crops import crop_transforms, invert_transforms
-from cfpose_sdk.detector import BUNDLED_FINDER, PersonFinder
+from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 
 PHOTOS = ("street.jpg", "basketball1.jpg")
 
@@ -59,7 +59,7 @@ def test_chunks_never_exceed_what_the_artifact_takes(
     pose_model: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as an engine whose profile ends at `most` people
-    monkeypatch.setattr("cfpose_sdk.backends.onnx.OnnxBackend.max_batch", most)
+    monkeypatch.setattr("cfpose_sdk.backends.onnxruntime.OnnxBackend.max_batch", most)
     rng = np.random.default_rng(3)
     images = [rng.integers(0, 256, (60 + 7 * n, 80, 3), dtype=np.uint8) for n in range(5)]
     boxes: list[Any] = [[[5 + n, 5, 40, 50 + n] for n in range(count)] for count in (2, 0, 4, 1, 3)]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfpose_sdk.detector import Detections, PersonFinder
+from cfpose_sdk.detectors.base import Detections, PersonFinder
 from cfpose_sdk.errors import (
     ArtifactError,
     BackendError,
@@ -209,14 +209,14 @@ def test_boxes_with_scores(pose: PoseEstimator) -> None:
 def test_bundled_finder_is_opened_only_when_needed(
     pose_model: Path, finder_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", tmp_path / "gone.onnx")
+    monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", tmp_path / "gone.onnx")
     image = np.zeros((128, 64, 3), np.uint8)
     pose = PoseEstimator(pose_model)
     assert len(pose.predict(image, boxes=[[1, 1, 20, 20]])) == 1
     assert "not yet opened" in pose.info.detector
     with pytest.raises(ArtifactError, match="does not exist"):
         pose.predict(image)
-    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", finder_model)
+    monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)
     assert len(pose.predict(image)) == 2
     assert "constant" in pose.info.detector
 
@@ -353,7 +353,7 @@ def test_threads_open_the_bundled_finder_once(
         opened.append(PersonFinder(finder_model, **options))
         return opened[-1]
 
-    monkeypatch.setattr("cfpose_sdk.finding.PersonFinder", slow_finder)
+    monkeypatch.setattr("cfpose_sdk.detectors.lazy.PersonFinder", slow_finder)
     pose = PoseEstimator(pose_model)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(pose.predict, [dot(10, 20, (64, 128))] * 8))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_sdk.detector import Detections, PersonFinder
+from cfpose_sdk.detectors.base import Detections, PersonFinder
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.results import Poses
@@ -40,7 +40,7 @@ def test_estimators_travel_to_other_processes(pose_model: Path, finder_model: Pa
 def test_a_closed_estimator_says_so(
     pose_model: Path, finder_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfpose_sdk.detector.BUNDLED_FINDER", finder_model)
+    monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)
     with PoseEstimator(pose_model) as pose:
         pass
     image = np.zeros((90, 120, 3), np.uint8)
@@ -103,7 +103,7 @@ def test_people_are_looked_for_in_every_nth_frame(
         given_boxes.append(poses.boxes)
         return Detections(poses.boxes + 1, poses.box_scores)
 
-    monkeypatch.setattr("cfpose_sdk.streams.carried_boxes", carried)
+    monkeypatch.setattr("cfpose_sdk.streaming.stream.carried_boxes", carried)
     frames = [np.full((90, 80, 3), n, np.uint8) for n in range(8)]
     pose = PoseEstimator(pose_model, detector=detector)
     results = list(pose.stream(frames, detect_every=every))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.errors import InputError, MissingDependencyError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import VISIBLE_FROM, Poses
 from cfpose_sdk.skeleton import COCO_17
 

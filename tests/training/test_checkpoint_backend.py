@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cfpose_sdk.backends import RuntimeOptions, open_backend, plugins
-from cfpose_sdk.detector import PersonFinder
+from cfpose_sdk.detectors.base import PersonFinder
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, SpecError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.skeleton import COCO_17

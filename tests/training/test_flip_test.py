@@ -16,7 +16,7 @@ from cfpose_sdk.crops import (
     invert_transforms,
     transform_points,
 )
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 from cfpose_sdk.spec import Decode, ModelSpec
 from cfpose_training.config import load_recipe

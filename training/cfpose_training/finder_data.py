@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 from cfpose_training.data import Batch
 from cfpose_training.finder_config import FinderAugmentConfig
 from cfpose_training.finder_labels import LabelledPhoto

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 import cfpose_sdk
 from cfpose_bench.data.annotations import read_annotations
-from cfpose_sdk.detector import Detections, Detector, as_detections
 from cfpose_sdk.detectors import DetectorOptions, open_detector
+from cfpose_sdk.detectors.base import Detections, Detector, as_detections
 from cfpose_sdk.errors import ArtifactError, DatasetError
 from cfpose_sdk.files import digest, write_file
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.label_figures import measure
 from cfpose_training.label_file import LabelWriter

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cfpose_bench.data.annotations import CROWDPOSE_AREA, is_counted
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.frames import expand
+from cfpose_sdk.media.frames import expand
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.people import clipped_box
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.crops import mirror_points
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 from cfpose_sdk.skeleton import COCO_17
 
 Float64 = NDArray[np.float64]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 
 
 class PhotoCache:

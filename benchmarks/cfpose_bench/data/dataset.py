@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cfpose_bench.data.annotations import Record, is_counted, read_annotations, read_json
 from cfpose_bench.data.download import COCO_HOST, COCO_VAL, Archive, coco_cache, fetch_archives
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
 

@@ -13,11 +13,11 @@ from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import Precision
 from cfpose_sdk.backends.openvino import ir_weights
-from cfpose_sdk.detector import OpenDetector, PersonFinder
+from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import open_detector
+from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.passport import passport_path
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 
 ENGINES = (".engine", ".plan")

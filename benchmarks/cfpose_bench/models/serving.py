@@ -21,7 +21,7 @@ from cfpose_bench.peers.serve import Record, UnreadableError, pin, serve
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.backends.base import Feeds
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 
 
 @dataclass

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_bench.models.base import PoseModel
-from cfpose_sdk.detector import Detections, OpenDetector, as_detections
+from cfpose_sdk.detectors.base import Detections, OpenDetector, as_detections
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.image import Image, read_image
+from cfpose_sdk.media.image import Image, read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from cfpose_sdk.backends import Device, open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
-from cfpose_sdk.detector import Detector, as_detections
+from cfpose_sdk.detectors.base import Detector, as_detections
 from cfpose_sdk.errors import ArtifactError, InputError
-from cfpose_sdk.image import Image, check_image, read_image
+from cfpose_sdk.media.image import Image, check_image, read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox, nms
-from cfpose_sdk.detector import Detections
+from cfpose_sdk.detectors.base import Detections
 from cfpose_sdk.errors import ArtifactError
-from cfpose_sdk.image import Image
+from cfpose_sdk.media.image import Image
 
 STRIDES = (8, 16, 32)
 

@@ -20,7 +20,7 @@ from cfpose_bench.report.report import STAGES, Measured
 from cfpose_sdk.draw import draw_poses
 from cfpose_sdk.errors import ImageError, require
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import Skeleton
 
 SIZE_INCHES = (4.4, 3.2)  # small, so that text stays readable on a phone

@@ -23,7 +23,7 @@ from cfpose_bench.run.protocol import BATCHES, PEOPLE, Protocol, box_label
 from cfpose_bench.run.rounds import Entrant, people_timings, run_rounds
 from cfpose_bench.run.rows import Subject, measured, with_people
 from cfpose_sdk import __version__
-from cfpose_sdk.detector import BUNDLED_FINDER
+from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, digest_of
 

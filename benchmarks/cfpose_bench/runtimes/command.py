@@ -31,7 +31,7 @@ from cfpose_bench.runtimes.contestants import (
 from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 
 PHOTO = "street.jpg"
 ROUNDS = {1: 8, 5: 6, 20: 4}  # by people: a round of few people takes less time

@@ -11,12 +11,10 @@ from typing import Any
 import onnx
 
 from cfpose_export.engines.tensorrt import BuildOptions, Built, build, check_buildable
-from cfpose_sdk.backends.device_memory import cuda_major, open_memory
-from cfpose_sdk.backends.flavour import EXTRAS, choose_flavour, open_flavour
-from cfpose_sdk.errors import ArtifactError, InputError, require
-from cfpose_sdk.files import write_file
-from cfpose_sdk.passport import (
-    Flavour,
+from cfpose_sdk.backends.tensorrt import open_memory
+from cfpose_sdk.backends.tensorrt.cuda import cuda_major
+from cfpose_sdk.backends.tensorrt.library import EXTRAS, Flavour, choose_flavour, open_flavour
+from cfpose_sdk.backends.tensorrt.passport import (
     Machine,
     Passport,
     content_key,
@@ -24,6 +22,8 @@ from cfpose_sdk.passport import (
     read_engine,
     sha256,
 )
+from cfpose_sdk.errors import ArtifactError, InputError, require
+from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 SUFFIXES = (".engine", ".plan")

@@ -12,9 +12,9 @@ from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes, judg
 from cfpose_export.proof.crops import Crops
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.openvino import ir_record, ir_weights
+from cfpose_sdk.backends.tensorrt.passport import sha256
 from cfpose_sdk.errors import InputError, require
 from cfpose_sdk.files import write_file
-from cfpose_sdk.passport import sha256
 
 RECORD_VERSION = 1
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import onnx
 
 from cfpose_export.graph.rules import OPSET, SCOPES_KEY, check_graph, element_types, fp16_twin
-from cfpose_sdk.backends.flavour import NAMES, open_flavour, open_log
+from cfpose_sdk.backends.tensorrt.library import NAMES, Flavour, open_flavour, open_log
+from cfpose_sdk.backends.tensorrt.passport import Shapes
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
-from cfpose_sdk.passport import Flavour, Shapes
 
 END_TYPES = ("float32", "uint8")  # of inputs and outputs, by contract
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.boxes import check_boxes
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
 PEOPLE_FILE = "people.json"  # in a folder of photos: file name → list of xyxy boxes

@@ -25,7 +25,7 @@ from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
 Float64 = NDArray[np.float64]

@@ -13,7 +13,7 @@ from cfpose_bench.accuracy.coco import evaluate
 from cfpose_bench.data.dataset import open_dataset
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_bench.run.predictions import predict_dataset
-from cfpose_sdk.detector import Detections
+from cfpose_sdk.detectors.base import Detections
 from cfpose_sdk.errors import ArtifactError, InputError
 from cfpose_sdk.skeleton import COCO_17
 

@@ -26,8 +26,8 @@ from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ArtifactError, BackendError
 from cfpose_sdk.estimator import BUNDLED_MODEL
-from cfpose_sdk.image import read_image
 from cfpose_sdk.keypoints import decode_simcc
+from cfpose_sdk.media.image import read_image
 
 FOLDER = Path(cfpose_bench.peers.__file__).parent
 

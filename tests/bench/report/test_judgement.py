@@ -24,9 +24,9 @@ from cfpose_bench.models.wrappers import FlipTested, unmirror
 from cfpose_bench.report.report import Bounds, Measured, reasons, report
 from cfpose_bench.run.protocol import Protocol, with_preset
 from cfpose_bench.run.rows import delta_ap, drift
-from cfpose_sdk.detector import as_detections
+from cfpose_sdk.detectors.base import as_detections
 from cfpose_sdk.errors import DatasetError, InputError
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
 

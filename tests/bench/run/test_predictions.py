@@ -11,7 +11,7 @@ import pytest
 
 from cfpose_bench.data.dataset import open_dataset
 from cfpose_bench.run.predictions import predict_dataset, suppress_repeats
-from cfpose_sdk.detector import as_detections
+from cfpose_sdk.detectors.base import as_detections
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
 

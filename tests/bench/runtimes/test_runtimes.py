@@ -36,7 +36,7 @@ from cfpose_bench.runtimes.turns import (
     speedup,
 )
 from cfpose_sdk.backends import Backend
-from cfpose_sdk.detector import BUNDLED_FINDER, Detections
+from cfpose_sdk.detectors.base import BUNDLED_FINDER, Detections
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 

@@ -19,10 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 from cfpose_export.cli import _parser, main
 from cfpose_export.engines.build import Source, write_engine
 from cfpose_export.engines.tensorrt import BuildOptions, Built
-from cfpose_sdk.backends.device_memory import Gpu
+from cfpose_sdk.backends.tensorrt.cuda import Gpu
+from cfpose_sdk.backends.tensorrt.passport import (
+    passport_path,
+    read_engine,
+    rebuild_command,
+    sha256,
+)
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.passport import passport_path, read_engine, rebuild_command, sha256
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 

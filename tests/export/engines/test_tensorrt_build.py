@@ -24,8 +24,8 @@ from cfpose_export.engines.tensorrt import (
     parse,
 )
 from cfpose_export.graph.rules import element_types, load_model, read_spec
-from cfpose_sdk.backends.flavour import choose_flavour, open_log
-from cfpose_sdk.detector import BUNDLED_FINDER
+from cfpose_sdk.backends.tensorrt.library import choose_flavour, open_log
+from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import ExportError, InputError, MissingDependencyError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 

@@ -31,11 +31,11 @@ from cfpose_export.graph.rules import (
 )
 from cfpose_export.proof.frame import SIZES_WH, judge_frame, measure_frame, sample_crops
 from cfpose_export.proof.pose import Bounds
-from cfpose_sdk.backends.bounds import BOUNDS
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
+from cfpose_sdk.diagnostics.known_answers import BOUNDS
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.image import read_image
+from cfpose_sdk.media.image import read_image
 from cfpose_training.checkpoint import save_pose
 from cfpose_training.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet

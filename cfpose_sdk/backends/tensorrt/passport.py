@@ -1,0 +1,235 @@
+"""The passport of an engine: what it was built from, for what, and how to build it again.
+
+An engine holds code for one version of one runtime and some GPUs, and says none of it in a readable
+way. So `NAME.engine` travels with `NAME.engine.json`, and it is read before the engine is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from cfpose_sdk.backends.tensorrt.library import Flavour
+from cfpose_sdk.errors import ArtifactError, BackendError
+
+PASSPORT_VERSION = 1
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # minimum, best, maximum
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What would run an engine."""
+
+    flavour: Flavour
+    flavour_version: str
+    gpu: str  # the device's name
+    sm: str  # its compute capability, as "8.9"
+    cuda_major: int
+
+
+@dataclass(frozen=True)
+class Passport:
+    """What stands beside an engine. All hashes are SHA-256 in hexadecimal."""
+
+    flavour: Flavour
+    flavour_version: str
+    gpu: str  # TensorRT: the device of the build; TensorRT-RTX: ""
+    sm: str  # likewise its compute capability
+    targets: tuple[str, ...]  # TensorRT-RTX: compute capabilities asked for; () is its default set
+    cuda_major: int
+    source: str  # the ONNX file that was given
+    source_sha256: str
+    onnx_sha256: str  # of the graph that was built, after lowering
+    engine_sha256: str
+    engine_bytes: int
+    precision: str
+    achieved: Mapping[str, Mapping[str, Mapping[str, int]]]  # scope → type → kind of layer → count
+    inputs: Mapping[str, str]  # name → type and shape
+    outputs: Mapping[str, str]
+    profile: Mapping[str, Shapes]
+    flags: Mapping[str, Any]
+    metadata: Mapping[str, str]  # the ONNX file's, the spec among it
+    gate: Mapping[str, Any]  # the proof of the graph that was built
+    command: tuple[str, ...]  # builds it again, when -o and a path are added
+    key: str  # hash of everything that the engine depends on
+
+    def to_json(self) -> str:
+        """One JSON object; the metadata's JSON texts become values."""
+        record = dataclasses.asdict(self)
+        record["metadata"] = {k: _opened(v) for k, v in self.metadata.items()}
+        return json.dumps({"passport_version": PASSPORT_VERSION, **record}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Passport:
+        """Read what `to_json` wrote. Raises ArtifactError on anything else."""
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"it is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise ArtifactError(f"it is not a JSON object but {type(record).__name__}")
+        version = record.pop("passport_version", None)
+        if version != PASSPORT_VERSION:
+            raise ArtifactError(
+                f"it has passport_version {version!r}, this cfpose reads {PASSPORT_VERSION}"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        if wrong := sorted(names ^ record.keys()):
+            raise ArtifactError(f"it lacks, or has without need, the keys {wrong}")
+        try:
+            return cls(**_typed(record))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"it is malformed ({error})") from error
+
+
+def passport_path(engine: Path) -> Path:
+    """Where the passport of an engine lies."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def content_key(facts: Mapping[str, Any]) -> str:
+    """One hash of everything that an engine depends on, given as JSON values."""
+    return sha256(json.dumps(facts, sort_keys=True).encode())
+
+
+def sha256(data: bytes) -> str:
+    """The hash as the passport writes it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def rebuild_command(engine: Path, passport: Passport | None = None) -> str:
+    """The shell command that builds an engine again where it lies."""
+    beside = engine.with_suffix(".onnx")
+    source = beside.name if passport is None and not beside.is_file() else str(beside)
+    words = ("cfpose-export", "engine", "--model", source) if passport is None else passport.command
+    return shlex.join([*words, "-o", str(engine)])
+
+
+def read_passport(engine: Path) -> Passport:
+    """The passport beside an engine. Raises ArtifactError when there is none that can be used."""
+    path = passport_path(engine)
+    try:
+        return Passport.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{engine} has no passport {path.name} that can be read ({error})"
+    except ArtifactError as error:
+        problem = f"the passport {path} cannot be used: {error}"
+    raise ArtifactError(
+        f"{problem}; an engine is not opened without one; run: {rebuild_command(engine)}"
+    )
+
+
+def read_engine(engine: Path) -> tuple[bytes, Passport]:
+    """An engine's bytes and its passport, which belong together, and to the source beside them.
+
+    Raises ArtifactError when they are not, or when a file is missing.
+    """
+    if not engine.is_file():
+        raise ArtifactError(f"{engine} does not exist; expected an engine file")
+    passport = read_passport(engine)
+    data = engine.read_bytes()
+    again = f"run: {rebuild_command(engine, passport)}"
+    if sha256(data) != passport.engine_sha256:
+        raise ArtifactError(
+            f"{engine} is not the engine that its passport describes ({len(data)} bytes, expected "
+            f"{passport.engine_bytes} with SHA-256 {passport.engine_sha256[:12]}...): it was "
+            f"changed, cut, or built by another run; {again}"
+        )
+    check_source(engine, passport)
+    return data, passport
+
+
+def check_source(engine: Path, passport: Passport) -> None:
+    """Raise ArtifactError when the engine's ONNX file lies beside it and has changed since."""
+    source = engine.parent / Path(passport.source).name
+    if not source.is_file():
+        return
+    if sha256(source.read_bytes()) not in (passport.source_sha256, passport.onnx_sha256):
+        raise ArtifactError(
+            f"{engine} was built from another graph than {source} is now (SHA-256 of its source: "
+            f"{passport.source_sha256[:12]}...); run: {rebuild_command(engine, passport)}"
+        )
+
+
+def check_runtime(engine: Path, passport: Passport, flavour: Flavour, version: str) -> None:
+    """Raise BackendError unless the installed TensorRT is the one that built the engine."""
+    built = (passport.flavour, passport.flavour_version)
+    if built != (flavour, version):
+        raise BackendError(
+            f"{engine} was built by {' '.join(built)}, and here is {flavour} {version}; engines "
+            f"work with their own version only; run: {rebuild_command(engine, passport)}"
+        )
+
+
+def check_machine(engine: Path, passport: Passport, here: Machine) -> None:
+    """Raise BackendError unless the engine was built for this TensorRT, GPU and CUDA."""
+    check_runtime(engine, passport, here.flavour, here.flavour_version)
+    if passport.flavour == "tensorrt":
+        built = f"{passport.gpu} (SM {passport.sm})"
+        fits = (passport.gpu, passport.sm) == (here.gpu, here.sm)
+    else:
+        built = f"SM {', '.join(passport.targets)}" if passport.targets else "SM 8.0 and later"
+        fits = here.sm in passport.targets if passport.targets else _number(here.sm) >= (8, 0)
+    problem = "" if fits else f"for {built}, and here is {here.gpu} (SM {here.sm})"
+    if fits and passport.cuda_major != here.cuda_major:
+        problem = f"with CUDA {passport.cuda_major}, and here is CUDA {here.cuda_major}"
+    if problem:
+        raise BackendError(
+            f"{engine} was built {problem}; run: {rebuild_command(engine, passport)}"
+        )
+
+
+def _typed(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON values → the passport's types. Raises ValueError, TypeError, AttributeError."""
+    values = dict(record)
+    for name in ("targets", "command"):
+        if not isinstance(record[name], list):
+            raise ValueError(f"{name} must be a list")
+        values[name] = tuple(str(item) for item in record[name])
+    for name in ("achieved", "inputs", "outputs", "flags", "gate", "metadata", "profile"):
+        if not isinstance(record[name], dict):
+            raise ValueError(f"{name} must be an object")
+    for name in ("cuda_major", "engine_bytes"):
+        if type(record[name]) is not int:
+            raise ValueError(f"{name} must be an integer")
+    texts = {field.name for field in dataclasses.fields(Passport) if field.type == "str"}
+    if bad := sorted(name for name in texts if not isinstance(record[name], str)):
+        raise ValueError(f"{bad} must be text")
+    if record["flavour"] not in get_args(Flavour):
+        raise ValueError(f"flavour must be one of {get_args(Flavour)}, got {record['flavour']!r}")
+    values["profile"] = {name: _shapes(rows) for name, rows in record["profile"].items()}
+    values["metadata"] = {
+        name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for name, value in record["metadata"].items()
+    }
+    return values
+
+
+def _shapes(rows: Any) -> Shapes:
+    shapes = tuple(tuple(int(size) for size in row) for row in rows)
+    if len(shapes) != 3 or len({len(shape) for shape in shapes}) != 1:
+        raise ValueError(f"a profile holds three shapes of one rank, got {rows}")
+    return shapes
+
+
+def _opened(text: str) -> Any:
+    """A JSON object as a value, if writing it again gives the same text; else the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    same = isinstance(value, dict) and json.dumps(value, sort_keys=True) == text
+    return value if same else text
+
+
+def _number(sm: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in sm.split("."))
+    except ValueError:
+        return ()

@@ -1,0 +1,234 @@
+"""`cfpose predict`: every source through the estimator into every output, with progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+import cv2
+
+from cfpose_sdk.cli.outputs import Sink
+from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.media.frames import Footage, Unread, expand, is_url, is_video
+from cfpose_sdk.media.sources import open_source
+from cfpose_sdk.results import Poses
+from cfpose_sdk.streaming.stream import StreamOptions
+
+_WIDTH = 30
+_EVERY_S = 0.1
+
+
+class Progress:
+    """`with Progress("clip.mp4", 340) as line: line.step()`. Prints nothing when piped."""
+
+    def __init__(self, label: str, total: int | None, stream: TextIO | None = None) -> None:
+        self._label, self._total = label, total
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = self._stream.isatty()
+        self._begun = time.monotonic()
+        self._drawn = 0.0
+        self._done = 0
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if self._shown and (now - self._drawn >= _EVERY_S or self._done == self._total):
+            self._drawn = now
+            self._stream.write(f"\r\x1b[K{self._text(now)}")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        """Wipe the line, for something else to be printed there."""
+        if self._shown and self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def _text(self, now: float) -> str:
+        rate = self._done / max(1e-6, now - self._begun)
+        if not self._total:
+            return f"{self._label}  {self._done}  {rate:.1f}/s"
+        share = min(1.0, self._done / self._total)
+        bar = "#" * round(share * _WIDTH)
+        left = max(0, self._total - self._done) / rate
+        return (
+            f"{self._label}  [{bar:<{_WIDTH}}] {self._done}/{self._total}  {rate:.1f}/s  "
+            f"{left:.0f} s left"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+
+_STOP_KEYS = (27, ord("q"))  # escape, q
+Part = Path | str | int  # one photo or video, one URL, one camera
+
+
+@dataclass
+class Harvest:
+    """One run over all sources.
+
+    Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, after an error, and
+    when nothing could be read, no file of the run is left, but for the photos and videos that were
+    done before. Photos are not smoothed.
+    """
+
+    estimator: PoseEstimator
+    sinks: Sequence[Sink]
+    options: StreamOptions
+    show: bool = False
+    frames: int = 0
+    failed: int = 0  # sources that could not be read, or not to their end
+
+    def run(self, sources: Sequence[Part | Unread]) -> int:
+        """The exit code: 0 every source was read to its end, 1 some were not, 2 there was nothing.
+
+        Raises CfposeError when a sink cannot be written to or a window cannot be opened.
+        """
+        live = False
+        try:
+            for group in _groups(sources):
+                if isinstance(group, Unread):
+                    self._complain(group.error)
+                    continue
+                live = _is_live(group[0])
+                if not self._take(group):
+                    break
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and live:
+                self._finish()
+            else:
+                self._abandon()
+            raise
+        if self.failed and not self.frames:
+            self._abandon()
+        else:
+            self._finish()
+        if self.failed:
+            print(
+                f"cfpose: {self.failed} of {len(sources)} sources could not be read, or not to "
+                f"their end",
+                file=sys.stderr,
+            )
+        return 0 if not self.failed else 1 if self.frames else 2
+
+    def _take(self, group: list[Part]) -> bool:
+        """One video, or photos that share one stream; False when the viewer wants to stop."""
+        video = not isinstance(group[0], Path) or is_video(group[0])
+        try:
+            footage = open_source(group[0] if video else [str(photo) for photo in group])
+        except InputError as error:
+            self._complain(error)
+            return True
+        name = f"camera-{group[0]}" if isinstance(group[0], int) else Path(str(group[0])).name
+        for sink in self.sinks:
+            sink.begin(name, footage, video)
+        with Progress(name if video else "photos", footage.count) as line:
+            going_on = self._drain(footage, line, name if video else None)
+        for sink in self.sinks:
+            sink.end()
+        return going_on
+
+    def _drain(self, footage: Footage, line: Progress, video: str | None) -> bool:
+        failed_before, frames, people, spent_ms = self.failed, 0, 0, 0.0
+
+        def complain(error: InputError) -> None:
+            line.clear()
+            self._complain(error)
+            if video:  # however many of its frames are damaged
+                self.failed = failed_before + 1
+
+        options = self.options
+        if not video:  # photos have no time stamps to smooth by
+            options = replace(options, smooth=False)
+        with self.estimator.open_stream(footage, options, complain) as stream:
+            for poses in stream:
+                self.frames, frames = self.frames + 1, frames + 1
+                people, spent_ms = people + len(poses), spent_ms + poses.speed_ms["total"]
+                for sink in self.sinks:
+                    sink.add(poses)
+                line.step()
+                if not video:
+                    line.clear()
+                    print(f"{poses.source}: {_count(len(poses))}, {spent_ms:.1f} ms")
+                    spent_ms = 0.0
+                if self.show and not _show(poses, still=not video):
+                    return False
+        if video and frames:
+            line.clear()
+            print(f"{video}: {frames} frames, {people} poses, {spent_ms / frames:.1f} ms a frame")
+        return True
+
+    def _complain(self, error: InputError) -> None:
+        self.failed += 1
+        print(f"cfpose: {error}", file=sys.stderr)
+
+    def _finish(self) -> None:
+        for sink in self.sinks:
+            sink.end()
+            sink.finish()
+
+    def _abandon(self) -> None:
+        for sink in self.sinks:
+            sink.abandon()
+
+
+def parts_of(source: str) -> list[Part | Unread]:
+    """A command-line SOURCE → photos, videos, URLs, camera indices; Unread: it holds none."""
+    if is_url(source):
+        return [source]
+    if source.isdigit() and not Path(source).exists():
+        return [int(source)]
+    try:
+        return list(expand(source))
+    except InputError as error:
+        return [Unread(error)]
+
+
+def _groups(sources: Sequence[Part | Unread]) -> Iterator[list[Part] | Unread]:
+    """Photos that follow each other together, everything else alone."""
+    photos: list[Part] = []
+    for source in sources:
+        if isinstance(source, Path) and not is_video(source):
+            photos.append(source)
+            continue
+        if photos:
+            yield photos
+            photos = []
+        yield source if isinstance(source, Unread) else [source]
+    if photos:
+        yield photos
+
+
+def _is_live(source: Part) -> bool:
+    return isinstance(source, int) or is_url(source)
+
+
+def _count(people: int) -> str:
+    return "1 person" if people == 1 else f"{people} people"
+
+
+def _show(poses: Poses, *, still: bool) -> bool:
+    """Show one picture, a still until a key is hit; False when the viewer wants to stop."""
+    try:
+        cv2.imshow("cfpose", poses.plot())
+        return (cv2.waitKey(0 if still else 1) & 0xFF) not in _STOP_KEYS
+    except cv2.error as error:
+        raise BackendError(
+            "--show needs a display and an OpenCV with windows; use --save, or replace "
+            "opencv-python-headless by opencv-python"
+        ) from error

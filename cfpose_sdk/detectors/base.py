@@ -1,0 +1,216 @@
+"""Person detectors: options, protocols, detections, and the bundled finder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, TypedDict, get_args, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.backends import Backend, Device, open_backend
+from cfpose_sdk.boxes import check_boxes, letterbox, nms
+from cfpose_sdk.errors import ArtifactError, BoxError, InputError
+from cfpose_sdk.files import MODELS
+from cfpose_sdk.media.image import Image
+from cfpose_sdk.spec import FINDER_KEY, FinderSpec
+
+Layout = Literal["yolox", "yolox-decoded", "yolov5", "yolov8", "end2end", "detr"]
+Pixels = Literal["bgr255", "rgb01", "rgb-imagenet"]
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Each None is read from the file, or, where it cannot be, is an error that names the option.
+
+    `threshold`: boxes scored below are dropped; None is the artifact's own, else 0.25. `nms_iou`:
+    of two boxes that overlap more the lower-scored is dropped; None is the artifact's own, else
+    0.5 (end2end and detr need none and do none). `layout`: what the output holds, see the modules
+    of this package. `person_class`: the number of the class of people. `size_wh`: of the input,
+    where the graph leaves it open. `pixels`: how they are fed; None is the layout's custom.
+    Raises InputError when a value is out of range.
+    """
+
+    threshold: float | None = None
+    nms_iou: float | None = None
+    layout: Layout | None = None
+    person_class: int | None = None
+    size_wh: tuple[int, int] | None = None
+    pixels: Pixels | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "nms_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {value}")
+        for name, choices in (("layout", get_args(Layout)), ("pixels", get_args(Pixels))):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise InputError(f"{name} must be one of {choices}, got {value!r}")
+        if self.person_class is not None and self.person_class < 0:
+            raise InputError(f"person_class must be 0 or more, got {self.person_class}")
+        if self.size_wh is not None and not (
+            len(self.size_wh) == 2 and all(isinstance(s, int) and s > 0 for s in self.size_wh)
+        ):
+            raise InputError(f"size_wh must be two positive integers, got {self.size_wh}")
+
+    def only(self, *names: str, what: str) -> dict[str, Any]:
+        """The given ones among `names`; raises InputError when others were set."""
+        given = {key: v for key, v in dataclasses.asdict(self).items() if v is not None}
+        if others := sorted(given.keys() - set(names)):
+            raise InputError(f"{', '.join(others)} cannot be chosen for {what}; leave it out")
+        return given
+
+
+BUNDLED_FINDER = MODELS / "finder-s.onnx"
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """M people: boxes (M, 4) float32 xyxy in frame pixels, scores (M,) float32 in [0, 1].
+
+    Raises BoxError when a box has no area, a number is not finite, or the shapes differ.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        boxes = check_boxes(self.boxes).astype(np.float32)
+        scores = np.asarray(self.scores, dtype=np.float32)
+        if scores.shape != (len(boxes),):
+            raise BoxError(f"scores must have shape ({len(boxes)},), got {scores.shape}")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise BoxError(f"scores must lie in [0, 1], got {scores.tolist()}")
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "scores", scores)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+class Running(TypedDict):
+    """How `open_backend` runs a model."""
+
+    device: Device
+    threads: int | None
+    allow_fallback: bool
+
+
+@runtime_checkable
+class OpenDetector(Protocol):
+    """A detector that came from a file. Threads may share it."""
+
+    name: str
+    path: Path
+    provider: str
+
+    def __call__(self, image: Image) -> Detections: ...
+
+    def close(self) -> None: ...
+
+
+# Any callable that takes a BGR image and returns Detections, (N, 4) boxes, or (N, 5) with scores.
+Detector = Callable[[Image], Any]
+
+
+def as_detections(value: object) -> Detections:
+    """Detections, (N, 4) xyxy boxes, or (N, 5) with a score column → Detections.
+
+    Boxes without scores get 1. Raises BoxError on anything else; nothing is clipped or dropped.
+    """
+    if isinstance(value, Detections):
+        return value
+    if value is None:
+        raise BoxError("the detector returned None; expected (N, 4) boxes, [] for nobody")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise BoxError(f"boxes must be an (N, 4) array of x1, y1, x2, y2: {error}") from error
+    if array.ndim == 2 and array.shape[1] == 5 and array.dtype.kind in "iuf":
+        return Detections(check_boxes(array[:, :4]).astype(np.float32), array[:, 4])
+    boxes = check_boxes(array)
+    return Detections(boxes.astype(np.float32), np.ones(len(boxes), dtype=np.float32))
+
+
+class PersonFinder:
+    """A finder artifact (ONNX): `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M).
+
+    Without a path: the bundled one. `threshold` and `nms_iou` override the artifact's own. Raises
+    ArtifactError when the file is no cfpose finder, else as `open_backend`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        threshold: float | None = None,
+        nms_iou: float | None = None,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        allow_fallback: bool = False,
+    ) -> None:
+        for name, value in (("threshold", threshold), ("nms_iou", nms_iou)):
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {value}")
+        self.path = BUNDLED_FINDER if path is None else Path(path)
+        self._again = functools.partial(
+            type(self), path, threshold, nms_iou,
+            device=device, threads=threads, allow_fallback=allow_fallback,
+        )  # fmt: skip
+        self._backend = open_backend(
+            self.path, device=device, threads=threads, allow_fallback=allow_fallback
+        )
+        self.spec = _finder_spec(self._backend)
+        self.name = self.spec.name
+        self.provider = self._backend.provider  # what truly runs it, as the runtime names it
+        self.threshold = self.spec.threshold if threshold is None else threshold
+        self.nms_iou = self.spec.nms_iou if nms_iou is None else nms_iou
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options, opened anew where it is unpickled."""
+        return self._again, ()
+
+    def __call__(self, image: Image) -> Detections:
+        """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
+        canvas, scale = letterbox(image, self.spec.size_wh, self.spec.pad_value)
+        found = self._backend.run({"images": canvas[None]})
+        boxes, scores = found["boxes"][0], found["scores"][0]
+        sure = scores >= self.threshold
+        height, width = image.shape[:2]
+        edges = np.array([width, height, width, height], dtype=np.float32)
+        boxes, scores = (boxes[sure] / scale).clip(0, edges), scores[sure]
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        boxes, scores = boxes[solid], scores[solid]
+        kept = nms(boxes, scores, self.nms_iou)
+        return Detections(boxes[kept], scores[kept])
+
+    def close(self) -> None:
+        """Free the model."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _finder_spec(backend: Backend) -> FinderSpec:
+    text = backend.metadata.get(FINDER_KEY)
+    if text is None:
+        raise ArtifactError(
+            f"{backend.path} is not a cfpose person finder (its metadata has no {FINDER_KEY!r}); "
+            f"wrap a foreign detector in a function: detector=lambda image: boxes"
+        )
+    if backend.inputs != ("images",) or not {"boxes", "scores"} <= set(backend.outputs):
+        raise ArtifactError(
+            f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
+            f"expected images → boxes, scores"
+        )
+    return FinderSpec.from_json(text)

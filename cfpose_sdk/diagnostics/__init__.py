@@ -1,0 +1,1 @@
+"""What works on this machine, and what the bundled models must answer."""

@@ -1,0 +1,230 @@
+"""What works on this machine, found by running it."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import cv2
+import numpy as np
+
+import cfpose_sdk
+from cfpose_sdk.backends import Device, RuntimeOptions
+from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.openvino import lacking, processor_flags
+from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
+from cfpose_sdk.backends.tensorrt import open_memory
+from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
+from cfpose_sdk.diagnostics.known_answers import BOUNDS, FULL, Parity, finder_parity, pose_parity
+from cfpose_sdk.diagnostics.machine import (
+    listed_providers,
+    nvidia_gpus,
+    openvino_devices,
+    package_version,
+    running_providers,
+    tensorrt_flavours,
+    torch_devices,
+)
+from cfpose_sdk.errors import CfposeError
+from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+
+# what makes lower precisions fast, in Linux' words
+_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16")
+# distribution → the extra of cfpose-sdk that brings it ("" where it is part of the core)
+_PACKAGES = {
+    "numpy": "",
+    "opencv-python-headless": "",
+    "onnxruntime": "cpu",
+    "onnxruntime-gpu": "gpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "cuda-bindings": "tensorrt",
+    "pycuda": "pycuda",
+    "torch": "train",
+    "onnx": "export",
+    "pycocotools": "bench",
+    "ultralytics": "ultralytics",
+    "ray": "ray",
+}
+
+
+def examine() -> dict[str, Any]:
+    """A report as plain values; `ok` tells whether the defaults work, `problems` why not and what
+    else does not, and `advice` what would make more of this machine.
+    """
+    packages = {name: package_version(name) for name in _PACKAGES}
+    listed = listed_providers()
+    providers = running_providers(BUNDLED_MODEL, listed)
+    gpus = nvidia_gpus()
+    devices: list[Device] = ["auto"]  # the default; the others are told of beside it
+    if "CPUExecutionProvider" in listed:
+        devices.append("cpu")
+    if "CUDAExecutionProvider" in listed:
+        devices.append("cuda")
+    precisions = _try_precisions(packages["openvino"])
+    if packages["openvino"]:
+        devices.append("openvino")
+    runs: dict[str, str] = {}
+    parity: dict[str, dict[str, str]] = {}
+    for device in devices:
+        runs[device], parity[device] = _try_models(device)
+    return {
+        "ok": runs["auto"] == "ok",
+        "cfpose": cfpose_sdk.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cv2": cv2.__version__,
+        "packages": packages,
+        "providers": listed,
+        "providers_run": providers,
+        "cpu_flags": sorted((processor_flags() or frozenset()).intersection(_FLAGS)),
+        "gpus": gpus,
+        "cuda": _try_cuda(packages["cuda-bindings"]),
+        "tensorrt": tensorrt_flavours(),
+        "openvino_devices": openvino_devices(),
+        "openvino_precisions": precisions,
+        "torch": torch_devices(),
+        "checkpoints": plugin_states(),
+        "models": {
+            "pose": str(BUNDLED_MODEL),
+            "finder": str(BUNDLED_FINDER),
+            "runs": runs,
+            "parity": parity,
+        },
+        "problems": _problems(runs, packages),
+        "advice": _advice(gpus, providers, packages),
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """`examine`'s report for people."""
+    lines = [f"cfpose {report['cfpose']}, Python {report['python']}, {report['platform']}", ""]
+    for name, version in report["packages"].items():
+        if extra := _PACKAGES[name]:
+            absent = f"absent; pip install 'cfpose-sdk[{extra}]'"
+        else:
+            absent = f"absent; cv2 {report['cv2']} is of another build"
+        lines.append(f"  {name:24}{version or absent}")
+    lines += ["", *(f"  {line}" for line in _runtimes(report))]
+    for device, state in report["models"]["runs"].items():
+        named = "auto, the default" if device == "auto" else device
+        lines.append(f"  bundled models on {named}: {state}")
+        answers = report["models"]["parity"][device]
+        lines += [f"    {name}: {message}" for name, message in answers.items()]
+    lines += ["", *(f"problem: {problem}" for problem in report["problems"])]
+    lines += [f"advice: {advice}" for advice in report["advice"]]
+    lines.append("The defaults work." if report["ok"] else "The defaults do not work.")
+    return "\n".join(lines)
+
+
+def _runtimes(report: dict[str, Any]) -> list[str]:
+    """What each runtime says of itself and of this machine."""
+    lines = [f"onnxruntime lists: {', '.join(report['providers']) or 'nothing'}"]
+    lines += [f"  {name}: {state}" for name, state in report["providers_run"].items()]
+    lines.append(f"CPU: {', '.join(report['cpu_flags']) or 'no instructions for bf16 or int8'}")
+    for gpu in report["gpus"]:
+        lines.append(f"GPU: {', '.join(f'{key} {value}' for key, value in gpu.items())}")
+    if not report["gpus"]:
+        lines.append("GPU: nvidia-smi shows none")
+    if report["cuda"] is not None:
+        lines.append(f"CUDA, for engines: {report['cuda']}")
+    lines += [f"{name}: {state}" for name, state in report["tensorrt"].items()]
+    if report["openvino_devices"] is not None:
+        lines.append(f"OpenVINO devices: {report['openvino_devices']}")
+    lines += [f"  {name}: {state}" for name, state in report["openvino_precisions"].items()]
+    torch = report["torch"]
+    if isinstance(torch, dict):
+        lines.append(f"PyTorch {torch['version']}: CPU {torch['cpu']}; CUDA: {torch['cuda']}")
+    elif torch is not None:
+        lines.append(f"PyTorch {torch}")
+    absent = {CHECKPOINT: "nothing opens it; pip install 'cfpose-sdk[train]'"}
+    for suffix, state in {**absent, **report["checkpoints"]}.items():
+        lines.append(f"{suffix} files: {state}")
+    return lines
+
+
+def _try_cuda(version: str | None) -> str | None:
+    """The GPU that engines would run on, or why there is none; None without cuda-bindings."""
+    if version is None:
+        return None
+    try:
+        gpu = open_memory("cuda-bindings", extra="tensorrt", why="running engines").gpu()
+    except CfposeError as error:
+        return str(error)
+    return f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda_major}"
+
+
+def _try_precisions(version: str | None) -> dict[str, str]:
+    """What OpenVINO's precisions do on this CPU with the bundled pose model; {} without it."""
+    if version is None:
+        return {}
+    states: dict[str, str] = {}
+    kinds: tuple[Precision, ...] = ("f32", "bf16", "int8")
+    for kind in kinds:
+        try:
+            if problem := lacking(kind):
+                states[kind] = f"absent: {problem}"
+            elif kind == "int8":
+                states[kind] = "this CPU has it; write a graph: cfpose-export lower"
+            else:
+                states[kind] = _run_precision(kind)
+        except Exception as error:  # plugins raise RuntimeError and worse
+            states[kind] = f"does not run: {' '.join(str(error).split())[:200]}"
+    return states
+
+
+def _run_precision(kind: Precision) -> str:
+    options = RuntimeOptions(precision=kind)
+    bound = FULL if kind == "f32" else BOUNDS[f"OpenVINO {kind}"]
+    with PoseEstimator(device="openvino", options=options) as estimator:
+        said = pose_parity(estimator, bound=bound)
+        return f"{'runs' if said.passed is not False else 'wrong answer'}, {said.message}"
+
+
+def _try_models(device: Device) -> tuple[str, dict[str, str]]:
+    """Run both bundled models; "ok", or what went wrong, and how near the known answers are."""
+    image = np.full((32, 24, 3), 128, dtype=np.uint8)
+    answers: dict[str, Parity] = {}
+    try:
+        with PersonFinder(device=device) as finder:
+            finder(image)
+            answers["finder"] = finder_parity(finder)
+        with PoseEstimator(device=device) as estimator:
+            estimator.predict(image, boxes=[[2, 2, 20, 30]])
+            answers["pose"] = pose_parity(estimator)
+    except CfposeError as error:
+        return str(error), {name: answer.message for name, answer in answers.items()}
+    said = {name: answer.message for name, answer in answers.items()}
+    wrong = [f"{name}: {said[name]}" for name, answer in answers.items() if answer.passed is False]
+    return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), said
+
+
+def _advice(
+    gpus: list[dict[str, str]], providers: dict[str, str], packages: dict[str, str | None]
+) -> list[str]:
+    if not gpus:
+        return []
+    name, advice = gpus[0].get("name", "a GPU"), []
+    if providers.get("CUDAExecutionProvider") != "runs":
+        state = providers.get("CUDAExecutionProvider", "is not in this onnxruntime")
+        advice.append(
+            f"{name} is here, but CUDA {state}; "
+            f"run: pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
+        )
+    if not (packages.get("tensorrt") or packages.get("tensorrt-rtx")):
+        advice.append(
+            f"{name} is here, and no TensorRT to run engines on it; run: pip install "
+            f"'cfpose-sdk[tensorrt]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
+        )
+    return advice
+
+
+def _problems(runs: dict[str, str], packages: dict[str, str | None]) -> list[str]:
+    problems = [f"{device}: {state}" for device, state in runs.items() if state != "ok"]
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "uninstall both, then install one"
+        )
+    return problems

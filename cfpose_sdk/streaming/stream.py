@@ -1,0 +1,197 @@
+"""A source becomes poses, frame by frame: decoding, finding and posing overlap in threads.
+
+    source ─ thread: decode ─ [prefetch] ─ thread: find people ─ [prefetch] ─ caller: pose,
+    ids, smoothing
+
+Each bracket holds at most `prefetch` frames, so that memory stays bounded however long the source.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self, get_args
+
+from cfpose_sdk.detectors.lazy import Found
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
+from cfpose_sdk.media.image import Image
+from cfpose_sdk.results import Poses
+from cfpose_sdk.streaming.prefetch import Ahead
+from cfpose_sdk.streaming.smoothing import Smoother, SmoothOptions
+from cfpose_sdk.streaming.tracking import Tracker, TrackOptions, carried_boxes
+
+Broken = Literal["warn", "raise"]
+_PREFETCH = 4
+
+
+class Engine(Protocol):
+    """What a stream needs of an estimator."""
+
+    @property
+    def find(self) -> Callable[[Image], Found]: ...
+
+    def pose(self, frame: Frame, found: Found) -> Poses: ...
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream runs; see `PoseEstimator.stream`. Raises InputError for a bad value."""
+
+    prefetch: int | None = None
+    detect_every: int = 1
+    track: bool | TrackOptions = False
+    smooth: bool | SmoothOptions = False
+    broken: Broken = "warn"
+
+    def __post_init__(self) -> None:
+        if self.prefetch is not None and self.prefetch < 0:
+            raise InputError(f"prefetch must be 0 frames or more, got {self.prefetch}")
+        if self.detect_every < 1:
+            raise InputError(f"detect_every must be 1 or more, got {self.detect_every}")
+        if self.broken not in get_args(Broken):
+            raise InputError(f"broken must be one of {get_args(Broken)}, got {self.broken!r}")
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """A new tracker where ids are wanted; smoothing needs them."""
+        if self.track is False and self.smooth is False:
+            return None
+        return Tracker(self.track if isinstance(self.track, TrackOptions) else None)
+
+    @property
+    def smoother(self) -> Smoother | None:
+        """A new smoother where one is wanted."""
+        if self.smooth is False:
+            return None
+        return Smoother(self.smooth if isinstance(self.smooth, SmoothOptions) else None)
+
+
+# an item, its people (None: not searched, the last poses carry their boxes), and whether a
+# sequence begins there
+Step = tuple[Item, Found | None, bool]
+Response = Callable[[InputError], None]
+
+
+class PoseStream:
+    """Iterates over Poses in the order of the frames. `close`, the end of a `with` block, or
+    dropping the last reference stops the threads and frees the source.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        footage: Footage,
+        options: StreamOptions,
+        on_broken: Response | None = None,
+    ) -> None:
+        self.footage = footage
+        broken = on_broken or (_warn if options.broken == "warn" else _raise)
+        # a generator without a reference to this object: dropping the one ends the other
+        self._results = _poses(engine, footage, options, broken)
+
+    def __iter__(self) -> Iterator[Poses]:
+        return self
+
+    def __next__(self) -> Poses:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Stop; a second call does nothing."""
+        never_started = inspect.getgeneratorstate(self._results) == inspect.GEN_CREATED
+        self._results.close()
+        if never_started:
+            self.footage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_results"):
+            self.close()
+
+
+def _poses(
+    engine: Engine, footage: Footage, options: StreamOptions, broken: Response
+) -> Generator[Poses, None, None]:
+    threads: list[Ahead[Item] | Ahead[Step]] = []
+    tracker, smoother = options.tracker, options.smoother
+    last: Poses | None = None
+    try:
+        for item, found, begins in _steps(engine, footage, options, threads):
+            if isinstance(item, Unread):
+                broken(item.error)
+                continue
+            if begins and tracker is not None:
+                tracker.forget()
+            if begins and smoother is not None:
+                smoother.forget()
+            if found is None and last is not None:
+                found = Found(carried_boxes(last), 0.0)
+            poses = engine.pose(item, found or engine.find(item.image))
+            last = replace(poses, image=None)  # a frame that nobody holds can go
+            if tracker is not None:
+                poses = tracker.update(poses)
+            if smoother is not None:
+                poses = smoother.update(poses)
+            yield poses
+            del poses, item, found
+    finally:
+        for thread in threads:  # the reader first: the finder then sees the end of its frames
+            thread.close()
+        if not any(thread.alive for thread in threads):
+            footage.close()
+
+
+def _steps(
+    engine: Engine,
+    footage: Footage,
+    options: StreamOptions,
+    threads: list[Ahead[Item] | Ahead[Step]],
+) -> Iterator[Step]:
+    """Items with their people, by two threads (which it adds to `threads`) or by the caller."""
+    ahead = options.prefetch
+    if ahead is None:
+        ahead = _PREFETCH if footage.own else 0
+    if ahead == 0:
+        return _searched(engine, footage.items, options.detect_every)
+    read = Ahead(footage.items, ahead, "cfpose-read")
+    threads.append(read)
+    found = Ahead(_searched(engine, read, options.detect_every), ahead, "cfpose-find")
+    threads.append(found)
+    return found
+
+
+def _searched(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Step]:
+    frames, before = 0, None
+    for item in items:
+        if isinstance(item, Unread):
+            yield item, None, False
+            continue
+        sequence = _sequence(item)
+        begins = sequence != before or item.number == 0
+        frames = 0 if begins else frames + 1
+        yield item, engine.find(item.image) if frames % every == 0 else None, begins
+        before = sequence
+
+
+def _sequence(frame: Frame) -> tuple[object, ...]:
+    """What two neighbours of one sequence share: that both are a caller's arrays, frames of videos,
+    or photos of one size. Of the last, extracted frames are such a sequence.
+    """
+    if frame.name is None:
+        return ("arrays",)
+    return ("frames",) if frame.number is not None else ("photos", *frame.image.shape)
+
+
+def _warn(error: InputError) -> None:
+    warnings.warn(f"{error} (skipped)", RuntimeWarning, stacklevel=4)
+
+
+def _raise(error: InputError) -> None:
+    raise error
