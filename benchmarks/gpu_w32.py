@@ -14,7 +14,7 @@ HEAD_GAIN = 300.0
 
 def make_w32(output: Path) -> Record:
     """An untrained W32 with its refiner, seeded, through cfpose-export."""
-    checkpoint = load("cfpose_training.checkpoint")
+    checkpoint = load("cfpose_training.checkpoints.files")
     export = load("cfpose_export.cli")
     network, spec = w32()
     path = output.with_suffix(".safetensors")

@@ -29,7 +29,7 @@ from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.calibration import GOOD_OKS, calibration_error, fit_calibration
+from cfpose_training.pose.calibration import GOOD_OKS, calibration_error, fit_calibration
 from covariance_choice import run
 
 Float64 = NDArray[np.float64]

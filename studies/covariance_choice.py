@@ -36,7 +36,7 @@ from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
 from cfpose_sdk.media.image import read_image
-from cfpose_training.calibration import SIGMA_SHARE, fit_scale
+from cfpose_training.pose.calibration import SIGMA_SHARE, fit_scale
 
 GROUPS = 8
 SHAPES = tuple((t, i) for t in (1.5, 1.0, 0.8, 0.6, 0.4) for i in (0.0, 0.5, 1.0))

@@ -50,7 +50,7 @@ def write_graph(state: Path, output: Path) -> None:
     from cfpose_sdk.skeleton import COCO_17
     from cfpose_sdk.spec import ModelSpec
     from cfpose_training.config import load_recipe
-    from cfpose_training.fused import FusedPose
+    from cfpose_training.nets.fused import FusedPose
     from cfpose_training.nets.pose_net import PoseNet
 
     pose = load_recipe(RECIPE).pose
@@ -65,7 +65,7 @@ def write_untrained(output: Path) -> None:
     import onnx
 
     from cfpose_export.graph.trace import build_pose
-    from cfpose_training.fused import FusedPose
+    from cfpose_training.nets.fused import FusedPose
     from gpu_w32 import w32
 
     network, spec = w32()

@@ -21,13 +21,13 @@ from cfpose_bench.accuracy.coco import evaluate
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import MAX_OKS_WINDOW, ModelSpec
-from cfpose_training.checkpoint import load_pose, save_pose
+from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.config import load_recipe
-from cfpose_training.data import DataOptions
-from cfpose_training.evaluation import DevelopmentSet
-from cfpose_training.measured_spec import measured_spec
+from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.nets.pose_net import RefinedPoseNet
-from cfpose_training.pose_training import deployed_spec, development_set
+from cfpose_training.pose.calibration import measured_spec
+from cfpose_training.pose.evaluation import DevelopmentSet
+from cfpose_training.pose.train import deployed_spec, development_set
 
 WINDOWS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, MAX_OKS_WINDOW)  # the last: the mean
 

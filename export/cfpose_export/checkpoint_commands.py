@@ -17,8 +17,8 @@ from cfpose_export.proof.frame import judge_frame, measure_frame, write_proven_f
 from cfpose_export.proof.pose import Bounds, judge, measure, write_proven
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import Decode, ModelSpec
-from cfpose_training.checkpoint import load_pose
-from cfpose_training.fused import FusedPose
+from cfpose_training.checkpoints.files import load_pose
+from cfpose_training.nets.fused import FusedPose
 
 
 def export(arguments: argparse.Namespace) -> None:

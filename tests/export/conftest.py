@@ -12,7 +12,7 @@ from torch import nn
 from cfpose_export.graph.trace import build_pose
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.fused import FusedPose
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.hrnet import HRNET_W32, HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, RefinedPoseNet

@@ -20,9 +20,9 @@ from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
-from cfpose_training.checkpoint import save_finder, save_pose
-from cfpose_training.fused import FusedPose
+from cfpose_training.checkpoints.files import save_finder, save_pose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 

@@ -12,11 +12,11 @@ import torch
 from cfpose_export.graph.trace import build_pose
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.estimator import BUNDLED_MODEL
-from cfpose_training.checkpoint import load_pose
+from cfpose_training.checkpoints.convert import initialise
+from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.cli import main
-from cfpose_training.conversion import initialise
-from cfpose_training.fused import FusedPose
-from cfpose_training.nets.lite import LiteConfig
+from cfpose_training.nets.efficientnet import LiteConfig
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import PoseNet
 from tests.export.conftest import SPEC, live_network
 

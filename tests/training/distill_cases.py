@@ -9,8 +9,9 @@ from cfpose_training.config import DistillConfig, Recipe
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.pose_training import pose_spec
-from cfpose_training.stages import LabelStage, Stage
+from cfpose_training.pose.train import pose_spec
+from cfpose_training.stages.base import Stage
+from cfpose_training.stages.stage1 import LabelStage
 
 WIDE = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 EVERYTHING = DistillConfig(kd_fea=True, kd_l1=True, kd_cst=True, kd_logit=True)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cfpose_training.label_run import LabelOptions
+from cfpose_training.labels.run import LabelOptions
 
 
 def edit(root: Path, change: Any) -> None:

@@ -10,15 +10,15 @@ import torch
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training import cli
-from cfpose_training.averaging import average_finders, average_students
-from cfpose_training.checkpoint import load_finder, load_pose, save_finder, save_pose
+from cfpose_training.average import average_finders, average_students
+from cfpose_training.checkpoints.files import load_finder, load_pose, save_finder, save_pose
 from cfpose_training.config import Recipe, load_recipe
-from cfpose_training.data import DataOptions
-from cfpose_training.finder_training import finder_spec
+from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.finder.train import finder_spec
 from cfpose_training.nets.finder import FinderNet
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.pose_training import pose_spec
+from cfpose_training.pose.train import pose_spec
 
 
 def written(recipe: Recipe, folder: Path, seed: int) -> Path:

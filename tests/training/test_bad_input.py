@@ -15,7 +15,7 @@ from torch import Tensor
 from cfpose_sdk.errors import ArtifactError, DatasetError, ImageError, TrainingError
 from cfpose_sdk.skeleton import CROWDPOSE_14
 from cfpose_sdk.spec import FinderSpec
-from cfpose_training.checkpoint import (
+from cfpose_training.checkpoints.files import (
     NETWORK_KEY,
     load_finder,
     load_pose,
@@ -25,15 +25,15 @@ from cfpose_training.checkpoint import (
     save_tensors,
 )
 from cfpose_training.config import DistillConfig, Recipe, load_recipe
-from cfpose_training.data import DataOptions
-from cfpose_training.distill import DistillStage
-from cfpose_training.loop import RunOptions
+from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.pose_training import pose_spec, train_stage1, train_stage2
-from cfpose_training.stages import RefinerStage
+from cfpose_training.pose.train import pose_spec, train_stage1, train_stage2
+from cfpose_training.run.loop import RunOptions
+from cfpose_training.stages.stage1 import DistillStage
+from cfpose_training.stages.stage2 import RefinerStage
 
 WIDE = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 EVERYTHING = DistillConfig(

@@ -20,8 +20,8 @@ from cfpose_sdk.errors import ArtifactError, BackendError, InputError, SpecError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import FinderSpec, ModelSpec
-from cfpose_training.checkpoint import save_finder, save_pose
 from cfpose_training.checkpoint_backend import CheckpointBackend
+from cfpose_training.checkpoints.files import save_finder, save_pose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.training.test_ablation import differences
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import CROWDPOSE_14
-from cfpose_training.config import Recipe, load_recipe
-from cfpose_training.data import DataOptions
-from cfpose_training.loop import RunOptions
-from cfpose_training.pose_training import pose_spec, train_stage1, train_stage2, train_teacher
-from cfpose_training.schemes import SCHEMES, scheme, teacher_recipe
-from tests.training.test_ablation import differences
+from cfpose_training.ablation.schemes import SCHEMES, scheme
+from cfpose_training.config import Recipe, load_recipe, teacher_recipe
+from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.pose.train import pose_spec, train_stage1, train_stage2, train_teacher
+from cfpose_training.run.loop import RunOptions
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 

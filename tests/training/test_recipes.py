@@ -9,21 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from cfpose_training.checkpoint import load_pose
-from cfpose_training.config import Recipe, load_recipe
-from cfpose_training.data import DataOptions
-from cfpose_training.loop import RunOptions
+from cfpose_training.ablation.schemes import scheme
+from cfpose_training.checkpoints.files import load_pose
+from cfpose_training.config import OptimConfig, Recipe, load_recipe
+from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
-from cfpose_training.optim_config import OptimConfig
-from cfpose_training.pose_training import (
+from cfpose_training.pose.train import (
     SKELETONS,
     pose_spec,
     train_stage1,
     train_stage2,
     train_teacher,
 )
-from cfpose_training.schemes import scheme
+from cfpose_training.run.loop import RunOptions
 
 TINY = HRNetConfig(width=4, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 TINY_TEACHER = dataclasses.replace(TINY, width=8)

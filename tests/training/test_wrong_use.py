@@ -9,10 +9,10 @@ import torch
 
 from cfpose_sdk.errors import CfposeError, InputError, TrainingError
 from cfpose_training import cli
-from cfpose_training.checkpoint import save_pose
+from cfpose_training.checkpoints.files import save_pose
 from cfpose_training.config import load_recipe
 from cfpose_training.nets.pose_net import PoseNet
-from cfpose_training.pose_training import pose_spec
+from cfpose_training.pose.train import pose_spec
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from cfpose_sdk.backends import Backend, Device, RuntimeOptions
 from cfpose_sdk.backends.base import Feeds
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY
-from cfpose_training.checkpoint import load_finder, load_pose, load_tensors
-from cfpose_training.fused import FusedFinder, FusedOutput, FusedPose
+from cfpose_training.checkpoints.files import load_finder, load_pose, load_tensors
+from cfpose_training.nets.fused import FusedFinder, FusedOutput, FusedPose
 
 _POSE_OUTPUTS = ("keypoints", "confidence", "covariance", "coarse")
 _FINDER_OUTPUTS = ("boxes", "scores")

@@ -6,6 +6,7 @@ an unknown or mistyped key is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,88 @@ import dacite
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import Decode, Evidence
-from cfpose_training.finder_config import FinderConfig
+from cfpose_training.nets.efficientnet import LiteConfig
+from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
-from cfpose_training.nets.lite import LiteConfig
-from cfpose_training.optim_config import OptimConfig
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One optimisation run. `schedule`: multistep divides lr by 10 at each milestone epoch."""
+
+    epochs: int
+    batch_size: int = 128
+    optimiser: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0  # adamw: not on norms and biases
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = (170, 200)
+    warmup_steps: int = 0
+    final_lr: float = 0.0  # cosine
+    cosine_from: float = 0.0  # the cosine begins after this share of the epochs, lr before
+    mild_epochs: int = 0  # the last epochs, augmented as the recipe's [mild_augment] says
+    clip_norm: float = 0.0  # gradient norm; 0: off
+    ema_decay: float = 0.0  # 0: off
+    precision: Precision = "32-true"
+    seed: int = 2025
+    workers: int = 0  # loader processes
+    final: Literal["last", "best"] = "last"  # epoch that is kept in the end; best: by dev_AP
+
+
+@dataclass(frozen=True)
+class PhotoSource:
+    """Photos for the finder, with COCO boxes where there are any; paths below the data root."""
+
+    name: str
+    images: str
+    annotations: str = ""
+    empty: bool = False  # nobody is in these photos: whatever is found there is false
+    repeat: int = 1
+    holdout_every: int = 0  # 1: all of them
+    files: str = "*"  # only photos whose name fits this pattern
+
+
+@dataclass(frozen=True)
+class FinderAugmentConfig:
+    """Random view of a photo: mirrored, zoomed about its letterbox, shifted, brightness changed."""
+
+    flip_p: float = 0.5
+    zoom: tuple[float, float] = (0.6, 1.8)
+    contrast: float = 0.3  # pixel values are scaled by 1 ± this
+    brightness: float = 30.0  # and moved by up to this, of 255
+    mosaic_p: float = 0.0  # share of letterboxes that four photos divide among them
+
+
+@dataclass(frozen=True)
+class FinderConfig:
+    """The person finder: network, letterbox, labels and run."""
+
+    name: str
+    optim: OptimConfig
+    sources: tuple[PhotoSource, ...]
+    net: FinderNetConfig = field(default_factory=FinderNetConfig)
+    augment: FinderAugmentConfig = field(default_factory=FinderAugmentConfig)
+    size_wh: tuple[int, int] = (320, 320)  # of the training letterboxes
+    deploy_size_wh: tuple[int, int] = (0, 0)  # of the artifact's; zeros: as in training
+    label_score: float = 0.4  # boxes of the labelling detector count from this score on
+    ignore_score: float = 0.1  # between the two they are neither person nor background
+    threshold: float = 0.74  # of the fourth root of the heat; written into the artifact
+    nms_iou: float = 0.5
+    trained_on: tuple[str, ...] = ()
+    license: str = ""
+
+    @property
+    def artifact_size_wh(self) -> tuple[int, int]:
+        """Letterbox of the artifact, and of the figures on held-out photos."""
+        return self.deploy_size_wh if any(self.deploy_size_wh) else self.size_wh
+
 
 SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
 GcnTarget = Literal["off", "gt", "teacher", "mix"]
-
 MAX_BOX_SIGMA = 0.2  # opposite edges, off by 2 sigma each, keep a fifth of the side between them
 
 
@@ -249,3 +322,20 @@ def _contradiction(recipe: Recipe) -> str:
     if recipe.labels.softmax_beta <= 0:
         return f"labels.softmax_beta is {recipe.labels.softmax_beta}, expected more than 0"
     return ""
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the teacher: its network in the student's place, labels only.
+
+    Raises TrainingError when the recipe has no [teacher].
+    """
+    teacher = recipe.teacher
+    if teacher is None:
+        raise TrainingError("the recipe has no [teacher] table; give its name and network there")
+    pose: PoseConfig = dataclasses.replace(
+        recipe.pose, name=teacher.name, hrnet=teacher.hrnet, lite=teacher.lite,
+        head_init=teacher.head_init,
+    )  # fmt: skip
+    return dataclasses.replace(
+        recipe, pose=pose, stage1=teacher.optim or recipe.stage1, distill=DistillConfig()
+    )

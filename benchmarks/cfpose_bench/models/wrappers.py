@@ -1,6 +1,6 @@
 """Wrappers of a model: the flip test, and a detector that returns exactly N boxes.
 
-SimCC's own flip test averages the vectors before decoding (`cfpose_training.flip_test`). A graph
+SimCC's own flip test averages the vectors before decoding (`cfpose_training.nets.flip`). A graph
 that ships gives keypoints only, so here the two sets of coordinates and confidences are averaged.
 """
 

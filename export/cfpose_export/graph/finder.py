@@ -13,8 +13,8 @@ from cfpose_export.graph.rules import check_graph
 from cfpose_export.graph.trace import trace
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
-from cfpose_training.checkpoint import load_finder, load_tensors
-from cfpose_training.fused import FusedFinder
+from cfpose_training.checkpoints.files import load_finder, load_tensors
+from cfpose_training.nets.fused import FusedFinder
 
 MIN_ELEMENTS = 256  # smaller constants, biases among them, stay exact
 

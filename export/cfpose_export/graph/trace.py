@@ -23,7 +23,7 @@ from cfpose_export.graph.rules import (
 )
 from cfpose_sdk import __version__
 from cfpose_sdk.errors import ExportError
-from cfpose_training.fused import FusedOutput, FusedPose
+from cfpose_training.nets.fused import FusedOutput, FusedPose
 
 FOLD_LIMIT = 1 << 24  # elements; the largest weights have a tenth of that
 

@@ -20,7 +20,7 @@ from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.image import read_image
-from cfpose_training.fused import FusedFinder
+from cfpose_training.nets.fused import FusedFinder
 
 COMPARED = 10  # best candidates of a photo; the many below score next to nothing
 MAX_PX = 0.05

@@ -27,7 +27,7 @@ from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.fused import FusedOutput, FusedPose
+from cfpose_training.nets.fused import FusedOutput, FusedPose
 
 BATCHES = (0, 1, 2, 7, 32)
 POOL = sum(BATCHES)  # crops that a proof looks at

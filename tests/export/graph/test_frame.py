@@ -36,8 +36,8 @@ from cfpose_sdk.diagnostics.known_answers import BOUNDS
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.media.image import read_image
-from cfpose_training.checkpoint import save_pose
-from cfpose_training.fused import FusedPose
+from cfpose_training.checkpoints.files import save_pose
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from tests.export.graph_cases import scaled_covariance
 

@@ -17,9 +17,9 @@ from cfpose_export.graph.finder import MIN_ELEMENTS, halve_weights
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import FinderSpec
-from cfpose_training.checkpoint import save_finder, save_pose
-from cfpose_training.fused import FusedPose
+from cfpose_training.checkpoints.files import save_finder, save_pose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 

@@ -26,7 +26,7 @@ from cfpose_export.graph.rules import (
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import SPEC_KEY
-from cfpose_training.fused import FusedPose
+from cfpose_training.nets.fused import FusedPose
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, object]:

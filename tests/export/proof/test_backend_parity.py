@@ -27,10 +27,10 @@ from cfpose_sdk.errors import BackendError, MissingDependencyError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import VISIBLE_FROM
-from cfpose_training.checkpoint import save_pose
 from cfpose_training.checkpoint_backend import CheckpointBackend
+from cfpose_training.checkpoints.files import save_pose
 from cfpose_training.cli import main
-from cfpose_training.fused import FusedPose
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 Open = Callable[[onnx.ModelProto, Path], Backend]

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 
 from cfpose_export.graph.trace import build_pose
-from cfpose_training.fused import FusedPose
+from cfpose_training.nets.fused import FusedPose
 
 
 def test_the_graph_leaves_confident_joints_alone(fused: FusedPose) -> None:

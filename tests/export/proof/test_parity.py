@@ -24,7 +24,7 @@ from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.keypoints import calibrate, decode_simcc
-from cfpose_training.fused import FusedPose
+from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 ALL_JOINTS = Bounds(min_confidence=0.0)

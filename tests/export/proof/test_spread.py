@@ -14,7 +14,7 @@ from cfpose_export.proof.crops import Crops, read_people
 from cfpose_export.proof.pose import Bounds, judge, measure
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.errors import ExportError
-from cfpose_training.fused import FusedPose
+from cfpose_training.nets.fused import FusedPose
 from tests.export.graph_cases import scaled_covariance
 
 

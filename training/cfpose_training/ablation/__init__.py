@@ -1,0 +1,1 @@
+"""The paper's Table IV: schemes, runs and their table."""

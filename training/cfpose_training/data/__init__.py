@@ -1,0 +1,1 @@
+"""People and photos → augmented crops with their targets."""

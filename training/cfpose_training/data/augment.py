@@ -1,0 +1,149 @@
+"""Random crops of one person: box, zoom, rotation, half body, mirror; colours, quality, a hole.
+
+Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these five, so a crop is
+resampled once. The box is that of a detector which is a little off. The hole is RTMPose's:
+coarse dropout (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
+Cutout").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.crops import crop_transforms
+from cfpose_sdk.skeleton import Skeleton
+from cfpose_training.config import AugmentConfig
+
+Float64 = NDArray[np.float64]
+SHRINK = (1.0, 3.0)  # by as much a crop of lower quality is shrunk, before it grows again
+NOISE = (0.0, 12.0)  # deviation, of 255
+JPEG_QUALITY = (30, 95)
+HALF_BODY_SCALE = 1.5  # of the tight box around the chosen half; there is no other margin
+
+
+def random_transform(
+    box: Float64,
+    joints: Float64,
+    skeleton: Skeleton,
+    size_wh: tuple[int, int],
+    box_scale: float,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[Float64, bool]:
+    """Draw the (2, 3) map from photo to crop for an xyxy `box` with `joints` (K, 3) x, y, v.
+
+    Returns it and whether it mirrors (then left and right joints must be swapped).
+    """
+    labelled = joints[:, 2] > 0
+    if labelled.sum() > config.half_body_min_joints and rng.random() < config.half_body_p:
+        half = _half_body_box(joints, labelled, skeleton, rng)
+        if half is not None:
+            box, box_scale = half, HALF_BODY_SCALE
+    if config.box_sigma:
+        box = _missed_box(box, config.box_sigma, rng)
+    sigma, turn = config.zoom_sigma, config.rotation_sigma_deg
+    enlarge = np.clip(1 + sigma * rng.standard_normal(), 1 - sigma, 1 + sigma)
+    rotation = np.clip(turn * rng.standard_normal(), -2 * turn, 2 * turn)
+    if rng.random() >= config.rotation_p:
+        rotation = 0.0
+    transform = crop_transforms(
+        box[None], size_wh, box_scale, zoom=1 / enlarge, rotation_deg=rotation
+    )[0]
+    mirrored = bool(rng.random() < config.flip_p)
+    if mirrored:
+        transform[0] *= -1
+        transform[0, 2] += size_wh[0] - 1
+    return transform, mirrored
+
+
+def colour_jitter(
+    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The crop (H, W, 3), its channels stretched and moved: half of it all together, half each.
+
+    Draws nothing when both options are 0.
+    """
+    if not config.contrast and not config.brightness:
+        return crop
+    gain = 1 + config.contrast * (rng.uniform(-0.5, 0.5) + rng.uniform(-0.5, 0.5, (3, 1)))
+    shift = config.brightness * (rng.uniform(-0.5, 0.5) + rng.uniform(-0.5, 0.5, (3, 1)))
+    levels = np.clip(np.rint(gain * (np.arange(256) - 127.5) + 127.5 + shift), 0, 255)
+    table = np.ascontiguousarray(levels.T[None], dtype=np.uint8)  # (1, 256, 3), as cv2.LUT reads it
+    return np.asarray(cv2.LUT(crop, table), dtype=np.uint8)
+
+
+def lower_quality(
+    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The crop (H, W, 3), or with probability `quality_p` one that a worse picture might have left.
+
+    Each with even odds, in the order of a camera: shrunk and grown again, as a small person is;
+    noise of a sensor; a JPEG. Positions stay. Draws nothing when `quality_p` is 0.
+    """
+    if not config.quality_p or rng.random() >= config.quality_p:
+        return crop
+    shrunk, noisy, packed = rng.random(3) < 0.5
+    worse: NDArray[Any] = crop
+    height, width = crop.shape[:2]
+    if shrunk:
+        factor = rng.uniform(*SHRINK)
+        small = max(1, round(width / factor)), max(1, round(height / factor))
+        worse = cv2.resize(worse, small, interpolation=cv2.INTER_AREA)
+        worse = cv2.resize(worse, (width, height), interpolation=cv2.INTER_LINEAR)
+    if noisy:
+        noise = rng.standard_normal(crop.shape, dtype=np.float32) * np.float32(rng.uniform(*NOISE))
+        worse = np.clip(np.rint(worse + noise), 0, 255).astype(np.uint8)
+    if packed:
+        quality = int(rng.integers(*JPEG_QUALITY, endpoint=True))
+        _, data = cv2.imencode(".jpg", worse, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        worse = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+    return worse
+
+
+def coarse_dropout(
+    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The crop (H, W, 3), or with probability `dropout_p` a copy with one black rectangle.
+
+    Its sides are uniform in `dropout_side`, as shares of the crop's, and its place is uniform
+    among those wholly inside. Labels stay: a hidden joint is still asked for.
+    """
+    if rng.random() >= config.dropout_p:
+        return crop
+    low, high = config.dropout_side
+    sides = np.array(crop.shape[:2])
+    size = np.maximum(1, np.round(rng.uniform(low, high, 2) * sides).astype(int))
+    top, left = rng.integers(0, sides - size, endpoint=True)
+    holed = crop.copy()
+    holed[top : top + size[0], left : left + size[1]] = 0
+    return holed
+
+
+def _missed_box(box: Float64, sigma: float, rng: np.random.Generator) -> Float64:
+    """The xyxy box, each edge moved by clip(sigma * N, -2 sigma, 2 sigma) of the box's side."""
+    off = np.clip(sigma * rng.standard_normal(4), -2 * sigma, 2 * sigma)
+    sides = np.tile(box[2:] - box[:2], 2)
+    moved: Float64 = box + off * sides
+    return moved
+
+
+def _half_body_box(
+    joints: Float64, labelled: NDArray[np.bool_], skeleton: Skeleton, rng: np.random.Generator
+) -> Float64 | None:
+    """Tight xyxy box around the labelled upper or lower joints, centred on their mean."""
+    is_lower = np.array(
+        [any(part in name for part in ("hip", "knee", "ankle")) for name in skeleton.keypoints]
+    )
+    upper, lower = joints[labelled & ~is_lower, :2], joints[labelled & is_lower, :2]
+    prefer_upper = rng.standard_normal() < 0.5
+    chosen = upper if (prefer_upper and len(upper) > 2) or len(lower) <= 2 else lower
+    if len(chosen) < 2:
+        return None
+    centre = chosen.mean(axis=0)
+    # a line of joints has no height; one pixel keeps the crop defined
+    span = np.maximum(chosen.max(axis=0) - chosen.min(axis=0), 1.0)
+    return np.concatenate([centre - span / 2, centre + span / 2])

@@ -1,0 +1,1 @@
+"""The finder, our own person detector: its boxes, data, stage and training."""

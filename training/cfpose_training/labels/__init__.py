@@ -1,0 +1,1 @@
+"""`cfpose-train label`: keypoints by labellers, and how good they are."""

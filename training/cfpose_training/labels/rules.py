@@ -1,0 +1,183 @@
+"""What several views of a person agree on: positions, how sure they are, which joints are kept.
+
+All nearness is OKS of single joints: exp(-d² / (2 s² k²)) with k = 2σ and s² the person's area, as
+COCO's evaluation has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfpose_sdk.errors import InputError
+
+Float64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Average = Literal["mean", "median"]
+_LEAST_WEIGHT = 1e-6  # so that views without any score count alike
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """Which joints of which people become labels.
+
+    `min_score`, `min_agreement`: a joint's mean score over the views, and the mean OKS between its
+    positions in them. `min_joints`: so many kept joints make a person. `box_margin`: a joint may
+    lie so far outside its box, in longer sides. `max_offset`: the middle of the kept joints may lie
+    so far from the box's, in its sides; farther out it is somebody else's pose. `neighbour_oks`: a
+    pose nearer to another person of the photo is that person's. `given_oks`: filling needs this
+    mean OKS with the given joints.
+    Raises InputError when a value is out of range.
+    """
+
+    min_score: float = 0.3
+    min_agreement: float = 0.8
+    min_joints: int = 8
+    box_margin: float = 0.1
+    max_offset: float = 0.25
+    neighbour_oks: float = 0.5
+    given_oks: float = 0.6
+    average: Average = "median"
+
+    def __post_init__(self) -> None:
+        for name in ("min_score", "min_agreement", "neighbour_oks", "given_oks"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.min_joints < 1:
+            raise InputError(f"min_joints must be 1 or more, got {self.min_joints}")
+        for name in ("box_margin", "max_offset"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.average not in ("mean", "median"):
+            raise InputError(f"average must be mean or median, got {self.average!r}")
+
+    def as_dict(self) -> dict[str, float | str]:
+        """Names and values, for a record."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class Consensus:
+    """What the views say of N people together."""
+
+    xy: Float64  # (N, K, 2) photo pixels
+    score: Float64  # (N, K) mean over the views, in [0, 1]
+    agreement: Float64  # (N, K) mean OKS between two views, in [0, 1]; 1 of a single view
+    spread: Float64  # (N, K) RMS distance of the views from xy, in multiples of s · k
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+def joint_oks(first: Float64, second: Float64, areas: Float64, sigmas: Sequence[float]) -> Float64:
+    """(..., N, K) OKS of single joints of (..., N, K, 2) poses; (N,) areas in pixels²."""
+    squared = ((first - second) ** 2).sum(axis=-1)
+    oks: Float64 = np.exp(-squared / (2 * _reach_squared(areas, sigmas)))
+    return oks
+
+
+def consensus(
+    views: Float64,
+    areas: Float64,
+    sigmas: Sequence[float],
+    average: Average = "median",
+) -> Consensus:
+    """(V, N, K, 3) x, y, score → their consensus; (N,) areas of the people in pixels².
+
+    `mean` weighs each view of a joint with its score, `median` is that of x and of y.
+    """
+    points, score = views[..., :2], views[..., 2]
+    if average == "mean":
+        weight = np.maximum(score, _LEAST_WEIGHT)[..., None]
+        xy = (points * weight).sum(axis=0) / weight.sum(axis=0)
+    else:
+        xy = np.median(points, axis=0)
+    count = len(views)
+    pairs = [(a, b) for a in range(count) for b in range(a)]
+    between = [joint_oks(points[a], points[b], areas, sigmas) for a, b in pairs]
+    agreement = np.mean(between, axis=0) if between else np.ones(score.shape[1:])
+    squared = ((points - xy) ** 2).sum(axis=-1).mean(axis=0)
+    return Consensus(
+        xy=xy,
+        score=score.mean(axis=0),
+        agreement=agreement,
+        spread=np.sqrt(squared / _reach_squared(areas, sigmas)),
+    )
+
+
+def kept_joints(
+    found: Consensus, boxes: Float64, size_wh: tuple[int, int], rules: LabelRules
+) -> Bools:
+    """(N, K): sure enough, agreed on, inside the photo, and not far outside the (N, 4) xyxy box.
+
+    None of a person whose kept joints lie off the middle of the box.
+    """
+    margin = rules.box_margin * (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)[:, None]
+    low = np.maximum(boxes[:, :2] - margin, 0)[:, None]
+    high = np.minimum(boxes[:, 2:] + margin, np.array(size_wh))[:, None]
+    inside = ((found.xy >= low) & (found.xy < high)).all(axis=-1)
+    sure = (found.score >= rules.min_score) & (found.agreement >= rules.min_agreement)
+    kept: Bools = sure & inside
+    first = np.where(kept[..., None], found.xy, np.inf).min(axis=1, initial=np.inf)
+    last = np.where(kept[..., None], found.xy, -np.inf).max(axis=1, initial=-np.inf)
+    shown = kept.any(axis=1)
+    middle, span = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    offset = np.abs((first[shown] + last[shown]) / 2 - middle[shown]) / span[shown]
+    kept[shown] &= (offset <= rules.max_offset).all(axis=1)[:, None]
+    return kept
+
+
+def shared_oks(
+    pose: Float64, shown: Bools, others: Float64, others_shown: Bools, area: float,
+    sigmas: Sequence[float],
+) -> Float64:  # fmt: skip
+    """(M,) mean OKS of a pose (K, 2) with M others over the joints that both show; 0 without any.
+
+    `shown` (K,), `others_shown` (M, K); `area` in pixels² of the person that the pose is of.
+    """
+    oks = joint_oks(pose[None], others, np.full(len(others), area), sigmas)
+    shared = shown[None] & others_shown
+    total: Float64 = (oks * shared).sum(axis=-1) / np.maximum(1, shared.sum(axis=-1))
+    return total
+
+
+def chosen_people(
+    found: Consensus,
+    kept: Bools,
+    areas: Float64,
+    neighbours: Float64,
+    sigmas: Sequence[float],
+    rules: LabelRules,
+) -> list[int]:
+    """Who of the N people of one photo gets labels: indices, in order.
+
+    `kept` (N, K). A pose near that of one of the (M, K, 3) labelled `neighbours` (x, y, v), or near
+    one that is surer of itself, is another person's: the labeller looked past its own.
+    """
+    mean_score = np.where(kept, found.score, 0).sum(axis=1) / np.maximum(1, kept.sum(axis=1))
+    others, shown = [*neighbours[..., :2]], [*(neighbours[..., 2] > 0)]
+    taken = []
+    for person in np.argsort(-mean_score, kind="stable"):
+        if kept[person].sum() < rules.min_joints:
+            continue
+        if others:
+            near = shared_oks(
+                found.xy[person], kept[person], np.array(others), np.array(shown),
+                float(areas[person]), sigmas,
+            )  # fmt: skip
+            if near.max() > rules.neighbour_oks:
+                continue
+        others.append(found.xy[person])
+        shown.append(kept[person])
+        taken.append(int(person))
+    return sorted(taken)
+
+
+def _reach_squared(areas: Float64, sigmas: Sequence[float]) -> Float64:
+    """(N, K) squares of s · k."""
+    reach: Float64 = np.asarray(areas)[:, None] * (2 * np.asarray(sigmas)) ** 2
+    return reach

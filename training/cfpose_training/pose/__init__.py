@@ -1,0 +1,1 @@
+"""The pose stages from a recipe to a checkpoint: training, evaluation, calibration."""

@@ -1,0 +1,152 @@
+"""One run of a pose stage: its people, its figures, the checkpoints it keeps, what decides it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.checkpoints.files import load_pose, save_pose
+from cfpose_training.config import OptimConfig, Recipe
+from cfpose_training.data.crop_dataset import CropDataset, DataOptions
+from cfpose_training.data.loader import Batches, batches_per_epoch, epoch_batches
+from cfpose_training.data.people import People, load_people
+from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.nets.igp_gcn import IGPGCN
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.pose.evaluation import DevelopmentSet
+from cfpose_training.run.loop import RunOptions, fit
+from cfpose_training.run.outputs import BEST_FILE
+from cfpose_training.run.state import FREE_OPTIM_FIELDS, Record, recorded
+from cfpose_training.stages.base import Stage
+from cfpose_training.stages.stage1 import AlignedStudent
+
+# They label the artifact, or say how it is used.
+FREE_FIELDS = FREE_OPTIM_FIELDS | {
+    "name", "deploy_box_scale", "evidence", "oks_window", "spread_temperature", "spread_isotropy",
+}  # fmt: skip
+# Of other commands, or labels too; the teacher counts by the content of its file.
+FREE_TABLES = {"teacher", "finder", "trained_on", "license"}
+
+
+@dataclass(frozen=True)
+class PoseRun:
+    """What a run of one pose stage reads and where it writes."""
+
+    optim: OptimConfig
+    spec: ModelSpec
+    recipe: Recipe
+    data: DataOptions
+    options: RunOptions
+    dev: DevelopmentSet | None
+
+    def people(self) -> People:
+        """Everybody it learns from. Raises TrainingError when that is nobody."""
+        people = load_people(self.recipe.sources, self.data.root, self.spec.skeleton)
+        if not len(people):
+            raise TrainingError("the recipe's sources hold no labelled person")
+        return people
+
+    def batches(self, people: People) -> Batches:
+        """Augmented crops of `people`."""
+        recipe, optim = self.recipe, self.optim
+        cache = cache_photos(people.photos, self.data.cache)
+        dataset = CropDataset(
+            people, cache, self.spec, recipe.augment, recipe.labels, optim.seed,
+            mild=recipe.mild_augment, mild_from=optim.epochs - optim.mild_epochs,
+        )  # fmt: skip
+        return epoch_batches(dataset, people.repeat, optim, pin_memory=self.options.uses_cuda)
+
+    def train(
+        self, stage: Stage, network: PoseNet | RefinedPoseNet, people: People, record: Record
+    ) -> PoseNet | RefinedPoseNet | None:
+        """Train `network`, of which `stage` trains a part; None when time ran out first.
+
+        Gives the network of the last epoch or, by `optim.final`, of the best one. Raises
+        TrainingError as `fit` does, and when the best is asked for without development photos.
+        """
+        if self.optim.final == "best" and self.dev is None:
+            raise TrainingError(
+                "final = 'best' needs development photos: set holdout_every of a source, or take "
+                "final = 'last'"
+            )
+
+        def save_checkpoint(path: Path, module: nn.Module, metrics: Mapping[str, float]) -> None:
+            spec = dataclasses.replace(self.spec, metrics=metrics)
+            save_pose(path, self._assembled(network, module), spec)
+
+        finished = fit(
+            stage,
+            self.batches(people),
+            batches_per_epoch(people.repeat, self.optim),
+            self.optim,
+            self.options,
+            after_epoch=lambda _, module: self._figures(self._assembled(network, module)),
+            record=record | {"people": people_digest(people)},
+            save_checkpoint=save_checkpoint,
+        )
+        if not finished:
+            return None
+        if self.optim.final == "best":
+            return load_pose(self.options.folder / BEST_FILE)[0]
+        return self._assembled(network, stage.trainable)
+
+    def _figures(self, network: PoseNet | RefinedPoseNet) -> dict[str, float]:
+        if self.dev is None:
+            return {}
+        accuracy = self.dev.accuracy(self.dev.predict(network))
+        return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
+
+    def _assembled(
+        self, network: PoseNet | RefinedPoseNet, trained: nn.Module
+    ) -> PoseNet | RefinedPoseNet:
+        """The whole network around the part that the loop trains, or around its average.
+
+        A student trained on `softmax_beta` times its logits gets that factor into its head.
+        """
+        if isinstance(network, RefinedPoseNet):
+            assert isinstance(trained, IGPGCN)
+            return RefinedPoseNet(network.pose, trained, network.spec)
+        student = trained.student if isinstance(trained, AlignedStudent) else trained
+        assert isinstance(student, PoseNet)
+        if self.recipe.labels.softmax_beta != 1:
+            student = copy.deepcopy(student)
+            student.head.scale_logits(self.recipe.labels.softmax_beta)
+        return student
+
+
+def stage1_record(recipe: Recipe, stage: str) -> Record:
+    """What of a recipe decides `stage`: stage1, or that of the teacher whose recipe it is."""
+    return {"stage": stage, **_recipe_record(recipe, {"stage2"})}
+
+
+def stage2_record(recipe: Recipe) -> Record:
+    """What of a recipe decides stage 2."""
+    return {"stage": "stage2", **_recipe_record(recipe, {"stage1", "distill"})}
+
+
+def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:
+    """Every table but those of other commands, so that a new one is compared as well."""
+    record: Record = {}
+    for field in dataclasses.fields(recipe):
+        if field.name not in unused | FREE_TABLES:
+            record |= recorded(getattr(recipe, field.name), field.name, FREE_FIELDS)
+    return record
+
+
+def people_digest(people: People) -> str:
+    """A digest of who is learnt from, in which photo and in which order; not of the pixels."""
+    digest = hashlib.sha256("\n".join(path.name for path in people.photos).encode())
+    for array in (people.photo, people.boxes, people.joints, people.weight, people.repeat):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    if (people.joint_weight != 1).any():  # runs without such weights keep the digest they had
+        digest.update(np.ascontiguousarray(people.joint_weight).tobytes())
+    return f"{len(people)} people with SHA-256 {digest.hexdigest()[:16]}"

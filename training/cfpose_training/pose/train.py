@@ -1,0 +1,264 @@
+"""The two pose stages, from a recipe to a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
+from cfpose_sdk.spec import ModelSpec
+from cfpose_training.checkpoints.convert import Initialised, initialise
+from cfpose_training.checkpoints.files import load_pose, save_pose
+from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName, teacher_recipe
+from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.pose.calibration import measured_spec
+from cfpose_training.pose.evaluation import DevelopmentSet
+from cfpose_training.pose.norms import restore_norms
+from cfpose_training.pose.run import PoseRun, stage1_record, stage2_record
+from cfpose_training.processes import is_first_process, wait_for_processes
+from cfpose_training.run.loop import RunOptions
+from cfpose_training.run.state import recorded_files
+from cfpose_training.stages.base import Stage
+from cfpose_training.stages.stage1 import DistillStage, LabelStage, check_teacher, limb_weights
+from cfpose_training.stages.stage2 import RefinerStage
+
+TEACHER_FILE = "teacher.safetensors"
+STUDENT_FILE = "student.safetensors"
+REFINED_FILE = "refined.safetensors"
+SKELETONS: dict[SkeletonName, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPOSE_14}
+
+
+def pose_spec(recipe: Recipe) -> ModelSpec:
+    """The contract of the model that a recipe trains."""
+    pose = recipe.pose
+    return ModelSpec(
+        name=pose.name,
+        skeleton=SKELETONS[recipe.skeleton],
+        size_wh=pose.size_wh,
+        decode=pose.decode,
+        box_scale=pose.box_scale,
+        split_ratio=pose.split_ratio,
+        trained_on=recipe.trained_on,
+        license=recipe.license,
+    )
+
+
+def deployed_spec(recipe: Recipe) -> ModelSpec:
+    """The contract of the artifact: that of training, but for margin, decoder and confidence.
+
+    Zoom augmentation lets a network take tighter crops than its plain ones, and tighter crops
+    give each joint more pixels.
+    """
+    pose = recipe.pose
+    return dataclasses.replace(
+        pose_spec(recipe),
+        box_scale=pose.deploy_box_scale or pose.box_scale,
+        oks_window=pose.oks_window,
+        evidence=pose.evidence,
+        spread_temperature=pose.spread_temperature,
+        spread_isotropy=pose.spread_isotropy,
+    )
+
+
+def train_teacher(
+    recipe: Recipe, data: DataOptions, options: RunOptions, *, init: Path | None = None
+) -> Path | None:
+    """The recipe's teacher on labels, started from `init` as in `train_stage1`.
+
+    Returns its checkpoint, or None when time ran out first.
+    """
+    return _train_pose(teacher_recipe(recipe), None, data, options, TEACHER_FILE, init)
+
+
+def train_stage1(
+    recipe: Recipe,
+    data: DataOptions,
+    options: RunOptions,
+    teacher: Path | None = None,
+    *,
+    init: Path | None = None,
+) -> Path | None:
+    """Stage 1: the student on labels and, where the recipe distils, on a teacher's checkpoint.
+
+    `init` is a checkpoint to start from, of any layout that `foreign` understands.
+    Returns the student's checkpoint, or None when time ran out first. Raises TrainingError when
+    the teacher is missing, not asked for, or does not fit.
+    """
+    if recipe.distill.active and teacher is None:
+        raise TrainingError("the recipe's [distill] switches a term on; give the teacher's file")
+    if teacher is not None and not recipe.distill.active:
+        raise TrainingError(
+            f"the teacher {teacher} has nothing to teach: every kd_ switch of [distill] is off"
+        )
+    return _train_pose(recipe, teacher, data, options, STUDENT_FILE, init)
+
+
+def check_start(pose: PoseConfig, init: Path | None, remedy: str = "") -> None:
+    """Raise TrainingError when blocks of the body stay as they are, and nothing says how.
+
+    `remedy` is what to give in the place of `init`.
+    """
+    if init is None and pose.lite is not None and pose.lite.frozen:
+        remedy = remedy or f"--init EfficientNet-{pose.lite.body.title()}'s weights, or frozen = 0"
+        raise TrainingError(
+            f"{pose.name} keeps its first {pose.lite.frozen} blocks as they are, and nothing says "
+            f"what they are; give {remedy}"
+        )
+
+
+def _train_pose(
+    recipe: Recipe,
+    teacher: Path | None,
+    data: DataOptions,
+    options: RunOptions,
+    file: str,
+    init: Path | None = None,
+) -> Path | None:
+    spec = pose_spec(recipe)
+    check_start(recipe.pose, init)
+    taught_by = None if teacher is None else load_teacher(teacher, spec)
+    torch.manual_seed(recipe.stage1.seed)
+    network = PoseNet(recipe.pose.backbone, spec)
+    if recipe.pose.head_init == "marginals":
+        network.head.init_as_marginals()
+    if init is not None:
+        found = initialise(network, init)
+        if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
+            network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
+        print(_started(init, found))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = PoseRun(recipe.stage1, spec, recipe, data, options, development_set(recipe, spec, data))
+    people = run.people()
+    if init is not None:
+        restore_norms(network, people, cache_photos(people.photos, data.cache), spec)
+    stage: Stage = LabelStage(network, spec, recipe.labels)
+    if taught_by is not None:
+        weights = torch.from_numpy(limb_weights(recipe.distill.cst_weights, spec, people))
+        stage = DistillStage(network, spec, recipe.labels, recipe.distill, *taught_by, weights)
+    record = stage1_record(recipe, "teacher" if file == TEACHER_FILE else "stage1")
+    record |= recorded_files({"teacher": teacher, "init": init})
+    trained = run.train(stage, network, people, record)
+    if trained is None:
+        return None
+    checkpoint = options.folder / file
+    if is_first_process():  # the others have batch-norm statistics that the log has not measured
+        save_pose(checkpoint, trained, spec)
+    wait_for_processes()
+    return checkpoint
+
+
+def load_teacher(path: Path, student: ModelSpec) -> tuple[PoseNet, ModelSpec]:
+    """A teacher's network and spec. Raises TrainingError when it does not fit the student."""
+    network, spec = load_pose(path)
+    if isinstance(network, RefinedPoseNet):
+        raise TrainingError(f"the teacher {path} has a refiner; give a checkpoint of stage 1")
+    check_teacher(spec, student)
+    return network.to(memory_format=torch.channels_last), spec  # type: ignore[call-overload]
+
+
+def train_stage2(
+    recipe: Recipe,
+    student: Path,
+    data: DataOptions,
+    options: RunOptions,
+    teacher: Path | None = None,
+) -> Path | None:
+    """Stage 2: the refiner over a frozen student, on the targets that `stage2.gcn` names.
+
+    Raises TrainingError when the student is of another recipe, or the teacher is missing, not
+    asked for, or does not fit.
+    """
+    _check_target(recipe.stage2.gcn, teacher)
+    network, spec = load_pose(student)
+    if isinstance(network, RefinedPoseNet):
+        raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
+    if dataclasses.replace(spec, metrics={}) != pose_spec(recipe):  # a kept checkpoint has figures
+        raise TrainingError(
+            f"{student} is {spec.name} {spec.size_wh}, the recipe asks for "
+            f"{recipe.pose.name} {recipe.pose.size_wh}, or another field of the spec differs"
+        )
+    spec = pose_spec(recipe)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(recipe.stage2.optim.seed)
+    refined = RefinedPoseNet(network, IGPGCN(_refiner(recipe, network), spec.skeleton), spec)
+    stage = RefinerStage(
+        refined,
+        spec,
+        recipe.stage2.output_weights,
+        teacher=None if teacher is None else load_teacher(teacher, spec)[0],
+        teacher_fraction=recipe.stage2.teacher_fraction if recipe.stage2.gcn == "mix" else 1.0,
+        teacher_flip=recipe.stage2.teacher_flip,
+        teacher_confidence=recipe.stage2.teacher_confidence,
+        init_noise_px=recipe.stage2.init_noise_px,
+    )
+    dev = development_set(recipe, spec, data)
+    run = PoseRun(recipe.stage2.optim, spec, recipe, data, options, dev)
+    record = stage2_record(recipe) | recorded_files({"student": student, "teacher": teacher})
+    trained = run.train(stage, refined, run.people(), record)
+    if trained is None:
+        return None
+    assert isinstance(trained, RefinedPoseNet)
+    checkpoint = options.folder / REFINED_FILE
+    if is_first_process():
+        deployed = deployed_spec(recipe)
+        deployed_dev = development_set(recipe, deployed, data)
+        save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
+    wait_for_processes()
+    return checkpoint
+
+
+def _started(path: Path, found: Initialised) -> str:
+    """One line on what a run starts from."""
+    parts = ["the backbone", *found.taken]
+    text = f"{path.name} gives {', '.join(parts)}"
+    if found.fresh:
+        text += f"; fresh: {', '.join(found.fresh)}"
+    return text + f"; {len(found.dropped)} tensors of the file are not used"
+
+
+def _check_target(gcn: GcnTarget, teacher: Path | None) -> None:
+    if gcn == "off":
+        raise TrainingError("stage2.gcn is 'off': this recipe has no refiner to train")
+    if (gcn == "gt") != (teacher is None):
+        raise TrainingError(
+            f"stage2.gcn is {gcn!r}, and the teacher's file is {teacher}; "
+            f"'teacher' and 'mix' need one, 'gt' uses none"
+        )
+
+
+def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
+    return IGPGCNConfig(
+        size_wh=recipe.pose.size_wh,
+        tap_channels=student.backbone.tap_channels,
+        node_channels=recipe.stage2.node_channels,
+        joint_channels=recipe.stage2.joint_channels,
+        output=recipe.stage2.output,
+        sample_at=recipe.stage2.sample_at,
+        integral_head=recipe.stage2.integral_head,
+        refine=recipe.stage2.refine,
+        refine_below=recipe.stage2.refine_below,
+    )
+
+
+def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> DevelopmentSet | None:
+    """The held-out photos of the first source that holds some out.
+
+    Raises TrainingError when nobody is in them: a run would end without figures to fit.
+    """
+    for source in recipe.sources:
+        if source.holdout_every:
+            dev = DevelopmentSet(source, data.root, spec, data.cache)
+            if not len(dev.people):
+                raise TrainingError(
+                    f"the source {source.name} holds out nobody: it has no labelled person in a "
+                    f"photo whose id is divisible by holdout_every = {source.holdout_every}; lower "
+                    f"it, or set it to 0 to hold nothing out"
+                )
+            return dev
+    return None

@@ -1,0 +1,238 @@
+"""One optimiser step after the other: a Stage, its optimiser, its average, and probes between."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cfpose_sdk.errors import TrainingError
+from cfpose_training.config import OptimConfig, Precision
+from cfpose_training.data.crop_dataset import Batch
+from cfpose_training.data.loader import Shard
+from cfpose_training.stages.base import Stage
+
+
+class Ema:
+    """Exponential moving average of parameters and buffers; warms up as (1 + n) / (10 + n)."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.steps += 1
+        weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for average, value in zip(
+            self.module.state_dict().values(), module.state_dict().values(), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(value.to(average.dtype), weight)
+            else:
+                average.copy_(value)
+
+
+def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW; norms and biases are not decayed."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if config.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def learning_rate(config: OptimConfig, epoch: float, step: int) -> float:
+    """Rate at a fractional epoch (from 0) and optimiser step (from 0)."""
+    if config.schedule == "multistep":
+        rate = config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
+    else:
+        begin = config.cosine_from
+        progress = min(1.0, max(0.0, (epoch / config.epochs - begin) / (1 - begin)))
+        rate = config.final_lr + (config.lr - config.final_lr) * (
+            0.5 + 0.5 * math.cos(math.pi * progress)
+        )
+    return rate * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else rate
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Put back what a forward and backward pass inside changes, also when it fails.
+
+    That is torch's random state, the buffers (batch-norm statistics), the gradients, and each
+    part's training mode. Gradients inside begin empty. The weights are not copied: do not step.
+    """
+    modes = {part: part.training for part in module.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    devices = {p.device for p, _ in gradients if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for part, mode in modes.items():
+                part.training = mode
+
+
+def launch_fabric(accelerator: str, devices: int, precision: Precision) -> Fabric:
+    """Fabric on its devices, with its processes. Raises TrainingError when they are not there."""
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        fabric.launch()
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise TrainingError(
+            f"cannot run on {devices} device(s) of accelerator {accelerator!r}: {error}; give "
+            f"--accelerator auto, cpu or cuda, and as many --devices as there are"
+        ) from error
+    return fabric
+
+
+class Trainer:
+    """The part of a run that changes weights; it knows no folder.
+
+    `epoch` and `batch` count from 0 and say what comes next; `step` counts optimiser steps.
+    """
+
+    def __init__(
+        self, stage: Stage, config: OptimConfig, *, accelerator: str, devices: int, threads: int
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.config = config
+        self.fabric = launch_fabric(accelerator, devices, config.precision)
+        self.fabric.seed_everything(config.seed, verbose=False)
+        optimiser = build_optimiser(stage.trainable, config)
+        self.plain_stage, self.module = stage, stage.trainable
+        self.stage, self.optimiser = self.fabric.setup(stage, optimiser)
+        self.ema = Ema(self.module, config.ema_decay) if config.ema_decay else None
+        self.epoch = self.batch = self.step = 0
+        self.epoch_figures: dict[str, float] = {}
+        self.is_whole = True  # False from an optimiser step until the loop has counted it
+        self._before: tuple[list[Tensor], Tensor] | None = None  # of a batch: buffers, random state
+
+    @property
+    def result(self) -> nn.Module:
+        """The averaged network, or without EMA the trained one."""
+        return self.module if self.ema is None else self.ema.module
+
+    @property
+    def shard(self) -> Shard:
+        """This process's share of every batch."""
+        return Shard(self.fabric.global_rank, self.fabric.world_size)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first of the processes, or the only one."""
+        return self.fabric.is_global_zero
+
+    def train_step(self, batch: Batch, rate: float) -> dict[str, float]:
+        """One step; gives the losses and the norm of all gradients before it is clipped.
+
+        Who has counted these sets `is_whole`: a state without them would log other means.
+        Raises TrainingError, and leaves the weights alone, when one of these is not finite.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self._before = [buffer.clone() for buffer in self.module.buffers()], torch.get_rng_state()
+        self.stage.train()
+        batch = self.fabric.to_device(batch)
+        if self.batch == 0:
+            with untouched(self.plain_stage), self.fabric.autocast():
+                self.epoch_figures = self.plain_stage.epoch_figures(batch)
+        losses: dict[str, Tensor] = self.stage(batch)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        self._check_finite("a loss", values)
+        self.fabric.backward(losses["loss"])
+        values |= self._clip_gradients(values)
+        self.is_whole = False
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.module)
+        self.batch += 1
+        self.step += 1
+        self._before = None
+        return values
+
+    def leave_batch(self) -> None:
+        """Forget a batch that was broken off before its optimiser step."""
+        if self._before is None:
+            return
+        buffers, random_state = self._before
+        with torch.no_grad():
+            for buffer, value in zip(self.module.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        torch.set_rng_state(random_state)
+        self._before = None
+
+    def agree(self, flag: bool) -> bool:
+        """The first process's flag, in all of them: they stop together, or wait for ever."""
+        return bool(self.fabric.broadcast(flag)) if self.fabric.world_size > 1 else flag
+
+    def wait_for_all(self) -> None:
+        """Until every process has come here."""
+        self.fabric.barrier()
+
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on from here to the same weights."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "ema_steps": 0 if self.ema is None else self.ema.steps,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "rng": torch.get_rng_state(),
+            "epoch_figures": self.epoch_figures,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.steps = state["ema_steps"]
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.epoch_figures = state["epoch_figures"]
+        torch.set_rng_state(state["rng"])
+
+    def _clip_gradients(self, losses: dict[str, float]) -> dict[str, float]:
+        """Clip where the recipe says so; the norm before, which is the same in all processes."""
+        limit = self.config.clip_norm or math.inf  # at infinity the factor is exactly 1
+        norm = self.fabric.clip_gradients(
+            self.stage, self.optimiser, max_norm=limit, error_if_nonfinite=False
+        )
+        figures = {"grad_norm": math.nan if norm is None else float(norm)}
+        if self.config.precision == "16-mixed" and not math.isfinite(figures["grad_norm"]):
+            return {}  # the scaler of float16 leaves this step out and scales less
+        self._check_finite("the gradient", {**losses, **figures})
+        return figures
+
+    def _check_finite(self, what: str, values: dict[str, float]) -> None:
+        if not all(math.isfinite(value) for value in values.values()):
+            raise TrainingError(
+                f"{what} is not finite: epoch {self.epoch + 1}, batch {self.batch + 1}, {values}; "
+                f"lower lr or set clip_norm, in a new --out; the last saved state of this run is "
+                f"from before it"
+            )

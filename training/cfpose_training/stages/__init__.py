@@ -1,0 +1,1 @@
+"""The stages of training: each turns a batch into named losses."""
