@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import BoxError
 from cfpose_sdk.media.image import Image
-
-Float64 = NDArray[np.float64]
 
 
 def check_boxes(boxes: object) -> Float64:

@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import ImageError
-
-Float64 = NDArray[np.float64]
 
 _SIDE_LIMIT = 32767  # px; warpAffine of OpenCV 4 takes no longer side
 

@@ -25,12 +25,17 @@ def digest(path: str | Path, *others: str | Path) -> str:
     for each in (path, *others):
         with Path(each).open("rb") as file:
             found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if not others else hashlib.sha256("\n".join(found).encode()).hexdigest()
+    return found[0] if not others else sha256("\n".join(found).encode())
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 of JSON-ready values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(record, sort_keys=True).encode())
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Floats
 from cfpose_sdk.errors import MissingDependencyError
 
-Floats = NDArray[np.floating]
 ROW_FIELDS = (
     "image", "frame", "person", "keypoint", "x", "y", "confidence", "visible",
     "x1", "y1", "x2", "y2", "box_score",

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.spec import Decode
-
-Float64 = NDArray[np.float64]
 
 # The sub-bin decoder averages within this distance of the peak. Wide enough for the widest label
 # in use (sigma 2 px), narrow enough to ignore a second mode.

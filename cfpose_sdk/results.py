@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.draw import draw_poses
+from cfpose_sdk.arrays import Float32
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.formats import (
     coco_image_id,
@@ -21,10 +21,10 @@ from cfpose_sdk.formats import (
     person_records,
     table_rows,
 )
+from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.media.image import Image, check_image, thumbnail, write_picture
 from cfpose_sdk.skeleton import Skeleton
 
-Float32 = NDArray[np.float32]
 Index = int | np.integer[Any] | slice | list[int] | list[bool] | NDArray[Any]
 
 # `visible` and the drawing begin here. Confidence is calibrated, so this reads: "the joint is where

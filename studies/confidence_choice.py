@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ from numpy.typing import NDArray
 from cfpose_bench.accuracy.coco import evaluate
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_export.graph.rules import LOGITS, load_model, read_spec
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks
+from cfpose_sdk.oks import good_distance
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.pose.calibration import GOOD_OKS, calibration_error, fit_calibration
+from cfpose_training.pose.calibration import calibration_error, fit_calibration
 from covariance_choice import run
-
-Float64 = NDArray[np.float64]
 
 
 def main() -> None:
@@ -72,8 +71,7 @@ def _judged(
 ) -> dict[str, float]:
     labelled = found["labelled"]
     distance = np.linalg.norm(found["keypoints"] - found["truth"], axis=-1)
-    sigmas = np.array(spec.skeleton.oks_sigmas)
-    reach = 2 * sigmas * np.sqrt(-2 * math.log(GOOD_OKS) * found["area"])[:, None]
+    reach = good_distance(found["area"], spec.skeleton.oks_sigmas)
     good = (distance <= reach)[labelled]
     fitted = fit_calibration(score[labelled], good)
     confidence = calibrate(score, fitted)

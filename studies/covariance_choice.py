@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from cfpose_bench.accuracy.reliability import squared_sigmas
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_export.graph.rules import LOGITS, load_model, read_spec
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
@@ -42,7 +43,6 @@ GROUPS = 8
 SHAPES = tuple((t, i) for t in (1.5, 1.0, 0.8, 0.6, 0.4) for i in (0.0, 0.5, 1.0))
 FREEDOM = 6.0  # degrees, of the Student t
 TRUTHS = ("truth", "labelled", "photo", "map", "area")
-Float64 = NDArray[np.float64]
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from cfpose_export.graph.rules import load_model
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.image import read_image
+from cfpose_sdk.oks import joint_oks
 from cfpose_sdk.results import Poses
 
 ANTIALIAS = (1, 2, 3)
@@ -147,9 +148,8 @@ def shrunk_first(pose: PoseEstimator) -> Callable[..., Poses]:
 def _oks(person: Mapping[str, Any], xy: np.ndarray, pose: PoseEstimator) -> float:
     joints = np.array(person["keypoints"], dtype=np.float64).reshape(-1, 3)
     seen = joints[:, 2] > 0
-    distance = ((xy - joints[:, :2]) ** 2).sum(axis=1)
-    scale = 2 * person["area"] * (2 * np.array(pose.spec.skeleton.oks_sigmas)) ** 2
-    return float(np.exp(-distance / scale)[seen].mean())
+    oks = joint_oks(xy, joints[:, :2], person["area"], pose.spec.skeleton.oks_sigmas)
+    return float(oks[seen].mean())
 
 
 def _peak(model: Path, people: int) -> int:

@@ -25,12 +25,11 @@ from cfpose_bench.accuracy.oks import oks_matrix
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_bench.measurement import environment
 from cfpose_bench.peers.movenet import MoveNet
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import COCO_17
-
-Float64 = NDArray[np.float64]
 
 SHOULDERS, WRISTS, HIPS = (5, 6), (9, 10), (11, 12)
 TILTS_DEG = (0, 20, 45, 90, 180)  # of the torso against the upright

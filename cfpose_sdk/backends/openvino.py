@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import warnings
@@ -21,6 +20,7 @@ from cfpose_sdk.backends.base import (
     onnxruntime_type,
 )
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
+from cfpose_sdk.files import digest
 
 _TOLD = Path("/proc/cpuinfo")
 _NAMES = ("flags", "features")  # on x86, on ARM
@@ -219,15 +219,11 @@ def _check_parts(path: Path) -> None:
         return  # of another exporter; its metadata tells whether it is a cfpose artifact
     try:
         expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-        wrong = [p.name for p in (path, weights) if _hash(p) != expected[p.suffix.lower()[1:]]]
+        wrong = [p.name for p in (path, weights) if digest(p) != expected[p.suffix.lower()[1:]]]
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{record} cannot be read ({error}); {again}") from error
     if wrong:
         raise ArtifactError(f"{wrong} changed since {record.name} was written; {again}")
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _last(error: Exception) -> str:

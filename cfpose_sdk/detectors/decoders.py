@@ -20,9 +20,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.detectors.base import Layout
 
-Float64 = NDArray[np.float64]
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _SOON_AFTER = 8  # cells: raw offsets stay well below, decoded centres reach across the picture
 

@@ -11,7 +11,6 @@ holds every runtime that it can run to them, with the bundled model and the phot
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ import numpy as np
 from cfpose_sdk.boxes import iou_matrix
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.files import MODELS, write_file
+from cfpose_sdk.files import MODELS, digest, write_file
 from cfpose_sdk.formats import numbers
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import VISIBLE_FROM
@@ -111,13 +110,13 @@ def write_answers(path: Path = ANSWERS) -> Path:
     with PoseEstimator(device="cpu") as estimator:
         poses = estimator.predict(image, boxes=[_BOX])
     answers = {
-        _digest(BUNDLED_MODEL): {
+        digest(BUNDLED_MODEL): {
             "model": BUNDLED_MODEL.name,
             "box": _BOX,
             "xy": [numbers(point) for point in poses.xy[0]],
             "confidence": numbers(poses.confidence[0]),
         },
-        _digest(BUNDLED_FINDER): {
+        digest(BUNDLED_FINDER): {
             "model": BUNDLED_FINDER.name,
             "boxes": [numbers(box) for box in found.boxes],
         },
@@ -129,12 +128,8 @@ def _known(model: Path, answers: Path) -> dict[str, Any] | None:
     if not answers.is_file() or not PHOTO.is_file():
         return None
     known: dict[str, Any] = json.loads(answers.read_text(encoding="utf-8"))
-    answer: dict[str, Any] | None = known.get(_digest(model))
+    answer: dict[str, Any] | None = known.get(digest(model))
     return answer
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.results import Poses
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.boxes import iou_matrix, nms
 from cfpose_sdk.detectors.base import Detections
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.oks import joint_oks, mean_oks
 from cfpose_sdk.results import VISIBLE_FROM, Poses
 
 # Joints end inside the body: eyes below the crown, ankles above the sole.
@@ -51,7 +53,6 @@ def carried_boxes(poses: Poses) -> Detections:
     return Detections(array[alive], poses.box_scores[kept][alive])
 
 
-Float64 = NDArray[np.float64]
 # COCO's sigmas are annotators' spread; a body moves further than that between two frames.
 _LOOSER = 2.0
 _VELOCITY_MEMORY = 0.6  # weight of the past in the running mean of a track's velocity
@@ -146,12 +147,9 @@ def _similarities(track: _Track, poses: Poses, least: float) -> Float64:
 def _oks(track: _Track, poses: Poses, shift: Float64) -> Float64:
     """(N,) mean over the joints that both are sure of; 0 where there is none."""
     both = track.sure & (poses.confidence >= VISIBLE_FROM)
-    squared = ((poses.xy - (track.xy + shift)) ** 2).sum(axis=-1)
     area = max(1.0, float(np.prod(track.box[2:] - track.box[:2])))
-    spread = area * (2 * _LOOSER * np.asarray(poses.skeleton.oks_sigmas)) ** 2
-    near = np.exp(-squared / (2 * spread)) * both
-    similarity: Float64 = near.sum(axis=1) / np.maximum(both.sum(axis=1), 1)
-    return similarity
+    sigmas = _LOOSER * np.asarray(poses.skeleton.oks_sigmas)
+    return mean_oks(joint_oks(poses.xy, track.xy + shift, area, sigmas), both)
 
 
 def _begin(number: int, poses: Poses, person: int) -> _Track:

@@ -32,9 +32,12 @@ from cfpose_export.proof.crops import (
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.tensorrt import open_memory
 from cfpose_sdk.backends.tensorrt.library import EXTRAS
-from cfpose_sdk.backends.tensorrt.passport import read_engine, sha256
+from cfpose_sdk.backends.tensorrt.passport import (
+    read_engine,
+)
 from cfpose_sdk.errors import BackendError, ExportError, InputError, MissingDependencyError, require
 from cfpose_sdk.estimator import BUNDLED_MODEL
+from cfpose_sdk.files import sha256
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 

@@ -23,7 +23,11 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 
-from cfpose_sdk.backends.tensorrt.passport import Passport, passport_path, sha256
+from cfpose_sdk.backends.tensorrt.passport import (
+    Passport,
+    passport_path,
+)
+from cfpose_sdk.files import sha256
 
 JOINTS = 17
 Values = Mapping[str, np.ndarray]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cfpose_sdk.draw import draw_poses
+from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.skeleton import COCO_17
 
 BLACK = np.zeros((200, 160, 3), np.uint8)

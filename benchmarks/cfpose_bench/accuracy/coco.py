@@ -23,10 +23,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import COCO_17, Skeleton
-
-Float64 = NDArray[np.float64]
 
 
 def bootstrap_ap(

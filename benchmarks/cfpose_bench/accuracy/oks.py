@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.oks import joint_oks
 
-Float64 = NDArray[np.float64]
 OKS_NMS = 0.9
 
 
@@ -21,10 +22,8 @@ def oks_matrix(keypoints: ArrayLike, areas: ArrayLike, sigmas: Sequence[float]) 
     """
     points = np.asarray(keypoints, dtype=np.float64)
     area = np.asarray(areas, dtype=np.float64)
-    squared = ((points[:, None] - points[None]) ** 2).sum(axis=-1)  # (N, N, K)
-    variance = (2 * np.asarray(sigmas, dtype=np.float64)) ** 2
     pair_area = (area[:, None] + area[None]) / 2 + np.spacing(1)
-    oks: Float64 = np.exp(-squared / (2 * variance * pair_area[..., None])).mean(axis=-1)
+    oks: Float64 = joint_oks(points[:, None], points[None], pair_area, sigmas).mean(axis=-1)
     return oks
 
 

@@ -8,7 +8,6 @@ within 2.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 
 from cfpose_bench.data.annotations import is_counted
 from cfpose_bench.data.dataset import KeypointDataset, Photos
+from cfpose_sdk.arrays import Float64
+from cfpose_sdk.oks import good_distance, oks_at
 from cfpose_sdk.skeleton import Skeleton
 
-Float64 = NDArray[np.float64]
-GOOD_OKS = 0.5
 BINS = 15
 
 
@@ -40,7 +39,6 @@ class Judged:
 
 def judge(photos: Photos, dataset: KeypointDataset, skeleton: Skeleton) -> list[Judged]:
     """Every counted person of the dataset with the pose of highest OKS in the photo."""
-    spread = 2 * np.array(skeleton.oks_sigmas)
     judged = []
     for person in dataset.annotations["annotations"]:
         if person["image_id"] not in photos or not is_counted(person):
@@ -55,9 +53,9 @@ def judge(photos: Photos, dataset: KeypointDataset, skeleton: Skeleton) -> list[
         labelled = truth[:, 2] > 0
         away = np.linalg.norm(poses.xy - truth[:, :2], axis=-1)  # (N, K)
         area = person["area"] + np.spacing(1)
-        oks = np.exp(-(away**2) / (2 * area * spread**2))[:, labelled].mean(axis=1)
+        oks = oks_at(away**2, area, skeleton.oks_sigmas)[:, labelled].mean(axis=1)
         best = int(oks.argmax())
-        reach = spread * math.sqrt(-2 * math.log(GOOD_OKS) * area)
+        reach = good_distance(area, skeleton.oks_sigmas)
         covariance = poses.covariance
         judged.append(
             Judged(

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from cfpose_bench.accuracy.reliability import Judged
 from cfpose_bench.data.dataset import KeypointDataset
 from cfpose_bench.report.report import STAGES, Measured
-from cfpose_sdk.draw import draw_poses
 from cfpose_sdk.errors import ImageError, require
 from cfpose_sdk.files import write_file
+from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import Skeleton
 

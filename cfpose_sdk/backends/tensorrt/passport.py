@@ -7,7 +7,6 @@ way. So `NAME.engine` travels with `NAME.engine.json`, and it is read before the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, get_args
 
 from cfpose_sdk.backends.tensorrt.library import Flavour
 from cfpose_sdk.errors import ArtifactError, BackendError
+from cfpose_sdk.files import digest_of, sha256
 
 PASSPORT_VERSION = 1
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # minimum, best, maximum
@@ -95,12 +95,7 @@ def passport_path(engine: Path) -> Path:
 
 def content_key(facts: Mapping[str, Any]) -> str:
     """One hash of everything that an engine depends on, given as JSON values."""
-    return sha256(json.dumps(facts, sort_keys=True).encode())
-
-
-def sha256(data: bytes) -> str:
-    """The hash as the passport writes it."""
-    return hashlib.sha256(data).hexdigest()
+    return digest_of(facts)
 
 
 def rebuild_command(engine: Path, passport: Passport | None = None) -> str:

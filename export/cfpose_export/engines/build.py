@@ -20,10 +20,9 @@ from cfpose_sdk.backends.tensorrt.passport import (
     content_key,
     passport_path,
     read_engine,
-    sha256,
 )
 from cfpose_sdk.errors import ArtifactError, InputError, require
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import sha256, write_file
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 SUFFIXES = (".engine", ".plan")

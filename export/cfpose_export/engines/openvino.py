@@ -12,9 +12,8 @@ from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes, judg
 from cfpose_export.proof.crops import Crops
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.openvino import ir_record, ir_weights
-from cfpose_sdk.backends.tensorrt.passport import sha256
 from cfpose_sdk.errors import InputError, require
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import sha256, write_file
 
 RECORD_VERSION = 1
 

@@ -7,7 +7,6 @@ PyTorch.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,7 +30,7 @@ from cfpose_export.precision.typed import Typed, emulate, lower, modules_of, pla
 from cfpose_export.proof.compare import Figures, compare_graphs, run_graph, spread_problem
 from cfpose_export.proof.crops import ProofSet
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import sha256, write_file
 
 Precision = Literal["fp16", "bf16", "int8"]
 AS_FILE = "the file, onnxruntime CPU"
@@ -272,7 +271,7 @@ def write_gated(
     proven.CopyFrom(candidate.model)
     write_spec(proven, dataclasses.replace(read_spec(candidate.model), gate=report.summary()))
     data = proven.SerializeToString(deterministic=True)
-    report = dataclasses.replace(report, artifact_sha256=hashlib.sha256(data).hexdigest())
+    report = dataclasses.replace(report, artifact_sha256=sha256(data))
     write_file(path, data)
     write_file(report_path(path), report.to_json())
     return report
@@ -280,7 +279,7 @@ def write_gated(
 
 def digest(model: onnx.ModelProto) -> str:
     """SHA-256 of a graph as this exporter writes it."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    return sha256(model.SerializeToString(deterministic=True))
 
 
 def _typed(model: onnx.ModelProto, precision: Typed, keep: Collection[str]) -> Candidate:

@@ -19,6 +19,7 @@ from cfpose_export.graph.rules import LOGITS, with_outputs
 from cfpose_export.proof.crops import Crops, ProofSet
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.oks import mean_oks, oks_at
 from cfpose_sdk.spec import ModelSpec
 
 MAX_SPREAD = 0.05  # float32: OpenVINO's are 0.0001 apart, and keypoints may move by 0.05 px
@@ -244,13 +245,8 @@ def _oks(
     areas: NDArray[np.float64],
     sigmas: Sequence[float],
 ) -> NDArray[np.float64]:
-    """(M,) OKS of the crops with a compared joint; formula as in cfpose_bench.accuracy.coco."""
-    variance = (2 * np.asarray(sigmas)) ** 2
-    similar = np.exp(-(distance**2) / (2 * variance * areas[:, None]))
-    some = compared.any(axis=1)
-    total = np.where(compared, similar, 0.0).sum(axis=1)[some]
-    oks: NDArray[np.float64] = total / compared.sum(axis=1)[some]
-    return oks
+    """(M,) OKS of the crops with a compared joint."""
+    return mean_oks(oks_at(distance**2, areas, sigmas), compared)[compared.any(axis=1)]
 
 
 def _or_nan(statistic: object, values: NDArray[np.float64]) -> float:

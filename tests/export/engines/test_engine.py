@@ -24,10 +24,10 @@ from cfpose_sdk.backends.tensorrt.passport import (
     passport_path,
     read_engine,
     rebuild_command,
-    sha256,
 )
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.files import sha256
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 

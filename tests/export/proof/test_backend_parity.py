@@ -20,11 +20,11 @@ from cfpose_export.precision.int8 import calibrate, quantise
 from cfpose_export.proof.crops import read_hard, read_people
 from cfpose_sdk.backends import Backend, RuntimeOptions, open_backend
 from cfpose_sdk.backends.tensorrt import open_memory
-from cfpose_sdk.backends.tensorrt.passport import sha256
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.diagnostics.known_answers import BOUNDS
 from cfpose_sdk.errors import BackendError, MissingDependencyError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.files import sha256
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import VISIBLE_FROM
 from cfpose_training.checkpoint_backend import CheckpointBackend

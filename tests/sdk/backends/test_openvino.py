@@ -179,7 +179,7 @@ def test_threads_may_share_it(ir: Path, tiny: ModuleType) -> None:
 @pytest.fixture
 def copied(ir: Path, tmp_path: Path) -> Path:
     """The model in a folder of its own, with a record of both hashes."""
-    from cfpose_sdk.backends.tensorrt.passport import sha256
+    from cfpose_sdk.files import sha256
 
     hashes = {}
     for suffix in (".xml", ".bin"):

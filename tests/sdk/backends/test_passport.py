@@ -18,9 +18,9 @@ from cfpose_sdk.backends.tensorrt.passport import (
     passport_path,
     read_engine,
     read_passport,
-    sha256,
 )
 from cfpose_sdk.errors import ArtifactError, BackendError
+from cfpose_sdk.files import sha256
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from cfpose_sdk import backends, commands
+from cfpose_sdk import backends, commands, files
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.diagnostics import doctor, known_answers, machine
 from cfpose_sdk.diagnostics.known_answers import BOUNDS
@@ -226,7 +226,7 @@ def test_precisions_are_run_where_the_cpu_has_them(monkeypatch: pytest.MonkeyPat
 def test_a_lower_precision_is_held_to_its_median(tmp_path: Path) -> None:
     bound = BOUNDS["OpenVINO bf16"]
     with PoseEstimator(device="cpu") as estimator:
-        digest = known_answers._digest(BUNDLED_MODEL)
+        digest = files.digest(BUNDLED_MODEL)
         for moved, passed in ((1, True), (17, False)):
             known = json.loads(known_answers.ANSWERS.read_text())
             for point in known[digest]["xy"][5 : 5 + moved]:

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import crop_transforms
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import AugmentConfig
 
-Float64 = NDArray[np.float64]
 SHRINK = (1.0, 3.0)  # by as much a crop of lower quality is shrunk, before it grows again
 NOISE = (0.0, 12.0)  # deviation, of 255
 JPEG_QUALITY = (30, 95)

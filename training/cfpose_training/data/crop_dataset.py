@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import AugmentConfig, LabelConfig
@@ -29,7 +30,6 @@ from cfpose_training.data.people import People
 from cfpose_training.data.photo_cache import PhotoCache
 from cfpose_training.data.targets import label_weights
 
-Float64 = NDArray[np.float64]
 Batch = dict[str, Tensor]  # crops (B, H, W, 3) uint8 BGR, xy (B, K, 2) crop px, weight (B, K)
 
 

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Source
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

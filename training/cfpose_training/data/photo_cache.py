@@ -5,7 +5,6 @@ The file is rebuilt when the list of photos, or the size or time of one of them,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import sha256
 from cfpose_sdk.media.image import read_image
 
 
@@ -57,7 +57,7 @@ def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
             f"{len(missing)} of {len(photos)} photos are missing, the first is {missing[0]}"
         )
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in photos]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    key = sha256(json.dumps(facts).encode())[:16]
     pixels_path, index_path = folder / f"photos-{key}.bin", folder / f"photos-{key}.json"
     if not index_path.is_file():
         try:

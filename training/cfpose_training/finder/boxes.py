@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import iou_matrix, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, DatasetError
 from cfpose_training.config import FinderConfig, PhotoSource
 from cfpose_training.data.photo_cache import PhotoCache
 
-Float64 = NDArray[np.float64]
 LABELLER_SIZE = 416
 LABELLER_STRIDES = (8, 16, 32)
 LABELLER_PAD = 114

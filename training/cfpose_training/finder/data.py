@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.media.image import Image
 from cfpose_training.config import FinderAugmentConfig
 from cfpose_training.data.crop_dataset import Batch
@@ -18,7 +19,6 @@ from cfpose_training.data.photo_cache import PhotoCache
 from cfpose_training.finder.boxes import LabelledPhoto
 from cfpose_training.nets.finder import STRIDE
 
-Float64 = NDArray[np.float64]
 PAD_VALUE = 114
 HEAT_REACH = 0.54  # the Gaussian's 3-sigma ellipse covers this share of the box (TTFNet's alpha)
 MIN_SIDE_PX = 8.0  # people smaller than this in the letterbox are ignored

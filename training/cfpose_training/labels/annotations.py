@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Bools
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.labels.journal import PIXEL_DIGITS, SCORE_DIGITS, Sight
 from cfpose_training.labels.people import Target, given_joints, person_areas
@@ -22,7 +23,6 @@ from cfpose_training.labels.rules import (
 )
 
 GIVEN = "ground truth"
-Bools = NDArray[np.bool_]
 Annotation = dict[str, Any]
 
 

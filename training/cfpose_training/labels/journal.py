@@ -13,12 +13,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.run.state import Record, differences
 
-Float64 = NDArray[np.float64]
 PIXEL_DIGITS, SCORE_DIGITS = 2, 4
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cfpose_bench.peers.movenet import MoveNet
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import mirror_points
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.skeleton import COCO_17
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cfpose_bench.data.annotations import CROWDPOSE_AREA, is_counted
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.media.frames import expand
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.data.people import clipped_box
 
-Float64 = NDArray[np.float64]
 Who = Literal["unlabelled", "fill", "measure"]
 
 

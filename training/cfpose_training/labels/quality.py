@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Bools, Float64
+from cfpose_sdk.oks import joint_oks
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.labels.journal import Sight
 from cfpose_training.labels.people import Target, given_joints, person_areas
-from cfpose_training.labels.rules import Average, LabelRules, consensus, joint_oks, kept_joints
+from cfpose_training.labels.rules import Average, LabelRules, consensus, kept_joints
 
-Float64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 GOOD, FINE = 0.5, 0.85  # OKS of a single joint with its truth
 SCORES = (0.0, 0.2, 0.3, 0.4, 0.5)
 AGREEMENTS = (0.0, 0.5, 0.7, 0.8, 0.9)

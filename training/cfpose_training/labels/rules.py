@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Bools, Float64
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.oks import joint_oks, oks_variance
 
-Float64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Average = Literal["mean", "median"]
 _LEAST_WEIGHT = 1e-6  # so that views without any score count alike
 
@@ -73,13 +72,6 @@ class Consensus:
         return len(self.xy)
 
 
-def joint_oks(first: Float64, second: Float64, areas: Float64, sigmas: Sequence[float]) -> Float64:
-    """(..., N, K) OKS of single joints of (..., N, K, 2) poses; (N,) areas in pixels²."""
-    squared = ((first - second) ** 2).sum(axis=-1)
-    oks: Float64 = np.exp(-squared / (2 * _reach_squared(areas, sigmas)))
-    return oks
-
-
 def consensus(
     views: Float64,
     areas: Float64,
@@ -105,7 +97,7 @@ def consensus(
         xy=xy,
         score=score.mean(axis=0),
         agreement=agreement,
-        spread=np.sqrt(squared / _reach_squared(areas, sigmas)),
+        spread=np.sqrt(squared / oks_variance(areas, sigmas)),
     )
 
 
@@ -175,9 +167,3 @@ def chosen_people(
         shown.append(kept[person])
         taken.append(int(person))
     return sorted(taken)
-
-
-def _reach_squared(areas: Float64, sigmas: Sequence[float]) -> Float64:
-    """(N, K) squares of s · k."""
-    reach: Float64 = np.asarray(areas)[:, None] * (2 * np.asarray(sigmas)) ** 2
-    return reach

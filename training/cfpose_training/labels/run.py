@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -19,7 +18,7 @@ from cfpose_bench.data.annotations import read_annotations
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import Detections, Detector, as_detections
 from cfpose_sdk.errors import ArtifactError, DatasetError
-from cfpose_sdk.files import digest, write_file
+from cfpose_sdk.files import digest, sha256, write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.labels.annotations import LabelWriter
@@ -241,7 +240,7 @@ def _run_record(
     if options.annotations is None:
         record["box_score"] = repr(options.box_score)
         names = "\n".join(target.image["file_name"] for target in targets)
-        record["photos"] = f"names with SHA-256 {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        record["photos"] = f"names with SHA-256 {sha256(names.encode())[:16]}"
     else:
         record["who"] = options.who
     for name in ("holdout_every", "min_side", "limit"):

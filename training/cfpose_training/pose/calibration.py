@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_bench.accuracy.reliability import squared_sigmas
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate, widen
+from cfpose_sdk.oks import good_distance
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.data.people import People
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet, Predictions
 
-Float64 = NDArray[np.float64]
-GOOD_OKS = 0.5
 NEWTON_STEPS = 50
 RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly
 BINS = 15  # of the calibration error
@@ -35,7 +35,7 @@ def good_joints(
 ) -> tuple[Float64, NDArray[np.bool_]]:
     """Raw scores (M,) of all labelled joints, and whether each lies within its good distance."""
     distance = np.linalg.norm(predictions.xy - people.joints[:, :, :2], axis=-1)
-    reach = 2 * np.array(oks_sigmas) * np.sqrt(-2 * math.log(GOOD_OKS) * people.areas)[:, None]
+    reach = good_distance(people.areas, oks_sigmas)
     labelled = people.joints[:, :, 2] > 0
     return predictions.score[labelled], (distance <= reach)[labelled]
 

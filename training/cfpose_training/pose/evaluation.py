@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cfpose_bench.accuracy.coco import Accuracy, evaluate
 from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
 from cfpose_bench.data.annotations import is_crowdpose, read_annotations
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
@@ -23,8 +23,6 @@ from cfpose_training.data.photo_cache import PhotoCache, cache_photos
 from cfpose_training.nets.decode import covariance, decode_simcc, expected_oks
 from cfpose_training.nets.flip import flip_test
 from cfpose_training.nets.pose_net import Normalise, RefinedPoseNet
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ workers and the number of devices are not recorded, nor what only labels the art
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.files import digest
 
 Record = dict[str, str]
 # Of [stage1] and its like: how samples are loaded, and which checkpoint is taken in the end.
@@ -71,8 +71,7 @@ def differences(made: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
 
 def _digest(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return f"a file with SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+        return f"a file with SHA-256 {digest(path)[:16]}"
     except OSError as error:
         raise TrainingError(f"cannot read {path}: {error.strerror}") from error
 

@@ -9,10 +9,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import crop_transforms, transform_points
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
@@ -59,9 +59,6 @@ class LabelStage(Stage):
             self.labels,
         )
         return {"loss": loss, "kl": loss.detach()}
-
-
-Float64 = NDArray[np.float64]
 
 
 def limb_weights(kind: LimbWeights, spec: ModelSpec, people: People) -> Float64:
