@@ -73,6 +73,7 @@ class UltralyticsDetector:
         self._model = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options, opened anew where it is unpickled."""
         return functools.partial(type(self), self.path, self._options, self._running), ()
 
     def __enter__(self) -> Self:
