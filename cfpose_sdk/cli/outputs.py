@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -239,3 +239,42 @@ class PictureSink(_FolderSink):
         if self._recording is not None:
             self._recording.abandon()
             self._recording = None
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The files and folders that `cfpose predict` was asked to write; None: not asked for."""
+
+    coco: str | None = None
+    json: str | None = None
+    csv: str | None = None
+    openpose: Path | None = None  # a .json file, else a folder
+    openpose_format: OpenPoseFormat = "body25"
+    pictures: Path | None = None  # a folder for drawn photos and videos
+
+    def open(self) -> list[Sink]:
+        """A sink for each. Raises InputError, and leaves no file, when one cannot be written."""
+        sinks: list[Sink] = []
+        try:
+            for sink in self._opened():
+                sinks.append(sink)
+        except BaseException:
+            for sink in sinks:
+                sink.abandon()
+            raise
+        return sinks
+
+    def _opened(self) -> Iterator[Sink]:
+        if self.coco:
+            yield CocoSink(self.coco)
+        if self.json:
+            yield JsonSink(self.json)
+        if self.csv:
+            yield CsvSink(self.csv)
+        if self.openpose is not None:
+            if self.openpose.suffix.lower() == ".json":
+                yield OpenPoseSink(self.openpose, self.openpose_format)
+            else:
+                yield OpenPoseFolderSink(self.openpose, layout=self.openpose_format)
+        if self.pictures is not None:
+            yield PictureSink(self.pictures)
