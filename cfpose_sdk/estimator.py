@@ -5,18 +5,26 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
-from cfpose_sdk.detectors import DetectorOptions
-from cfpose_sdk.detectors.base import Detector, Running, as_detections
-from cfpose_sdk.detectors.lazy import Finding, Found
+from cfpose_sdk.detectors import DetectorOptions, open_detector
+from cfpose_sdk.detectors.base import (
+    Detector,
+    OpenDetector,
+    PersonFinder,
+    Running,
+    TimedDetections,
+    as_detections,
+)
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.files import MODELS
-from cfpose_sdk.inference import PoseModel, Shot, estimate
+from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
 from cfpose_sdk.media.frames import Footage, Frame, PathLike, Source, load_frame
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.media.sources import open_source
@@ -75,7 +83,7 @@ class PoseEstimator:
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
-        self._finding = Finding(detector, detector_options, running)
+        self._detector = LazyDetector(detector, detector_options, running)
         try:
             self._model = model
             if isinstance(model, Backend):
@@ -86,13 +94,13 @@ class PoseEstimator:
                 path = BUNDLED_MODEL if model is None else Path(model)
                 self._backend = open_backend(path, **running, options=options)
             try:
-                self._network = PoseModel(self._backend, batch_size)
+                self._network = PoseNetwork(self._backend, batch_size)
             except BaseException:
                 if self._backend is not model:
                     self._backend.close()
                 raise
         except BaseException:
-            self._finding.close()
+            self._detector.close()
             raise
         self.spec: ModelSpec = self._network.spec
 
@@ -102,7 +110,7 @@ class PoseEstimator:
         backend = self._backend
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
-            self._finding.description,
+            self._detector.description,
         )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
@@ -165,7 +173,7 @@ class PoseEstimator:
         self._closed = True
         if self._backend is not self._model:
             self._backend.close()
-        self._finding.close()
+        self._detector.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its options, opened anew where it is unpickled: in a worker process, say.
@@ -192,17 +200,19 @@ class PoseEstimator:
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
-        shots = [
-            Shot(frame, self._found(frame.image, boxes))
+        detected = [
+            DetectedFrame(frame, self._detect(frame.image, boxes))
             for frame, boxes in zip(frames, given, strict=True)
         ]
-        return estimate(self._network, shots)
+        return estimate(self._network, detected)
 
-    def _found(self, image: Image, boxes: object) -> Found:
-        """The people that the caller names, or whom the detector finds."""
+    def _detect(self, image: Image, boxes: object) -> TimedDetections:
+        """The caller's boxes, or where there are none (None) the detector's."""
         if boxes is None:
-            return self._finding(image)
-        return boxes if isinstance(boxes, Found) else Found(as_detections(boxes), 0.0)
+            return self._detector(image)
+        if isinstance(boxes, TimedDetections):
+            return boxes
+        return TimedDetections(as_detections(boxes), 0.0)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -211,11 +221,70 @@ class PoseEstimator:
 
 
 class _Engine:
-    """The two steps of a stream, each in its own thread."""
+    """The two steps of a stream: detect people and estimate poses, each in its own thread."""
 
     def __init__(self, estimator: PoseEstimator) -> None:
-        self.find = estimator._finding
+        self.detect = estimator._detector
         self._estimate = estimator._estimate
 
-    def pose(self, frame: Frame, found: Found) -> Poses:
-        return self._estimate([frame], [found])[0]
+    def pose(self, frame: Frame, people: TimedDetections) -> Poses:
+        return self._estimate([frame], [people])[0]
+
+
+class LazyDetector:
+    """The estimator's detector: a file, a function, or the bundled finder.
+
+    A file is opened now, the bundled finder only when it is first needed: a caller who gives boxes
+    needs none. It closes what it opened. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        detector: str | os.PathLike[str] | Detector | None,
+        options: DetectorOptions | None,
+        running: Running,
+    ) -> None:
+        if callable(detector) and options is not None:
+            raise InputError("detector_options belong to a detector's file, not to a callable")
+        self._options, self._running = options or DetectorOptions(), running
+        self._lock = threading.Lock()
+        self._closed = False
+        self._detector: Detector | None = None
+        self._opened: OpenDetector | None = None
+        if callable(detector):
+            self._detector = detector
+        elif detector is not None:
+            self._detector = self._opened = open_detector(detector, options, **running)
+
+    def __call__(self, image: Image) -> TimedDetections:
+        """People in a BGR image. Raises BoxError when a callable returns something else."""
+        detector = self._open()
+        start = time.perf_counter()
+        people = as_detections(detector(image))
+        return TimedDetections(people, (time.perf_counter() - start) * 1000)
+
+    @property
+    def description(self) -> str:
+        """Its name, file and runtime, for logs and reports."""
+        detector = self._detector
+        if detector is None:
+            return "bundled, not yet opened"
+        if isinstance(detector, OpenDetector):
+            return f"{detector.name} ({detector.path.name}, {detector.provider})"
+        return str(getattr(detector, "__qualname__", type(detector).__qualname__))
+
+    def close(self) -> None:
+        """Free the detector that was opened here."""
+        with self._lock:
+            self._closed = True
+            if self._opened is not None:
+                self._opened.close()
+
+    def _open(self) -> Detector:
+        with self._lock:
+            if self._closed:
+                raise BackendError("this detector is closed; open another PoseEstimator")
+            if self._detector is None:
+                given = self._options.only("threshold", "nms_iou", what="the bundled finder")
+                self._detector = self._opened = PersonFinder(**given, **self._running)
+            return self._detector

@@ -94,6 +94,14 @@ class Detections:
         return len(self.boxes)
 
 
+@dataclass(frozen=True)
+class TimedDetections:
+    """The people of one frame, and the milliseconds that the detector took."""
+
+    people: Detections
+    milliseconds: float
+
+
 class Running(TypedDict):
     """How `open_backend` runs a model."""
 
