@@ -17,7 +17,9 @@ from cfpose_sdk.errors import BackendError, InputError
 Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
-Precision = Literal["f32", "bf16", "int8"]
+# what a runtime computes in, in OpenVINO's words; the types inside a graph are "fp32", "fp16", …
+ArithmeticPrecision = Literal["f32", "bf16", "int8"]
+Precision = ArithmeticPrecision  # the name that cfpose_bench still imports
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class RuntimeOptions:
 
     # OpenVINO, where the CPU has it. bf16: all convolutions and products of the graph; int8: those
     # that `cfpose-export lower` quantised, and an error when none runs so
-    precision: Precision = "f32"
+    precision: ArithmeticPrecision = "f32"
     # onnxruntime: its threads spin while a call lasts and sleep after it: fewer milliseconds a
     # call, at the cost of what else wants the cores then, the person finder of a stream for one
     spin: bool = False
@@ -38,7 +40,8 @@ class RuntimeOptions:
     workers: int = 1  # engines: threads that run at the same time, each with memory of its own
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", get_args(Precision)), ("cuda", get_args(Cuda))):
+        choices_of = {"precision": get_args(ArithmeticPrecision), "cuda": get_args(Cuda)}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if self.workers < 1:

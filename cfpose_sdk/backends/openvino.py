@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends.base import (
+    ArithmeticPrecision,
     Backend,
     Device,
     Feeds,
-    Precision,
     RuntimeOptions,
     onnxruntime_type,
 )
@@ -134,7 +134,7 @@ def ir_record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def lacking(precision: Precision) -> str:
+def lacking(precision: ArithmeticPrecision) -> str:
     """Why OpenVINO cannot compute so on this CPU; "" when it can. OpenVINO must be installed."""
     import openvino
 
@@ -147,7 +147,9 @@ def lacking(precision: Precision) -> str:
     return ""
 
 
-def _available(path: Path, precision: Precision, allow_fallback: bool) -> Precision:
+def _available(
+    path: Path, precision: ArithmeticPrecision, allow_fallback: bool
+) -> ArithmeticPrecision:
     """The asked-for precision where the CPU has it, f32 where it may take its place."""
     problem = "" if precision == "f32" else lacking(precision)
     if not problem:
@@ -161,7 +163,7 @@ def _available(path: Path, precision: Precision, allow_fallback: bool) -> Precis
     return "f32"
 
 
-def _compile(path: Path, threads: int | None, precision: Precision) -> tuple[Any, Any]:
+def _compile(path: Path, threads: int | None, precision: ArithmeticPrecision) -> tuple[Any, Any]:
     import openvino
 
     core = openvino.Core()
@@ -191,7 +193,7 @@ def _arithmetic(compiled: Any) -> list[str]:
     return sorted({"int8" if kind in ("u8", "i8") else str(kind) for kind in kinds})
 
 
-def _check_arithmetic(path: Path, precision: Precision, found: list[str]) -> None:
+def _check_arithmetic(path: Path, precision: ArithmeticPrecision, found: list[str]) -> None:
     if precision == "f32" or precision in found or (precision == "bf16" and not found):
         return
     if precision == "int8":

@@ -10,7 +10,7 @@ import numpy as np
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device, RuntimeOptions
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.backends.openvino import lacking, processor_flags
 from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
 from cfpose_sdk.backends.tensorrt import open_memory
@@ -160,7 +160,7 @@ def _try_precisions(version: str | None) -> dict[str, str]:
     if version is None:
         return {}
     states: dict[str, str] = {}
-    kinds: tuple[Precision, ...] = ("f32", "bf16", "int8")
+    kinds: tuple[ArithmeticPrecision, ...] = ("f32", "bf16", "int8")
     for kind in kinds:
         try:
             if problem := lacking(kind):
@@ -174,7 +174,7 @@ def _try_precisions(version: str | None) -> dict[str, str]:
     return states
 
 
-def _run_precision(kind: Precision) -> str:
+def _run_precision(kind: ArithmeticPrecision) -> str:
     options = RuntimeOptions(precision=kind)
     bound = FULL if kind == "f32" else BOUNDS[f"OpenVINO {kind}"]
     with PoseEstimator(device="openvino", options=options) as estimator:
