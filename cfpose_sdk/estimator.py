@@ -1,4 +1,4 @@
-"""PoseEstimator: the one place where image, boxes, crops, network and result meet."""
+"""PoseEstimator: people of an image by a detector, their poses by the pose network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BUNDLED_MODEL = MODELS / "cfpose-s.onnx"
 
 @dataclass(frozen=True)
 class EstimatorInfo:
-    """What is open: the model's file and name, what truly runs it, and who finds the people."""
+    """The open models: file and name of the pose model, its runtime and device, the detector."""
 
     model: str
     name: str
@@ -106,7 +106,7 @@ class PoseEstimator:
 
     @property
     def info(self) -> EstimatorInfo:
-        """What is open, for logs and reports."""
+        """The open models, for logs and reports."""
         backend = self._backend
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
@@ -116,8 +116,8 @@ class PoseEstimator:
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
 
-        `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means nobody, and
-        None lets the detector look. Raises ImageError, BoxError.
+        `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means no people,
+        and None runs the detector. Raises ImageError, BoxError.
         """
         return self._estimate([load_frame(image)], [boxes])[0]
 
@@ -150,12 +150,13 @@ class PoseEstimator:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
         or an iterable of arrays and paths.
 
-        `prefetch`: frames that wait before finding and before posing, each in a thread; 0 does all
-        in the caller's. None is 4, and 0 for a caller's own generator, which then stays in the
-        caller's thread. `detect_every`: look for people in every n-th frame only; in between the
-        boxes follow the poses, and a pose that fades is dropped. `track` gives `ids`; `smooth`
-        filters `xy` by id, keeps `xy_raw`, and tracks too. `broken`: a file, or a frame of a video,
-        that cannot be read is a RuntimeWarning and is skipped, or with "raise" ends the stream.
+        `prefetch`: frames that wait for the detector, and for the pose network; a thread reads and
+        a thread detects. 0 does all in the caller's thread. None is 4, and 0 for a caller's own
+        generator, which then stays in the caller's thread. `detect_every`: run the detector on
+        every n-th frame only; in between the boxes follow the poses, and a pose that fades is
+        dropped. `track` gives `ids`; `smooth` filters `xy` by id, keeps `xy_raw`, and tracks too.
+        `broken`: a file, or a frame of a video, that cannot be read is a RuntimeWarning and is
+        skipped, or with "raise" ends the stream.
         Raises InputError now when the source cannot be opened.
         """
         options = StreamOptions(prefetch, detect_every, track, smooth, broken)
@@ -164,7 +165,7 @@ class PoseEstimator:
     def open_stream(
         self, footage: Footage, options: StreamOptions, on_broken: Response | None = None
     ) -> PoseStream:
-        """`stream` for an opened source; `on_broken` hears of what cannot be read."""
+        """`stream` for an opened source; `on_broken` gets the error of what cannot be read."""
         self._check_open()
         return PoseStream(_Engine(self), footage, options, on_broken)
 

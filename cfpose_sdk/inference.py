@@ -1,4 +1,4 @@
-"""Crops or a whole frame through the pose network, and the answers as Poses."""
+"""Run the pose network on crops, or on a whole frame, and return Poses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PoseNetwork:
     def run_frame(self, image: Image, boxes: NDArray[np.floating]) -> Arrays:
         """Outputs of a model that cuts its own crops, for (N, 4) xyxy boxes of one BGR image.
 
-        Every chunk takes the frame again; no boxes, no run.
+        Every chunk of boxes takes the whole frame again. Without boxes nothing is run.
         """
         if len(boxes) == 0:
             return {}
@@ -56,7 +56,7 @@ class PoseNetwork:
         )
 
     def joined(self, parts: list[Arrays]) -> Arrays:
-        """The chunks' outputs in one; raises BackendError where a joint is not finite."""
+        """The outputs of all chunks together; raises BackendError where a joint is not finite."""
         if len(parts) == 1:
             outputs = parts[0]
         else:
@@ -71,7 +71,7 @@ class PoseNetwork:
 
 
 class CropRun:
-    """`total` people of any number of images through a model that takes crops.
+    """Runs a model that takes crops on `total` people of any number of images.
 
     One buffer of a chunk's size holds the crops: memory does not grow with the number of people.
     `infer_ms` is the time in the network.
@@ -100,7 +100,7 @@ class CropRun:
         return spent * 1000
 
     def outputs(self) -> Arrays:
-        """Network outputs of all people, in the order in which they came; {} of nobody."""
+        """Network outputs of all people, in the order they were added; {} for no people."""
         if self._filled:
             self._flush()
         return self._model.joined(self._parts) if self._parts else {}
@@ -113,7 +113,7 @@ class CropRun:
 
 
 def _model_spec(backend: Backend) -> ModelSpec:
-    """The spec that travels with the artifact, and a check that its graph keeps the contract."""
+    """The artifact's spec; raises where the graph's inputs and outputs do not fit it."""
     text = backend.metadata.get(SPEC_KEY)
     if text is None:
         raise ArtifactError(
@@ -159,9 +159,9 @@ def _estimate_crops(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list
     results, first = [], 0
     for n, detected in enumerate(frames):
         people = len(detected.detections.people)
-        own = {name: values[first : first + people] for name, values in outputs.items()}
+        part = {name: values[first : first + people] for name, values in outputs.items()}
         infer_ms = run.infer_ms * people / total if total else 0.0
-        results.append(_poses(model, detected, all_maps[n], own, crop_ms[n], infer_ms))
+        results.append(_poses(model, detected, all_maps[n], part, crop_ms[n], infer_ms))
         first += people
     return results
 
@@ -182,7 +182,7 @@ def _poses(
     crop_ms: float,
     infer_ms: float,
 ) -> Poses:
-    """Crop pixels → frame pixels; maps (N, 2, 3) lead from the frame to the crop.
+    """Network outputs → Poses in frame pixels; maps (N, 2, 3) lead from the frame to the crop.
 
     None: the outputs are in frame pixels already.
     """

@@ -1,4 +1,4 @@
-"""Runtimes behind one door: `open_backend` chooses by the file's suffix."""
+"""`open_backend`: a model file opened with the runtime that its suffix asks for."""
 
 from __future__ import annotations
 

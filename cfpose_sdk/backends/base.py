@@ -1,4 +1,4 @@
-"""What every runtime offers: open, run, close."""
+"""Backend, the interface of every runtime: run and close; and RuntimeOptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cfpose_sdk.errors import BackendError, InputError
 Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
-# what a runtime computes in, in OpenVINO's words; the types inside a graph are "fp32", "fp16", …
+# what a runtime computes in, by OpenVINO's names; the types inside a graph are "fp32", "fp16", …
 ArithmeticPrecision = Literal["f32", "bf16", "int8"]
 Precision = ArithmeticPrecision  # the name that cfpose_bench still imports
 
@@ -63,13 +63,13 @@ class Backend(ABC):
     """
 
     path: Path
-    provider: str  # what truly runs it, as the runtime names it
+    provider: str  # what really runs it, by the runtime's own name
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
     # of each input, where the runtime tells; None stands for a side that is left open
     input_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})
-    input_types: Mapping[str, str] = MappingProxyType({})  # in onnxruntime's words
+    input_types: Mapping[str, str] = MappingProxyType({})  # by onnxruntime's names
     max_batch: int | None = None  # people that one run takes; None: any number
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -122,6 +122,6 @@ class Backend(ABC):
 
 
 def onnxruntime_type(dtype: np.dtype[Any]) -> str:
-    """A type in onnxruntime's words: float32 is "tensor(float)"."""
-    words = {"float32": "float", "float64": "double", "bool": "bool"}
-    return f"tensor({words.get(dtype.name, dtype.name)})"
+    """onnxruntime's name of a type: float32 is "tensor(float)"."""
+    names = {"float32": "float", "float64": "double", "bool": "bool"}
+    return f"tensor({names.get(dtype.name, dtype.name)})"

@@ -22,14 +22,14 @@ from cfpose_sdk.backends.base import (
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
 from cfpose_sdk.files import digest
 
-_TOLD = Path("/proc/cpuinfo")
+_CPU_INFO = Path("/proc/cpuinfo")
 _NAMES = ("flags", "features")  # on x86, on ARM
 
 
-def processor_flags(told: Path = _TOLD) -> frozenset[str] | None:
-    """Its instruction sets in Linux' words, as "avx512_bf16"; None where nobody tells."""
+def processor_flags(path: Path = _CPU_INFO) -> frozenset[str] | None:
+    """The CPU's instruction sets by Linux' names, as "avx512_bf16"; None where they are unknown."""
     try:
-        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     for line in lines:
@@ -77,8 +77,8 @@ class OpenvinoBackend(Backend):
         self._lock, self._idle = threading.Lock(), list[Any]()
         precision = _available(path, options.precision, allow_fallback)
         model, self._compiled = _compile(path, threads, precision)
-        found = _arithmetic(self._compiled)
-        _check_arithmetic(path, precision, found)
+        types = _arithmetic(self._compiled)
+        _check_arithmetic(path, precision, types)
         if model.has_rt_info([METADATA]):
             record = model.get_rt_info([METADATA]).value
             self.metadata = {
@@ -96,7 +96,7 @@ class OpenvinoBackend(Backend):
         }
         self.input_types = {name: onnxruntime_type(kind) for name, kind in self._dtypes.items()}
         self.outputs = tuple(output.get_any_name() for output in model.outputs)
-        self.provider = f"OpenVINO CPU {'+'.join(found) or precision}"
+        self.provider = f"OpenVINO CPU {'+'.join(types) or precision}"
 
     def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
@@ -135,7 +135,10 @@ def ir_record(path: Path) -> Path:
 
 
 def lacking(precision: ArithmeticPrecision) -> str:
-    """Why OpenVINO cannot compute so on this CPU; "" when it can. OpenVINO must be installed."""
+    """Why OpenVINO cannot compute in this precision on this CPU; "" when it can.
+
+    OpenVINO must be installed.
+    """
     import openvino
 
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -150,7 +153,7 @@ def lacking(precision: ArithmeticPrecision) -> str:
 def _available(
     path: Path, precision: ArithmeticPrecision, allow_fallback: bool
 ) -> ArithmeticPrecision:
-    """The asked-for precision where the CPU has it, f32 where it may take its place."""
+    """The asked-for precision where the CPU has it, else f32 if that fallback is allowed."""
     problem = "" if precision == "f32" else lacking(precision)
     if not problem:
         return precision
@@ -193,17 +196,17 @@ def _arithmetic(compiled: Any) -> list[str]:
     return sorted({"int8" if kind in ("u8", "i8") else str(kind) for kind in kinds})
 
 
-def _check_arithmetic(path: Path, precision: ArithmeticPrecision, found: list[str]) -> None:
-    if precision == "f32" or precision in found or (precision == "bf16" and not found):
+def _check_arithmetic(path: Path, precision: ArithmeticPrecision, types: list[str]) -> None:
+    if precision == "f32" or precision in types or (precision == "bf16" and not types):
         return
     if precision == "int8":
         raise ArtifactError(
             f"precision 'int8' was asked for, but {path.name} holds no quantised layer that "
-            f"OpenVINO runs so, only {found}; run: cfpose-export lower MODEL.onnx --precision int8 "
+            f"OpenVINO runs so, only {types}; run: cfpose-export lower MODEL.onnx --precision int8 "
             f"-o {path.stem}-int8.onnx"
         )
     raise BackendError(
-        f"precision {precision!r} was asked for, but OpenVINO compiled {path.name} to {found}; "
+        f"precision {precision!r} was asked for, but OpenVINO compiled {path.name} to {types}; "
         f"use precision='f32'"
     )
 

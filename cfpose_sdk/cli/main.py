@@ -1,4 +1,4 @@
-"""`cfpose predict` and `cfpose doctor`.
+"""`cfpose predict` and `cfpose doctor`: their options and help.
 
 predict exits 0 when every source was read to its end, 1 when some were not (the rest is in the
 files), 2 when nothing could be read or the use was wrong, 130 when interrupted.
@@ -20,9 +20,9 @@ from cfpose_sdk.diagnostics.doctor import describe, examine
 from cfpose_sdk.streaming.stream import StreamOptions
 
 _CODES = (
-    "exit codes: 0 every source was read to its end; 1 some were not, the results of the rest are "
-    "written; 2 nothing could be read, or wrong use, and no file is left; 130 interrupted (of a "
-    "camera or URL the files are finished, of the rest none is left)"
+    "exit codes: 0: every source was read to its end; 1: some were not, and the results of the "
+    "others are written; 2: wrong use, or nothing could be read, and no file is left; 130: "
+    "interrupted; the files of a camera or URL are finished, and no other file is left"
 )
 
 
@@ -35,20 +35,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     shown = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog="cfpose", description="Human poses in photos and videos.")
+    parser = argparse.ArgumentParser(
+        prog="cfpose", description="Human pose estimation in photos and videos."
+    )
     parser.add_argument("--version", action="version", version=f"cfpose {cfpose_sdk.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _add_predict(commands.add_parser("predict", help="find poses", formatter_class=shown))
-    _add_doctor(commands.add_parser("doctor", help="say what works here", formatter_class=shown))
+    _add_predict(
+        commands.add_parser(
+            "predict",
+            help="estimate the poses of people in photos and videos",
+            formatter_class=shown,
+        )
+    )
+    _add_doctor(
+        commands.add_parser(
+            "doctor", help="check what works on this machine", formatter_class=shown
+        )
+    )
     return parser
 
 
 def _add_predict(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_predict)
+    command.description = "Estimate the poses of all people in photos, videos and camera images."
     command.epilog = _CODES
     command.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="photo, folder, glob, video, URL, camera index"
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="photo, folder, glob, video, URL, or number of a camera",
     )
     _add_models(command)
     _add_outputs(command)
@@ -57,35 +73,54 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
 
 def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_doctor)
+    command.description = "Run the bundled models with each runtime here and report what works."
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="M", help="exported model; None is the bundled one")
-    command.add_argument("--detector", metavar="D", help="person finder; None is the bundled one")
-    command.add_argument("--device", choices=get_args(Device), default="auto", help="where to run")
+    command.add_argument("--model", metavar="M", help="exported pose model; None: the bundled one")
     command.add_argument(
-        "--allow-fallback", action="store_true", help="run on the CPU when the GPU does not load"
+        "--detector", metavar="D", help="person detector; None: the bundled finder"
+    )
+    command.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="device that runs the models"
+    )
+    command.add_argument(
+        "--allow-fallback",
+        action="store_true",
+        help="run on the CPU, with a warning, when the GPU does not work",
     )
 
 
 def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--save", metavar="DIR", type=Path, help="write photos and videos with the poses"
+        "--save",
+        metavar="DIR",
+        type=Path,
+        help="draw the poses and write the photos and videos into this folder",
     )
     command.add_argument("--coco", metavar="F.json", help="write COCO keypoint results")
-    command.add_argument("--json", metavar="F.json", help="write all that is known of each image")
-    command.add_argument("--csv", metavar="F.csv", help="write one row a person and joint")
+    command.add_argument(
+        "--json", metavar="F.json", help="write boxes, joints and times of each image"
+    )
+    command.add_argument(
+        "--csv", metavar="F.csv", help="write one row for each joint of each person"
+    )
     command.add_argument(
         "--openpose",
         metavar="DIR|F.json",
         type=Path,
-        help="write OpenPose JSON, one file a frame into a folder, or one list into a .json file",
+        help="write OpenPose JSON: one file for each frame into a folder, or all into a .json file",
     )
     command.add_argument(
-        "--openpose-format", choices=get_args(OpenPoseFormat), default="body25", help="its joints"
+        "--openpose-format",
+        choices=get_args(OpenPoseFormat),
+        default="body25",
+        help="joints of the OpenPose files",
     )
-    command.add_argument("--show", action="store_true", help="open a window; q or escape stops")
+    command.add_argument(
+        "--show", action="store_true", help="show the poses in a window; q or Escape stops"
+    )
 
 
 def _add_video_options(command: argparse.ArgumentParser) -> None:
@@ -94,17 +129,17 @@ def _add_video_options(command: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=1,
-        help="look for people in each n-th frame",
+        help="run the detector on every N-th frame only",
     )
     command.add_argument(
         "--track",
         action="store_true",
-        help="number the people of a video, or of photos of one size",
+        help="give each person of a video, or of photos of one size, an id",
     )
     command.add_argument(
         "--smooth",
         action="store_true",
-        help="One-Euro filter over each person of a video, which tracks too",
+        help="smooth the joints of each person in a video (One-Euro filter); includes --track",
     )
 
 

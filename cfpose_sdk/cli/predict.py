@@ -1,4 +1,4 @@
-"""`cfpose predict`: every source through the estimator into every output, with progress."""
+"""`cfpose predict`: all sources through the estimator into all outputs, with progress."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def predict(
 class PredictRun:
     """One run over all sources.
 
-    Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, after an error, and
-    when nothing could be read, no file of the run is left, but for the photos and videos that were
+    Ctrl-C ends a camera or URL, and its files are finished. After Ctrl-C elsewhere, after an error,
+    and when nothing could be read, no file of the run is left, except photos and videos that were
     done before. Photos are not smoothed.
     """
 
@@ -69,7 +69,7 @@ class PredictRun:
     failed: int = 0  # sources that could not be read, or not to their end
 
     def run(self, sources: Sequence[Part | Unread]) -> int:
-        """The exit code: 0 every source was read to its end, 1 some were not, 2 there was nothing.
+        """The exit code: 0 every source was read to its end, 1 some were not, 2 none could be read.
 
         Raises CfposeError when a sink cannot be written to or a window cannot be opened.
         """
@@ -162,7 +162,7 @@ class PredictRun:
 
 
 def parts_of(source: str) -> list[Part | Unread]:
-    """A command-line SOURCE → photos, videos, URLs, camera indices; Unread: it holds none."""
+    """A SOURCE of the command line → photos, videos, URLs, camera numbers; or an Unread."""
     if is_url(source):
         return [source]
     if source.isdigit() and not Path(source).exists():

@@ -1,4 +1,4 @@
-"""What works on this machine, found by running it."""
+"""`cfpose doctor`: runs the runtimes and the bundled models and reports what works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cfpose_sdk.diagnostics.machine import (
 from cfpose_sdk.errors import CfposeError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 
-# what makes lower precisions fast, in Linux' words
+# instruction sets that make lower precisions fast, by Linux' names
 _FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16")
 # distribution → the extra of cfpose-sdk that brings it ("" where it is part of the core)
 _PACKAGES = {
@@ -50,14 +50,16 @@ _PACKAGES = {
 
 
 def examine() -> dict[str, Any]:
-    """A report as plain values; `ok` tells whether the defaults work, `problems` why not and what
-    else does not, and `advice` what would make more of this machine.
+    """A report as plain values.
+
+    `ok`: whether the defaults work. `problems`: why not, and what else does not work. `advice`: how
+    to make better use of this machine.
     """
     packages = {name: package_version(name) for name in _PACKAGES}
     listed = listed_providers()
     providers = running_providers(BUNDLED_MODEL, listed)
     gpus = nvidia_gpus()
-    devices: list[Device] = ["auto"]  # the default; the others are told of beside it
+    devices: list[Device] = ["auto"]  # the default; the others are reported beside it
     if "CPUExecutionProvider" in listed:
         devices.append("cpu")
     if "CUDAExecutionProvider" in listed:
@@ -98,7 +100,7 @@ def examine() -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """`examine`'s report for people."""
+    """The report of `examine` as text to read."""
     lines = [f"cfpose {report['cfpose']}, Python {report['python']}, {report['platform']}", ""]
     for name, version in report["packages"].items():
         if extra := _PACKAGES[name]:
@@ -119,7 +121,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _runtimes(report: dict[str, Any]) -> list[str]:
-    """What each runtime says of itself and of this machine."""
+    """Lines about the runtimes and their devices."""
     lines = [f"onnxruntime lists: {', '.join(report['providers']) or 'nothing'}"]
     lines += [f"  {name}: {state}" for name, state in report["providers_run"].items()]
     lines.append(f"CPU: {', '.join(report['cpu_flags']) or 'no instructions for bf16 or int8'}")
@@ -156,7 +158,7 @@ def _try_cuda(version: str | None) -> str | None:
 
 
 def _try_precisions(version: str | None) -> dict[str, str]:
-    """What OpenVINO's precisions do on this CPU with the bundled pose model; {} without it."""
+    """Whether each of OpenVINO's precisions works on this CPU; {} without OpenVINO."""
     if version is None:
         return {}
     states: dict[str, str] = {}
@@ -178,12 +180,12 @@ def _run_precision(kind: ArithmeticPrecision) -> str:
     options = RuntimeOptions(precision=kind)
     bound = FULL if kind == "f32" else BOUNDS[f"OpenVINO {kind}"]
     with PoseEstimator(device="openvino", options=options) as estimator:
-        said = pose_parity(estimator, bound=bound)
-        return f"{'runs' if said.passed is not False else 'wrong answer'}, {said.message}"
+        parity = pose_parity(estimator, bound=bound)
+        return f"{'runs' if parity.passed is not False else 'wrong answer'}, {parity.message}"
 
 
 def _try_models(device: Device) -> tuple[str, dict[str, str]]:
-    """Run both bundled models; "ok", or what went wrong, and how near the known answers are."""
+    """Run both bundled models; "ok", or what went wrong; and how close to the known answers."""
     image = np.full((32, 24, 3), 128, dtype=np.uint8)
     answers: dict[str, Parity] = {}
     try:
@@ -195,9 +197,9 @@ def _try_models(device: Device) -> tuple[str, dict[str, str]]:
             answers["pose"] = pose_parity(estimator)
     except CfposeError as error:
         return str(error), {name: answer.message for name, answer in answers.items()}
-    said = {name: answer.message for name, answer in answers.items()}
-    wrong = [f"{name}: {said[name]}" for name, answer in answers.items() if answer.passed is False]
-    return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), said
+    messages = {name: answer.message for name, answer in answers.items()}
+    wrong = [f"{name}: {messages[name]}" for name in answers if answers[name].passed is False]
+    return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), messages
 
 
 def _advice(

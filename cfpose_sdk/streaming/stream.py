@@ -19,7 +19,7 @@ from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.results import Poses
-from cfpose_sdk.streaming.prefetch import Ahead
+from cfpose_sdk.streaming.prefetch import Prefetcher
 from cfpose_sdk.streaming.smoothing import Smoother, SmoothOptions
 from cfpose_sdk.streaming.tracking import Tracker, TrackOptions, carried_boxes
 
@@ -28,7 +28,7 @@ _PREFETCH = 4
 
 
 class Engine(Protocol):
-    """What a stream needs of an estimator."""
+    """The two steps of an estimator that a stream runs."""
 
     @property
     def detect(self) -> Callable[[Image], TimedDetections]: ...
@@ -119,7 +119,7 @@ class PoseStream:
 def _poses(
     engine: Engine, footage: Footage, options: StreamOptions, broken: Response
 ) -> Generator[Poses, None, None]:
-    threads: list[Ahead[Item] | Ahead[Step]] = []
+    threads: list[Prefetcher[Item] | Prefetcher[Step]] = []
     tracker, smoother = options.tracker, options.smoother
     last: Poses | None = None
     try:
@@ -134,7 +134,7 @@ def _poses(
             if people is None and last is not None:
                 people = TimedDetections(carried_boxes(last), 0.0)
             poses = engine.pose(item, people or engine.detect(item.image))
-            last = replace(poses, image=None)  # a frame that nobody holds can go
+            last = replace(poses, image=None)  # lets the memory of the frame go
             if tracker is not None:
                 poses = tracker.update(poses)
             if smoother is not None:
@@ -152,7 +152,7 @@ def _steps(
     engine: Engine,
     footage: Footage,
     options: StreamOptions,
-    threads: list[Ahead[Item] | Ahead[Step]],
+    threads: list[Prefetcher[Item] | Prefetcher[Step]],
 ) -> Iterator[Step]:
     """Items with their people, by two threads (which it adds to `threads`) or by the caller."""
     ahead = options.prefetch
@@ -160,9 +160,9 @@ def _steps(
         ahead = _PREFETCH if footage.own else 0
     if ahead == 0:
         return _detected(engine, footage.items, options.detect_every)
-    read = Ahead(footage.items, ahead, "cfpose-read")
+    read = Prefetcher(footage.items, ahead, "cfpose-read")
     threads.append(read)
-    detected = Ahead(_detected(engine, read, options.detect_every), ahead, "cfpose-find")
+    detected = Prefetcher(_detected(engine, read, options.detect_every), ahead, "cfpose-find")
     threads.append(detected)
     return detected
 
@@ -182,8 +182,8 @@ def _detected(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Ste
 
 
 def _sequence(frame: Frame) -> tuple[object, ...]:
-    """What two neighbours of one sequence share: that both are a caller's arrays, frames of videos,
-    or photos of one size. Of the last, extracted frames are such a sequence.
+    """Equal for neighbours of one sequence: a caller's arrays, frames of a video, or photos of one
+    size, such as extracted frames.
     """
     if frame.name is None:
         return ("arrays",)

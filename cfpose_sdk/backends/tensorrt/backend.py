@@ -65,7 +65,7 @@ class TensorrtBackend(Backend):
                 f"{path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
                 f"run: {rebuild_command(path, self.passport)}"
             )
-        self._empty = {  # shapes of the outputs for nobody
+        self._empty = {  # shapes of the outputs for no people
             name: [max(size, 0) for size in self._engine.get_tensor_shape(name)]
             for name in self.outputs
         }
@@ -93,7 +93,7 @@ class TensorrtBackend(Backend):
             raise BackendError(f"{self.path.name} is closed; open it again")
         arrays = {name: np.asarray(array) for name, array in feeds.items()}
         if self._check(arrays):
-            return self._nobody()
+            return self._no_people()
         with self._memory.current(), self._borrowed() as worker:
             return worker.run(arrays)
 
@@ -143,8 +143,8 @@ class TensorrtBackend(Backend):
             empty = empty or array.size == 0
         return empty
 
-    def _nobody(self) -> dict[str, NDArray[Any]]:
-        """The answer to an empty batch, which engines do not take."""
+    def _no_people(self) -> dict[str, NDArray[Any]]:
+        """The outputs of an empty batch, which engines do not take."""
         return {t.name: np.zeros(self._empty[t.name], t.dtype) for t in self._tensors[1]}
 
     @contextmanager
@@ -186,7 +186,7 @@ def _discard(worker: Worker) -> None:
     try:
         worker.close()
     except BackendError:
-        return  # the run's own error is on its way, and says more
+        return  # the error of the run itself is being raised, and says more
 
 
 def _open_runtime(
@@ -212,9 +212,9 @@ def _deserialise(path: Path, passport: Passport, trt: Any, data: bytes) -> tuple
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        said = "; ".join(log.recent) or "it does not say why"
+        reason = "; ".join(log.recent) or "it does not say why"
         raise BackendError(
-            f"{NAMES[passport.flavour]} cannot open {path}: {said}; "
+            f"{NAMES[passport.flavour]} cannot open {path}: {reason}; "
             f"run: {rebuild_command(path, passport)}"
         )
     return runtime, engine
