@@ -86,13 +86,7 @@ class PoseEstimator:
         self._detector = LazyDetector(detector, detector_options, running)
         try:
             self._model = model
-            if isinstance(model, Backend):
-                if options is not None:
-                    raise InputError("options belong to a model's file, not to an open Backend")
-                self._backend = model
-            else:
-                path = BUNDLED_MODEL if model is None else Path(model)
-                self._backend = open_backend(path, **running, options=options)
+            self._backend = _open_model(model, options, running)
             try:
                 self._network = PoseNetwork(self._backend, batch_size)
             except BaseException:
@@ -219,6 +213,18 @@ class PoseEstimator:
         if self._closed:
             name = self._backend.path.name
             raise BackendError(f"this PoseEstimator ({name}) is closed; open another")
+
+
+def _open_model(
+    model: PathLike | Backend | None, options: RuntimeOptions | None, running: Running
+) -> Backend:
+    """The backend of a file, of the bundled model (None), or the caller's own."""
+    if not isinstance(model, Backend):
+        path = BUNDLED_MODEL if model is None else Path(model)
+        return open_backend(path, **running, options=options)
+    if options is not None:
+        raise InputError("options belong to a model's file, not to an open Backend")
+    return model
 
 
 class _Engine:

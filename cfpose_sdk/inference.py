@@ -90,11 +90,11 @@ class CropRun:
         spent = 0.0
         while len(maps):
             start = time.perf_counter()
-            room = self._buffer[self._filled : self._filled + len(maps)]
-            extract_crops(image, maps[: len(room)], self._model.spec.size_wh, out=room)
+            free = self._buffer[self._filled : self._filled + len(maps)]
+            extract_crops(image, maps[: len(free)], self._model.spec.size_wh, out=free)
             spent += time.perf_counter() - start
-            self._filled += len(room)
-            maps = maps[len(room) :]
+            self._filled += len(free)
+            maps = maps[len(free) :]
             if self._filled == len(self._buffer):
                 self._flush()
         return spent * 1000

@@ -79,13 +79,7 @@ class OpenvinoBackend(Backend):
         model, self._compiled = _compile(path, threads, precision)
         types = _arithmetic(self._compiled)
         _check_arithmetic(path, precision, types)
-        if model.has_rt_info([METADATA]):
-            record = model.get_rt_info([METADATA]).value
-            self.metadata = {
-                name: str(model.get_rt_info([METADATA, name]).value) for name in record
-            }
-        else:
-            self.metadata = {}
+        self.metadata = _metadata(model)
         self._dtypes = {i.get_any_name(): np.dtype(i.element_type.to_dtype()) for i in model.inputs}
         self.inputs = tuple(self._dtypes)
         self.input_shapes = {
@@ -184,6 +178,13 @@ def _compile(path: Path, threads: int | None, precision: ArithmeticPrecision) ->
         raise ArtifactError(
             f"{path} is not a model that OpenVINO can open; export it again ({_last(error)})"
         ) from error
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    if not model.has_rt_info([METADATA]):
+        return {}
+    record = model.get_rt_info([METADATA]).value
+    return {name: str(model.get_rt_info([METADATA, name]).value) for name in record}
 
 
 def _arithmetic(compiled: Any) -> list[str]:

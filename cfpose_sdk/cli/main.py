@@ -10,7 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device
@@ -18,6 +18,9 @@ from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
 from cfpose_sdk.diagnostics.doctor import describe, examine
 from cfpose_sdk.streaming.stream import StreamOptions
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _CODES = (
     "exit codes: 0: every source was read to its end; 1: some were not, and the results of the "
@@ -34,32 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shown = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
         prog="cfpose", description="Human pose estimation in photos and videos."
     )
     parser.add_argument("--version", action="version", version=f"cfpose {cfpose_sdk.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    _add_predict(
-        commands.add_parser(
-            "predict",
-            help="estimate the poses of people in photos and videos",
-            formatter_class=shown,
-        )
-    )
-    _add_doctor(
-        commands.add_parser(
-            "doctor", help="check what works on this machine", formatter_class=shown
-        )
-    )
+    _add_predict(commands)
+    _add_doctor(commands)
     return parser
 
 
-def _add_predict(command: argparse.ArgumentParser) -> None:
+def _add_predict(commands: Commands) -> None:
+    command = commands.add_parser(
+        "predict",
+        help="estimate the poses of people in photos and videos",
+        description="Estimate the poses of all people in photos, videos and camera images.",
+        epilog=_CODES,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     command.set_defaults(run=_predict)
-    command.description = "Estimate the poses of all people in photos, videos and camera images."
-    command.epilog = _CODES
     command.add_argument(
         "sources",
         nargs="+",
@@ -71,9 +67,14 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     _add_video_options(command)
 
 
-def _add_doctor(command: argparse.ArgumentParser) -> None:
+def _add_doctor(commands: Commands) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="check what works on this machine",
+        description="Run the bundled models with each installed runtime and report what works.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     command.set_defaults(run=_doctor)
-    command.description = "Run the bundled models with each runtime here and report what works."
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

@@ -59,17 +59,9 @@ def examine() -> dict[str, Any]:
     listed = listed_providers()
     providers = running_providers(BUNDLED_MODEL, listed)
     gpus = nvidia_gpus()
-    devices: list[Device] = ["auto"]  # the default; the others are reported beside it
-    if "CPUExecutionProvider" in listed:
-        devices.append("cpu")
-    if "CUDAExecutionProvider" in listed:
-        devices.append("cuda")
-    precisions = _try_precisions(packages["openvino"])
-    if packages["openvino"]:
-        devices.append("openvino")
     runs: dict[str, str] = {}
     parity: dict[str, dict[str, str]] = {}
-    for device in devices:
+    for device in _devices(listed, packages["openvino"]):
         runs[device], parity[device] = _try_models(device)
     return {
         "ok": runs["auto"] == "ok",
@@ -85,7 +77,7 @@ def examine() -> dict[str, Any]:
         "cuda": _try_cuda(packages["cuda-bindings"]),
         "tensorrt": tensorrt_flavours(),
         "openvino_devices": openvino_devices(),
-        "openvino_precisions": precisions,
+        "openvino_precisions": _try_precisions(packages["openvino"]),
         "torch": torch_devices(),
         "checkpoints": plugin_states(),
         "models": {
@@ -97,6 +89,18 @@ def examine() -> dict[str, Any]:
         "problems": _problems(runs, packages),
         "advice": _advice(gpus, providers, packages),
     }
+
+
+def _devices(listed: list[str], openvino: str | None) -> list[Device]:
+    """What to run the bundled models on: the default, and each device that is there."""
+    devices: list[Device] = ["auto"]
+    if "CPUExecutionProvider" in listed:
+        devices.append("cpu")
+    if "CUDAExecutionProvider" in listed:
+        devices.append("cuda")
+    if openvino:
+        devices.append("openvino")
+    return devices
 
 
 def describe(report: dict[str, Any]) -> str:

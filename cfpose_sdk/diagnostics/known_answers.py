@@ -1,4 +1,4 @@
-"""Known answers: the bundled models' results on the bundled photo, and how far they may differ.
+"""The bundled models' known results on the bundled photo, and how far a runtime may differ.
 
 `models/known_answers.json` holds the answers by the SHA-256 of the model file, so that another
 model is never measured against them. After bundling new models, with the new ones in place:

@@ -92,7 +92,7 @@ def _zeros(node: Any) -> Any:
 
 
 def nvidia_gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of each NVIDIA GPU, as `nvidia-smi` tells; [] without it."""
+    """Name, driver and memory of each NVIDIA GPU, as `nvidia-smi` reports; [] without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

@@ -108,7 +108,7 @@ def is_url(source: object) -> TypeGuard[str]:
 
 
 def printable(name: str) -> str:
-    """A file name as text that every file and terminal takes: what is no UTF-8 becomes U+FFFD."""
+    """A file name that every file and terminal accepts: what is not UTF-8 becomes U+FFFD."""
     return _NOT_UTF8.sub("\ufffd", name)
 
 

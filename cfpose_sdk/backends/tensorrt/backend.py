@@ -57,14 +57,7 @@ class TensorrtBackend(Backend):
         self._tensors = _tensors(trt, self._engine)
         self.inputs = tuple(tensor.name for tensor in self._tensors[0])
         self.outputs = tuple(tensor.name for tensor in self._tensors[1])
-        if (set(self.inputs), set(self.outputs)) != (
-            set(self.passport.profile),
-            set(self.passport.outputs),
-        ):
-            raise ArtifactError(
-                f"{path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
-                f"run: {rebuild_command(path, self.passport)}"
-            )
+        self._check_names()
         self._empty = {  # shapes of the outputs for no people
             name: [max(size, 0) for size in self._engine.get_tensor_shape(name)]
             for name in self.outputs
@@ -74,15 +67,7 @@ class TensorrtBackend(Backend):
             f"{NAMES[self.passport.flavour]} {trt.__version__} {self.passport.precision} "
             f"on {memory.gpu().name}"
         )
-        profile = self.passport.profile
-        self.max_batch = min(
-            (profile[name][2][0] for name in self.inputs if name in ("crops", "boxes")),
-            default=None,
-        )
-        self.input_shapes = {
-            name: tuple(a if a == c else None for a, _, c in zip(*profile[name], strict=True))
-            for name in self.inputs
-        }
+        self._set_limits()
         self.input_types = {t.name: onnxruntime_type(t.dtype) for t in self._tensors[0]}
         self._idle: list[Worker] = []
         self._made = self._busy = 0
@@ -118,6 +103,27 @@ class TensorrtBackend(Backend):
             self._runtime = None
         if failures:
             raise failures[0]
+
+    def _check_names(self) -> None:
+        """Raise ArtifactError unless the engine has the passport's inputs and outputs."""
+        passport = self.passport
+        if (set(self.inputs), set(self.outputs)) != (set(passport.profile), set(passport.outputs)):
+            raise ArtifactError(
+                f"{self.path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
+                f"run: {rebuild_command(self.path, passport)}"
+            )
+
+    def _set_limits(self) -> None:
+        """`max_batch` and `input_shapes`, from the passport's profile."""
+        profile = self.passport.profile
+        self.max_batch = min(
+            (profile[name][2][0] for name in self.inputs if name in ("crops", "boxes")),
+            default=None,
+        )
+        self.input_shapes = {
+            name: tuple(a if a == c else None for a, _, c in zip(*profile[name], strict=True))
+            for name in self.inputs
+        }
 
     def _check(self, arrays: dict[str, NDArray[Any]]) -> bool:
         """Raise BackendError for what the engine does not take; whether there is nothing to run."""
