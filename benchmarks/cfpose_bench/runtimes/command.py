@@ -1,4 +1,4 @@
-"""`cfpose-bench runtimes`: pose runtimes side by side on one photo, in turns, as ratios."""
+"""Compare the times of pose runtimes on one photo: they take turns, and ratios are reported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.image import read_image
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PHOTO = "street.jpg"
 ROUNDS = {1: 8, 5: 6, 20: 4}  # by people: a round of few people takes less time
@@ -192,24 +195,12 @@ def _protocol(plan: Plan, photo: Path, boxes: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure, print the tables, write the record; returns 0, whatever the goals say."""
-    options = _parser().parse_args(argv)
-    plan = Plan(
-        options.w32, options.w32_int8, options.detector, options.thunder, options.peer_python,
-        options.threads, starts=options.starts,
-    )  # fmt: skip
-    if options.rounds is not None:
-        plan = replace(plan, rounds=dict.fromkeys(plan.people, options.rounds))
-    record = measure(plan)
-    print(runtimes_block(record))
-    if options.json is not None:
-        write_json(record, options.json)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cfpose-bench runtimes", description=__doc__)
+def add_command(commands: Commands) -> None:
+    """Add `runtimes` to the sub-commands of cfpose-bench."""
+    parser = commands.add_parser(
+        "runtimes", description=__doc__, help="times of cfpose's CPU runtimes, rtmlib and MoveNet"
+    )
+    parser.set_defaults(run=_runtimes)
     add = parser.add_argument
     # fmt: off
     add("--w32", type=Path, help="a W32 artifact, for cfpose's runtimes and rtmlib")
@@ -222,4 +213,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--starts", type=int, default=7, help="processes of the first result (default: 7)")
     add("--json", type=Path, help="write the record here")
     # fmt: on
-    return parser
+
+
+def _runtimes(options: argparse.Namespace) -> int:
+    """Measure, print the tables, write the record; returns 0, whatever the goals say."""
+    rounds, target = options.rounds, options.json
+    plan = Plan(
+        w32=options.w32,
+        w32_int8=options.w32_int8,
+        detector=options.detector,
+        thunder=options.thunder,
+        python=options.peer_python,
+        threads=options.threads,
+        starts=options.starts,
+    )
+    if rounds is not None:
+        plan = replace(plan, rounds=dict.fromkeys(plan.people, rounds))
+    record = measure(plan)
+    print(runtimes_block(record))
+    if target is not None:
+        write_json(record, target)
+    return 0
