@@ -1,4 +1,4 @@
-"""What can be measured: cfpose artifacts and peers, opened by name."""
+"""Models under test by name (`--model`): parsed, and opened in this process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench.models.base import PoseModel
+from cfpose_bench.models.base import Facts, PoseModel
 from cfpose_bench.models.wrappers import CountedFinder, FlipTested
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.backends import Device, RuntimeOptions
@@ -18,7 +18,7 @@ from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.skeleton import COCO_17, Skeleton
+from cfpose_sdk.skeleton import COCO_17
 
 ENGINES = (".engine", ".plan")
 
@@ -78,7 +78,7 @@ PEERS = ("movenet", *ADAPTERS, "adapter")
 
 
 @dataclass(frozen=True)
-class Name:
+class ModelName:
     """`--model` taken apart: `peer` is None for a cfpose artifact."""
 
     text: str
@@ -102,28 +102,23 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An opened model with the facts that the report states about it."""
+class OpenModel:
+    """A model that is open in this process; a worker holds one."""
 
-    name: str
+    facts: Facts
     model: PoseModel
-    skeleton: Skeleton
     close: Callable[[], None]
-    precision: str | None = None
-    provider: str | None = None
-    size_wh: tuple[int, int] | None = None  # of the crop, in pixels
-    is_peer: bool = False
-    finder: CountedFinder | None = None  # what it finds people with, where it must
+    finder: CountedFinder | None = None  # its detector, where it must detect the people
 
 
-def parse_name(text: str) -> Name:
+def parse_name(text: str) -> ModelName:
     """`default`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `ultralytics:F.pt`, `adapter:A.py:FILE`.
 
     Raises InputError for an unknown peer.
     """
     peer, separator, rest = text.partition(":")
     if not separator or len(peer) == 1:  # a single letter is a Windows drive
-        return Name(text, None, BUNDLED_MODEL if text == "default" else Path(text))
+        return ModelName(text, None, BUNDLED_MODEL if text == "default" else Path(text))
     if peer not in PEERS:
         raise InputError(
             f"--model {text}: no peer is called {peer!r}; expected one of {', '.join(PEERS)}"
@@ -132,13 +127,13 @@ def parse_name(text: str) -> Name:
         adapter, separator, path = rest.partition(":")
         if not separator:
             raise InputError(f"--model {text}: expected adapter:ADAPTER.py:FILE")
-        return Name(text, peer, Path(path), Path(adapter))
+        return ModelName(text, peer, Path(path), Path(adapter))
     folder = Path(__file__).parents[1] / "peers"
-    return Name(text, peer, Path(rest), folder / ADAPTERS[peer] if peer in ADAPTERS else None)
+    return ModelName(text, peer, Path(rest), folder / ADAPTERS[peer] if peer in ADAPTERS else None)
 
 
-def open_candidate(
-    name: Name,
+def open_model(
+    name: ModelName,
     *,
     find: bool = False,
     detector: str | None = None,
@@ -146,7 +141,7 @@ def open_candidate(
     threads: int | None = None,
     flip_test: bool = False,
     precision: Precision = "f32",
-) -> Candidate:
+) -> OpenModel:
     """Open a cfpose artifact or MoveNet in this process.
 
     `find` opens the person finder too (`detector`, or the bundled one), for photos without boxes.
@@ -167,7 +162,7 @@ def open_candidate(
             finder.close()
 
     model = FlipTested(opened.model) if flip_test else opened.model
-    return Candidate(**{**vars(opened), "model": model, "close": close, "finder": finder})
+    return OpenModel(opened.facts, model, close, finder)
 
 
 def open_finder(
@@ -180,39 +175,37 @@ def open_finder(
 
 
 def _cfpose(
-    name: Name,
+    name: ModelName,
     finder: CountedFinder | None,
     device: Device,
     threads: int | None,
     precision: Precision,
-) -> Candidate:
+) -> OpenModel:
     path = None if name.text == "default" else name.path
     # other runtimes have no such option, and refuse it
     chosen: dict[str, Any] = {}
     if precision != "f32":
         chosen["options"] = RuntimeOptions(precision=precision)
     estimator = PoseEstimator(path, detector=finder, device=device, threads=threads, **chosen)
-    return Candidate(
+    facts = Facts(
         name=name.label,
-        model=estimator,
         skeleton=estimator.spec.skeleton,
-        close=estimator.close,
         precision=estimator.spec.precision,
         provider=estimator.info.provider,
         size_wh=estimator.spec.size_wh,
     )
+    return OpenModel(facts, estimator, estimator.close)
 
 
 def _movenet(
-    name: Name, finder: CountedFinder | None, device: Device, threads: int | None
-) -> Candidate:
+    name: ModelName, finder: CountedFinder | None, device: Device, threads: int | None
+) -> OpenModel:
     model = MoveNet(name.path, finder, device=device, threads=threads)
-    return Candidate(
+    facts = Facts(
         name=name.label,
-        model=model,
         skeleton=COCO_17,
-        close=model.close,
         provider=model.backend.provider,
         size_wh=(model.side, model.side),
         is_peer=True,
     )
+    return OpenModel(facts, model, model.close)

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from cfpose_bench import peers
-from cfpose_bench.models.base import poses_of
-from cfpose_bench.models.open import Name, open_candidate
+from cfpose_bench.models.base import Facts, poses_of
+from cfpose_bench.models.open import ModelName, open_model
 from cfpose_bench.peers.serve import memory_mb
 from cfpose_sdk import errors
 from cfpose_sdk.backends import Device
@@ -43,24 +43,10 @@ class Setting:
     precision: Precision = "f32"  # OpenVINO: of the pose network's arithmetic
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What an opened model says of itself."""
-
-    name: str
-    skeleton: Skeleton = COCO_17
-    precision: str | None = None
-    provider: str | None = None
-    size_wh: tuple[int, int] | None = None
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    is_peer: bool = False
-    one_stage: bool = False  # finds the people itself, whatever boxes there are
-    needs_boxes: bool = False  # cannot open cfpose's finder
-
-
 class Worker(Protocol):
-    """What the rounds run; also a PoseModel."""
+    """An opened model under test, in this process or in one of its own; also a PoseModel."""
 
+    name: ModelName
     facts: Facts
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
@@ -79,10 +65,11 @@ class Worker(Protocol):
 class InlineWorker:
     """A model in this process; for debugging and tests."""
 
-    def __init__(self, name: Name, setting: Setting) -> None:
+    def __init__(self, name: ModelName, setting: Setting) -> None:
         if name.adapter is not None:
             raise InputError(f"--model {name.text} needs a process of its own; omit --in-process")
-        self._candidate = open_candidate(
+        self.name = name
+        self._opened = open_model(
             name,
             find=setting.find,
             detector=setting.detector,
@@ -91,18 +78,11 @@ class InlineWorker:
             flip_test=setting.flip_test,
             precision=setting.precision,
         )
-        self.facts = Facts(
-            **{
-                f: getattr(self._candidate, f)
-                for f in ("name", "skeleton", "precision", "provider")
-            },
-            size_wh=self._candidate.size_wh,
-            is_peer=self._candidate.is_peer,
-        )
+        self.facts = self._opened.facts
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
         """As the model's own, without the frame."""
-        return dataclasses.replace(self._candidate.model.predict(image, boxes=boxes), image=None)
+        return dataclasses.replace(self._opened.model.predict(image, boxes=boxes), image=None)
 
     def memory(self) -> dict[str, float | None]:
         """Of this whole process."""
@@ -110,14 +90,14 @@ class InlineWorker:
 
     def close(self) -> None:
         """Free the model."""
-        self._candidate.close()
+        self._opened.close()
 
 
 class ProcessWorker:
     """A model in a child process that answers JSON lines."""
 
-    def __init__(self, name: Name, setting: Setting, python: str | None = None) -> None:
-        self._label = name.label
+    def __init__(self, name: ModelName, setting: Setting, python: str | None = None) -> None:
+        self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         limit = str(setting.threads)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -159,7 +139,9 @@ class ProcessWorker:
         try:
             return poses_of(said, self.facts.skeleton)
         except ValueError as error:
-            raise BackendError(f"{self._label}: its answer is no set of poses ({error})") from error
+            raise BackendError(
+                f"{self.name.label}: its answer is no set of poses ({error})"
+            ) from error
 
     def memory(self) -> dict[str, float | None]:
         """Of the worker's process alone."""
@@ -195,7 +177,7 @@ class ProcessWorker:
             known = getattr(errors, kind, None)
             if isinstance(known, type) and issubclass(known, errors.CfposeError):
                 raise known(message)
-            raise BackendError(f"{self._label}: {kind}: {message}")
+            raise BackendError(f"{self.name.label}: {kind}: {message}")
         return said
 
     def _ended(self) -> BackendError:
@@ -203,12 +185,13 @@ class ProcessWorker:
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
         return BackendError(
-            f"{self._label}: its process ended with code {code}; it said last: {' | '.join(last)}"
+            f"{self.name.label}: its process ended with code {code}; it said last: "
+            f"{' | '.join(last)}"
         )
 
 
 def open_worker(
-    name: Name, setting: Setting, *, python: str | None = None, in_process: bool = False
+    name: ModelName, setting: Setting, *, python: str | None = None, in_process: bool = False
 ) -> Worker:
     """Open a model to measure; `python` is the interpreter of a peer's own environment."""
     if not name.path.is_file():
@@ -218,7 +201,7 @@ def open_worker(
     return ProcessWorker(name, setting, python)
 
 
-def _command(name: Name, setting: Setting, python: str | None) -> Sequence[str]:
+def _command(name: ModelName, setting: Setting, python: str | None) -> Sequence[str]:
     shared = {**dataclasses.asdict(setting), "cpus": list(setting.cpus)}
     if name.adapter is None:
         options = json.dumps({**shared, "model": name.text})

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cfpose_bench.accuracy.reliability import Judged
 from cfpose_bench.data.dataset import KeypointDataset
-from cfpose_bench.report.report import STAGES, Measured
+from cfpose_bench.report.report import STAGES, Row
 from cfpose_sdk.errors import ImageError, require
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.draw import draw_poses
@@ -28,7 +28,7 @@ RECALLS = np.linspace(0, 1, 101)
 OKS = np.linspace(0.5, 0.95, 10)
 
 
-def plots(rows: Sequence[Measured]) -> dict[str, str]:
+def plots(rows: Sequence[Row]) -> dict[str, str]:
     """title -> SVG of every plot that the rows have figures for."""
     require("matplotlib", extra="bench", why="the plots of --html")
     found = {
@@ -41,7 +41,7 @@ def plots(rows: Sequence[Measured]) -> dict[str, str]:
     return {title: svg for title, svg in found.items() if svg is not None}
 
 
-def _latency(rows: Sequence[Measured]) -> str | None:
+def _latency(rows: Sequence[Row]) -> str | None:
     """Share of photos done by a time."""
     figure, axes = _figure("ms a photo (logarithmic)", "share of photos")
     for row in rows:
@@ -52,7 +52,7 @@ def _latency(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "latency")
 
 
-def _trade(rows: Sequence[Measured]) -> str | None:
+def _trade(rows: Sequence[Row]) -> str | None:
     figure, axes = _figure("median ms a photo", "AP")
     for row in rows:
         total = row.latency_ms.get("total")
@@ -64,7 +64,7 @@ def _trade(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "trade")
 
 
-def _people(rows: Sequence[Measured]) -> str | None:
+def _people(rows: Sequence[Row]) -> str | None:
     figure, axes = _figure("people a photo", "median ms, without reading")
     shown = set()
     for row in rows:
@@ -76,7 +76,7 @@ def _people(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "people")
 
 
-def _reliability(rows: Sequence[Measured]) -> str | None:
+def _reliability(rows: Sequence[Row]) -> str | None:
     figure, axes = _figure("confidence said", "share of good joints")
     drawn = False
     for row in rows:
@@ -90,7 +90,7 @@ def _reliability(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "reliability") if drawn else None
 
 
-def _precision(row: Measured) -> str | None:
+def _precision(row: Row) -> str | None:
     """One curve an OKS threshold, .50 the darkest."""
     if row.accuracy.precision is None:
         return None
@@ -135,7 +135,7 @@ def _svg(figure: Any, axes: Any, name: str, *, title: str | None = None) -> str 
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
 
 
-def _label(row: Measured) -> str:
+def _label(row: Row) -> str:
     return f"{row.model}, {row.boxes}"
 
 
@@ -187,7 +187,7 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 def write_page(
     record: Mapping[str, Any],
-    rows: Sequence[Measured],
+    rows: Sequence[Row],
     dataset: KeypointDataset,
     path: str | Path,
     reasons: Sequence[str] = (),
@@ -198,7 +198,7 @@ def write_page(
 
 def page(
     record: Mapping[str, Any],
-    rows: Sequence[Measured],
+    rows: Sequence[Row],
     dataset: KeypointDataset,
     reasons: Sequence[str] = (),
 ) -> str:
@@ -263,7 +263,7 @@ def _at(record: Any, keys: Sequence[str]) -> Any:
     return record
 
 
-def _worst(row: Measured, dataset: KeypointDataset) -> str:
+def _worst(row: Row, dataset: KeypointDataset) -> str:
     figures = []
     for person in row.details["worst"]:
         try:

@@ -25,7 +25,7 @@ FIGURES = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class Row:
     """One model under one kind of boxes; None is what was not measured."""
 
     model: str
@@ -61,7 +61,7 @@ class Measured:
         return {key: value for key, value in record.items() if value is not None}
 
 
-def report(protocol: Mapping[str, Any], models: Sequence[Measured]) -> dict[str, Any]:
+def report(protocol: Mapping[str, Any], models: Sequence[Row]) -> dict[str, Any]:
     """The whole report as JSON-ready values, by the stable keys of `--json`."""
     return {
         "schema": SCHEMA,
@@ -106,7 +106,7 @@ def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def table(models: Sequence[Measured]) -> str:
+def table(models: Sequence[Row]) -> str:
     """The figures for a terminal: accuracy, then the median milliseconds of each stage."""
     is_crowdpose = any(row.accuracy.AP_easy is not None for row in models)
     classes = ("AP_easy", "AP_medium", "AP_hard") if is_crowdpose else ("APM", "APL")
@@ -125,7 +125,7 @@ def table(models: Sequence[Measured]) -> str:
     return _columns(rows, left=(0, 1, 3))
 
 
-def side_table(models: Sequence[Measured]) -> str:
+def side_table(models: Sequence[Row]) -> str:
     """What else was measured: tail, speed ratio, cost, size, memory, ECE, coverage, drift."""
     head = ["model", "boxes", "p99 ms", "ratio", "M params", "GMACs", "MB", "RSS MB", "ECE"]
     rows = [[*head, "1 sigma", "2 sigma", "drift px", "delta AP"]]
@@ -190,7 +190,7 @@ class Bounds:
     slowdown: float = 1.2  # of a photo's median time, on the baseline's CPU and provider
 
 
-def reasons(record: Mapping[str, Any], rows: Sequence[Measured], bounds: Bounds) -> list[str]:
+def reasons(record: Mapping[str, Any], rows: Sequence[Row], bounds: Bounds) -> list[str]:
     """Why the run fails, a sentence each; empty when it passes.
 
     Peers and the reference are only compared with. Raises InputError when the baseline is no report
