@@ -37,6 +37,7 @@ CROWDPOSE_FILES = (
     "crowdpose/annotations/crowdpose_test.json",
     "crowdpose/annotations/mmpose_crowdpose_test.json",
 )
+PEOPLE_FILE = "people.json"  # beside the demo photos: file name → list of xyxy boxes
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KNOWN = {"coco-val": COCO_VAL_FILES, "crowdpose": CROWDPOSE_FILES}  # name -> usual places
 
@@ -205,19 +206,26 @@ def find_dataset(
     return open_dataset(source, images=images, data_root=data_root)
 
 
-PHOTOS = Path(__file__).resolve().parents[3] / "examples" / "photos"
+def demo_photos() -> Path:
+    """The folder of the demo photos: a checkout's `examples/photos`, else the wheel's own copy."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parents[1] / "examples" / "photos"
+    return checkout if checkout.is_dir() else package / "photos"
 
 
-def open_demo(folder: Path = PHOTOS) -> KeypointDataset:
-    """The demo photos. Raises DatasetError where the repository's examples are not there."""
-    if not (folder / "people.json").is_file():
+def open_demo(folder: Path | None = None) -> KeypointDataset:
+    """The demo photos, of `demo_photos` or another folder. Raises DatasetError without them."""
+    folder = demo_photos() if folder is None else folder
+    listing = folder / PEOPLE_FILE
+    if not listing.is_file():
         raise DatasetError(
-            f"the demo photos are not in {folder}: they come with a clone of the repository, not "
-            f"with the wheel; name another data set with --dataset"
+            f"the demo photos are not in {folder}: a clone of the repository has them in "
+            f"examples/photos, and the wheel in cfpose_bench/photos; name another data set with "
+            f"--dataset"
         )
     images: list[Record] = []
     people: list[Record] = []
-    for image_id, (name, boxes) in enumerate(sorted(read_json(folder / "people.json").items()), 1):
+    for image_id, (name, boxes) in enumerate(sorted(read_json(listing).items()), 1):
         height, width = read_image(folder / name).shape[:2]
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for x1, y1, x2, y2 in boxes:

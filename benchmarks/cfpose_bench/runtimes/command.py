@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from cfpose_bench.data.annotations import read_json
-from cfpose_bench.data.dataset import PHOTOS
+from cfpose_bench.data.dataset import PEOPLE_FILE, demo_photos
 from cfpose_bench.measurement import cpu_flags, environment
 from cfpose_bench.models.workers import ProcessWorker
 from cfpose_bench.report.report import write_json
@@ -68,9 +68,13 @@ class Plan:
             raise InputError(f"threads must be 1 or more, got {self.threads}")
 
 
-def measure(plan: Plan, photo: Path = PHOTOS / PHOTO) -> dict[str, Any]:
-    """The whole record. Raises as the workers do; who is optional is left out with the reason."""
-    people = read_json(photo.parent / "people.json")[photo.name]
+def measure(plan: Plan) -> dict[str, Any]:
+    """The whole record, of the demo photo PHOTO.
+
+    Raises as the workers do; an optional runtime that cannot run is left out with the reason.
+    """
+    photo = demo_photos() / PHOTO
+    people = read_json(photo.parent / PEOPLE_FILE)[photo.name]
     boxes = np.array(people, dtype=np.float64)
     tasks: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
