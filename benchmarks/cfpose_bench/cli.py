@@ -130,13 +130,13 @@ def _check_bounds(bounds: Bounds, plan: Plan, dataset: KeypointDataset) -> None:
 
 def _heading(protocol: Mapping[str, Any]) -> str:
     missing, others = protocol["missing_images"], protocol["unannotated_images"]
-    taken = protocol.get("taken_up")
+    resumed = protocol.get("taken_up")
     suppressed = ", ".join(f"{s}: {v or 'none'}" for s, v in protocol["oks_nms"].items())
     return (
         f"{protocol['dataset']}: {protocol['images']} photos, {protocol['instances']} people"
         + (f"; {missing} annotated photos are missing and take no part" if missing else "")
         + (f"; {others} photos have no annotation and take no part" if others else "")
-        + (f"; {taken} predictions are of an earlier run" if taken else "")
+        + (f"; {resumed} predictions are of an earlier run" if resumed else "")
         + f"; OKS-NMS {suppressed}; {'' if protocol['flip_test'] else 'no '}flip test; "
         f"{protocol['threads']} threads; times are medians a photo"
     )

@@ -1,4 +1,4 @@
-"""Annotated photos: found by name, folder or file, and the boxes of their people."""
+"""Annotated photos, opened by name, folder or file, and the boxes of their people."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ class KeypointDataset:
         return dataclasses.replace(self, photos=dict(list(self.photos.items())[:count]))
 
     def ground_truth_boxes(self) -> dict[int, NDArray[np.float64]]:
-        """(N, 4) boxes of each photo: everybody with a labelled keypoint who is not a crowd.
+        """(N, 4) boxes of each photo: people with a labelled keypoint, without crowds.
 
         These are the people that the evaluation counts. Crowd regions and people without keypoints
-        get no box; the evaluation ignores them and whatever matches them. Where nobody has
-        keypoints (`has_keypoints`), it is everybody but crowds.
+        get no box; the evaluation ignores them and whatever matches them. Where no person has
+        keypoints (`has_keypoints`), it is all people but crowds.
         """
         boxes: dict[int, list[list[float]]] = {image_id: [] for image_id in self.photos}
         for person in self.annotations["annotations"]:
-            taken = is_counted(person) or not (self.has_keypoints or person["iscrowd"])
-            if person["image_id"] in boxes and taken:
+            counts = is_counted(person) or not (self.has_keypoints or person["iscrowd"])
+            if person["image_id"] in boxes and counts:
                 x, y, w, h = person["bbox"]
                 if not (w > 0 and h > 0):
                     raise DatasetError(
@@ -113,14 +113,14 @@ def open_dataset(
             f"{path}: none of its {len(names)} photos is in {', '.join(map(str, folders))}; "
             f"name their folder with --images"
         )
-    found = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
-    missing = tuple(name for i, name in sorted(names.items()) if i not in found)
+    photos = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
+    missing = tuple(name for i, name in sorted(names.items()) if i not in photos)
     listed = {Path(name).name for name in names.values()}
     others = sum(
         path.suffix.lower() in PHOTO_SUFFIXES and path.name not in listed
         for path in folder.iterdir()
     )
-    return KeypointDataset(known or path.stem, annotations, found, missing, others)
+    return KeypointDataset(known or path.stem, annotations, photos, missing, others)
 
 
 def read_boxes(path: str | Path) -> dict[int, NDArray[np.float64]]:

@@ -13,10 +13,10 @@ from cfpose_sdk.skeleton import COCO_17, Skeleton
 
 
 class PoseModel(Protocol):
-    """What the harness measures: cfpose's PoseEstimator, or an adapter of a peer."""
+    """A pose model under test: cfpose's PoseEstimator, or an adapter of a peer."""
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
-        """One pose for each given box, (N, 4) or (N, 5) with scores; None: the model finds them."""
+        """One pose for each given box, (N, 4) or (N, 5) with scores; None: the model detects."""
         ...
 
 
@@ -36,7 +36,7 @@ class Facts:
 
 
 def plain_poses(poses: Poses) -> dict[str, Any]:
-    """What is measured of the poses of one photo, as JSON values; `poses_of` reads them back."""
+    """The poses of one photo as JSON values; `poses_of` reads them back."""
     return {
         "xy": poses.xy.tolist(),
         "confidence": poses.confidence.tolist(),

@@ -50,7 +50,7 @@ def _external_data(path: Path) -> set[Path]:
         return {path.with_name(path.name + ending) for ending in (".data", "_data")}
     try:
         graph = onnx.load_model(path, load_external_data=False).graph
-    except DecodeError:  # whoever opens it says so
+    except DecodeError:  # opening it raises a better error
         return set()
     return {
         path.parent / entry.value
@@ -62,14 +62,14 @@ def _external_data(path: Path) -> set[Path]:
 
 def _tensors(graph: Any) -> list[Any]:
     """The constants of a graph and of those inside its nodes."""
-    found = list(graph.initializer)
+    tensors = list(graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                found.append(attribute.t)
+                tensors.append(attribute.t)
             if attribute.HasField("g"):
-                found += _tensors(attribute.g)
-    return found
+                tensors += _tensors(attribute.g)
+    return tensors
 
 
 # peers that run in an environment of their own, by the adapter file that serves them
@@ -79,7 +79,7 @@ PEERS = ("movenet", *ADAPTERS, "adapter")
 
 @dataclass(frozen=True)
 class ModelName:
-    """`--model` taken apart: `peer` is None for a cfpose artifact."""
+    """`--model`, parsed; `peer` is None for a cfpose artifact."""
 
     text: str
     peer: str | None
@@ -88,7 +88,7 @@ class ModelName:
 
     @property
     def label(self) -> str:
-        """What reports call it: no path of the machine that they were made on."""
+        """Its name in reports, without a path of the machine that they were made on."""
         if self.text == "default":
             return "default"
         if self.peer is None:
@@ -144,7 +144,7 @@ def open_model(
 ) -> OpenModel:
     """Open a cfpose artifact or MoveNet in this process.
 
-    `find` opens the person finder too (`detector`, or the bundled one), for photos without boxes.
+    `find` opens a detector too (`detector`, or the bundled finder), for photos without boxes.
     `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
     the runtime does, InputError for a precision that it does not have.
     """
@@ -168,7 +168,7 @@ def open_model(
 def open_finder(
     detector: str | None, device: Device = "auto", threads: int | None = None
 ) -> OpenDetector:
-    """The person finder of `--detector`; None is the bundled one. Raises as `open_detector`."""
+    """The detector of `--detector`; None is the bundled finder. Raises as `open_detector`."""
     if detector is None:
         return PersonFinder(None, device=device, threads=threads)
     return open_detector(detector, device=device, threads=threads)

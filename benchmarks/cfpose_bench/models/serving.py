@@ -1,4 +1,7 @@
-"""`python -m cfpose_bench.models.serving OPTIONS`: a cfpose artifact or MoveNet behind a pipe."""
+"""Run a cfpose artifact or MoveNet behind a pipe, in a process of its own.
+
+`python -m cfpose_bench.models.serving OPTIONS`, options as JSON; `ProcessWorker` starts it.
+"""
 
 from __future__ import annotations
 

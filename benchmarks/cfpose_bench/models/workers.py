@@ -1,4 +1,4 @@
-"""A model to measure, in a process of its own (`ProcessWorker`) or in this one (`InlineWorker`).
+"""A model under test in a process of its own (`ProcessWorker`) or in this one (`InlineWorker`).
 
 Several runtimes in one process disturb each other's times: their threads spin. A worker waits on
 its pipe while another one works, and reports the peak memory of its process alone.
@@ -32,13 +32,13 @@ from cfpose_sdk.skeleton import COCO_17, Skeleton
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What every worker of a run shares."""
+    """The options that all workers of a run share."""
 
     device: Device = "auto"
     threads: int = 1
     cpus: tuple[int, ...] = ()  # the worker stays on them; empty: wherever it likes
-    find: bool = False  # whether it must find people itself
-    detector: str | None = None  # the finder's file; None is the bundled one
+    find: bool = False  # whether it must detect the people
+    detector: str | None = None  # the detector's file; None is the bundled finder
     flip_test: bool = False
     precision: Precision = "f32"  # OpenVINO: of the pose network's arithmetic
 
@@ -112,32 +112,32 @@ class ProcessWorker:
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         try:
-            said = self._read()["ready"]
+            answer = self._read()["ready"]
         except BaseException:
             self.close()
             raise
-        tables = said.get("skeleton")
+        tables = answer.get("skeleton")
         skeleton = COCO_17 if tables is None else _skeleton(tables)
         self.facts = Facts(
             name=name.label,
             skeleton=skeleton,
-            precision=said.get("precision"),
-            provider=said.get("provider"),
-            size_wh=tuple(said["size_wh"]) if said.get("size_wh") else None,
-            versions=said.get("versions", {}),
+            precision=answer.get("precision"),
+            provider=answer.get("provider"),
+            size_wh=tuple(answer["size_wh"]) if answer.get("size_wh") else None,
+            versions=answer.get("versions", {}),
             is_peer=name.peer is not None,
-            one_stage=said.get("one_stage", False),
+            one_stage=answer.get("one_stage", False),
             needs_boxes=name.adapter is not None,
         )
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
         """Poses of the photo at a path."""
         given = None if boxes is None else np.asarray(boxes, dtype=np.float64).tolist()
-        said = self.ask({"do": "predict", "image": str(image), "boxes": given})
-        if "unreadable" in said:
-            raise ImageError(said["unreadable"])
+        answer = self.ask({"do": "predict", "image": str(image), "boxes": given})
+        if "unreadable" in answer:
+            raise ImageError(answer["unreadable"])
         try:
-            return poses_of(said, self.facts.skeleton)
+            return poses_of(answer, self.facts.skeleton)
         except ValueError as error:
             raise BackendError(
                 f"{self.name.label}: its answer is no set of poses ({error})"
@@ -171,14 +171,14 @@ class ProcessWorker:
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()
-        said: dict[str, Any] = json.loads(line)
-        if "error" in said:
-            kind, message = said["error"]
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind, message = answer["error"]
             known = getattr(errors, kind, None)
             if isinstance(known, type) and issubclass(known, errors.CfposeError):
                 raise known(message)
             raise BackendError(f"{self.name.label}: {kind}: {message}")
-        return said
+        return answer
 
     def _ended(self) -> BackendError:
         code = self._process.wait()

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no request; readable on a phone."""
+"""The report as one HTML page, without scripts or downloads, readable on a phone."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ OKS = np.linspace(0.5, 0.95, 10)
 def plots(rows: Sequence[Row]) -> dict[str, str]:
     """title -> SVG of every plot that the rows have figures for."""
     require("matplotlib", extra="bench", why="the plots of --html")
-    found = {
+    drawn = {
         "Time of a photo": _latency(rows),
         "AP against time": _trade(rows),
         "Time by people a photo": _people(rows),
         "Reliability of the confidence (expected calibration error)": _reliability(rows),
     }
-    found |= {f"Precision and recall: {r.model}, boxes {r.boxes}": _precision(r) for r in rows}
-    return {title: svg for title, svg in found.items() if svg is not None}
+    drawn |= {f"Precision and recall: {r.model}, boxes {r.boxes}": _precision(r) for r in rows}
+    return {title: svg for title, svg in drawn.items() if svg is not None}
 
 
 def _latency(rows: Sequence[Row]) -> str | None:
@@ -77,14 +77,14 @@ def _people(rows: Sequence[Row]) -> str | None:
 
 
 def _reliability(rows: Sequence[Row]) -> str | None:
-    figure, axes = _figure("confidence said", "share of good joints")
+    figure, axes = _figure("predicted confidence", "share of good joints")
     drawn = False
     for row in rows:
         if row.calibration:
             bins, drawn = row.calibration["bins"], True
-            said = [b["confidence"] for b in bins]
+            confidence = [b["confidence"] for b in bins]
             label = f"{_label(row)} ({row.calibration['ece']:.2f})"
-            axes.plot(said, [b["good"] for b in bins], marker=".", label=label)
+            axes.plot(confidence, [b["good"] for b in bins], marker=".", label=label)
     if drawn:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     return _svg(figure, axes, "reliability") if drawn else None
@@ -273,7 +273,8 @@ def _worst(row: Row, dataset: KeypointDataset) -> str:
         data = base64.b64encode(picture).decode()
         name = dataset.photos[person.image_id].name
         figures.append(
-            f'<figure><img alt="annotated and found joints" src="data:image/jpeg;base64,{data}">'
+            f'<figure><img alt="annotated and predicted joints" '
+            f'src="data:image/jpeg;base64,{data}">'
             f"<figcaption>{_e(name)}: OKS {person.oks:.2f}</figcaption></figure>"
         )
     return (
@@ -283,7 +284,7 @@ def _worst(row: Row, dataset: KeypointDataset) -> str:
 
 
 def worst_case(person: Judged, dataset: KeypointDataset, skeleton: Skeleton) -> bytes:
-    """JPEG of one person's surroundings with the annotated and the found joints."""
+    """JPEG of one person's surroundings with the annotated and the predicted joints."""
     image: NDArray[np.uint8] = read_image(dataset.photos[person.image_id])
     if person.xy is not None and person.confidence is not None:
         image = draw_poses(

@@ -1,7 +1,7 @@
-"""A pose model over a dataset: keypoint results, the time of each photo, and both on disk.
+"""Predict all photos of a data set with one model; keep predictions and times on disk.
 
 The `Store` lets an interrupted run go on: one file a model and kind of boxes, named by a hash of
-all that decides what the model answers: the bytes of the model's files, the finder's and the boxes,
+all that decides the predictions: the bytes of the model's files, the detector's and the boxes,
 the device, threads, flip test and photos' folder. A line a photo; a last line that was cut off is
 dropped.
 """
@@ -84,10 +84,10 @@ def predict_dataset(
     warmup: int = 3,
     label: str = "",
 ) -> Predictions:
-    """Run the model on every photo, one at a time, and join what it found.
+    """Run the model on every photo, one at a time, and join its poses.
 
     `boxes` holds (N, 4) or, with a score, (N, 5) person boxes by photo, and none for photos that it
-    lacks; without it the model finds the people. The first photo runs `warmup` times unmeasured.
+    lacks; without it the model detects the people. The first photo runs `warmup` times unmeasured.
     The other options are those of `join_photos`.
     """
     for image_id in [next(iter(dataset.photos))] * warmup:

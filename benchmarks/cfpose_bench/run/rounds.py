@@ -1,4 +1,4 @@
-"""Several models over the same photos, taking turns, one working at a time.
+"""Let several models predict the same photos in turns, one at a time.
 
 The photos are dealt into blocks; in each round every model runs one block, in an order that turns
 round from block to block. What slows the machine down for a minute then slows all models down.
@@ -125,7 +125,7 @@ def people_timings(
 
     The (N, 4) `boxes` are repeated until there are enough. Reading the photo is not in the total.
     """
-    found: dict[str, dict[int, tuple[Timing, Timing]]] = {run.label: {} for run in runs}
+    timings: dict[str, dict[int, tuple[Timing, Timing]]] = {run.label: {} for run in runs}
     for count in counts:
         given = {image_id: np.resize(boxes, (count, 4))}
         for run in runs:
@@ -140,5 +140,5 @@ def people_timings(
                 infer.append(speed.get("infer", 0.0))
                 total.append(speed.get("total", 0.0) - speed.get("read", 0.0))
             if infer:
-                found[run.label][count] = (Timing.of(infer), Timing.of(total))
-    return found
+                timings[run.label][count] = (Timing.of(infer), Timing.of(total))
+    return timings

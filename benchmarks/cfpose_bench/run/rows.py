@@ -36,7 +36,7 @@ def drift(photos: Photos, reference: Photos) -> dict[str, float | int] | None:
     flat peak to another by rounding alone. Poses are paired by their boxes. None
     where no photo has a pose. Raises DatasetError when a photo has different boxes.
     """
-    distances, sure = [], []
+    distances, confident = [], []
     for image_id, theirs in reference.items():
         ours = photos.get(image_id)
         if ours is None or theirs is None:
@@ -48,10 +48,10 @@ def drift(photos: Photos, reference: Photos) -> dict[str, float | int] | None:
             )
         apart = np.linalg.norm(ours.xy.astype(np.float64) - theirs.xy, axis=-1)
         distances.append(apart.ravel())
-        sure.append((theirs.confidence >= SURE).ravel())
+        confident.append((theirs.confidence >= SURE).ravel())
     if not distances or not sum(map(len, distances)):
         return None
-    apart, seen = np.concatenate(distances), np.concatenate(sure)
+    apart, seen = np.concatenate(distances), np.concatenate(confident)
     record: dict[str, float | int] = {
         "max_px": float(apart.max()),
         "p99_px": float(np.percentile(apart, 99)),

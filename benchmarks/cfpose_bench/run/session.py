@@ -1,4 +1,4 @@
-"""One run: models opened, photos shown to them in turns, figures joined into rows."""
+"""A whole measurement: open the models, predict in turns under each kind of boxes, make rows."""
 
 from __future__ import annotations
 

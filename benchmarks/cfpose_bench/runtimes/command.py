@@ -45,7 +45,7 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf
 
 @dataclass(frozen=True)
 class Plan:
-    """What takes part, and how often. A file that is None leaves its part out."""
+    """What is compared, and how often. A file that is None leaves its part out."""
 
     w32: Path | None = None
     w32_int8: Path | None = None
@@ -101,7 +101,7 @@ def _w32_tasks(
     plan: Plan, w32: Path, photo: Path, boxes: Any, left_out: list[dict[str, str]]
 ) -> list[dict[str, Any]]:
     """W32 in given boxes on all runtimes; then with a detector, rtmlib's and the two that count."""
-    found, detector = list[dict[str, Any]](), plan.detector
+    tasks, detector = list[dict[str, Any]](), plan.detector
     with (
         tempfile.TemporaryDirectory() as folder,
         Arena(plan.threads, plan.python, left_out) as arena,
@@ -115,17 +115,17 @@ def _w32_tasks(
             task = Task(photo, count, given, plan.rounds[count], plan.w32_repeats[count])
             record = _task_record("w32", workers, task, contestants, RTMLIB)
             _add_agreement(record["rows"], workers, task)
-            found.append(record)
+            tasks.append(record)
         if detector is None:
             left_out.append({"label": "W32 behind a detector", "why": "no --detector was given"})
-            return found
-        ours = [row for row in found[-1]["rows"] if row["label"] != RTMLIB]
+            return tasks
+        ours = [row for row in tasks[-1]["rows"] if row["label"] != RTMLIB]
         fastest = min(ours, key=lambda row: row["ms"])["label"]
         chosen = {label: workers[label] for label in workers if label in (RTMLIB, W32, fastest)}
         for count in plan.people:
             task = Task(photo, count, None, plan.rounds[count], plan.w32_repeats[count])
-            found.append(_task_record("w32", chosen, task, contestants, RTMLIB))
-    return found
+            tasks.append(_task_record("w32", chosen, task, contestants, RTMLIB))
+    return tasks
 
 
 def _default_tasks(plan: Plan, photo: Path, left_out: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -156,20 +156,20 @@ def _task_record(
     boxes = "found" if task.boxes is None else "given"
     print(f"cfpose-bench: {model}, boxes {boxes}, {task.people} people", file=sys.stderr)
     by_label = {contestant.label: contestant for contestant in contestants}
-    found = rows(run_task(workers, task), base)
-    for row in found:
+    measured = rows(run_task(workers, task), base)
+    for row in measured:
         row |= facts_of(workers[row["label"]], by_label[row["label"]])
     shared = {"model": model, "boxes": boxes, "people": task.people, "base": base}
-    return {**shared, "rounds": task.rounds, "repeats": task.repeats, "rows": found}
+    return {**shared, "rounds": task.rounds, "repeats": task.repeats, "rows": measured}
 
 
 def _add_agreement(
-    found: list[dict[str, Any]], workers: Mapping[str, ProcessWorker], task: Task
+    measured: list[dict[str, Any]], workers: Mapping[str, ProcessWorker], task: Task
 ) -> None:
     """Median distance of each runtime's joints from the base's: they did the same work."""
     xy = {label: w.predict(task.photo, boxes=task.boxes).xy for label, w in workers.items()}
     base = next(iter(xy.values()))
-    for row in found:
+    for row in measured:
         distance = np.linalg.norm(xy[row["label"]] - base, axis=-1)
         row["median_px_from_base"] = round(float(np.median(distance)), 3)
 
