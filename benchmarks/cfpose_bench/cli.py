@@ -153,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(run=_bench)
     _add_options(parser)
+    _add_results(parser)
     commands = parser.add_subparsers(
         dest="command",
         title="sub-commands, in place of a measurement; each has its own --help",
@@ -204,6 +205,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true",
         help="keep finished predictions in --work, and go on from those that are there")
     add("--work", type=Path, default=WORK, help="folder of --resume (default: %(default)s)")
+    # fmt: on
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """The options of what a measurement writes, and of the bounds that it is checked against."""
+    add = parser.add_argument
+    # fmt: off
     add("--json", type=Path, help="write the report here")
     add("--csv", type=Path, help="write the models' figures as a table here")
     add("--html", type=Path, help="write the report with plots as one page here")

@@ -31,7 +31,20 @@ def box_accuracy(
     counted = [p for p in people if p["image_id"] in wanted and not p["iscrowd"]]
     if not counted:
         return None
-    category = truth["categories"][0]["id"]
+    results = _results(boxes, wanted, truth["categories"][0]["id"])
+    evaluation = _evaluate(truth, people, results, wanted)
+    return {
+        "AP50": max(0.0, float(evaluation.eval["precision"].mean())),
+        "recall50": max(0.0, float(evaluation.eval["recall"].mean())),
+        "people": len(counted),
+        "boxes": len(results),
+    }
+
+
+def _results(
+    boxes: Mapping[int, NDArray[np.floating]], wanted: set[int], category: int
+) -> list[dict[str, Any]]:
+    """The boxes of the wanted photos as COCO annotations."""
     results = [
         {
             "id": 0,
@@ -48,6 +61,16 @@ def box_accuracy(
     ]
     for n, box in enumerate(results, start=1):
         box["id"] = n
+    return results
+
+
+def _evaluate(
+    truth: Mapping[str, Any],
+    people: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    wanted: set[int],
+) -> COCOeval:
+    """pycocotools' evaluation at IoU .5, over boxes of all sizes."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth, detections = COCO(), COCO()
         ground_truth.dataset = {**truth, "annotations": people}
@@ -62,9 +85,4 @@ def box_accuracy(
         evaluation.params.maxDets = [MAX_BOXES]
         evaluation.evaluate()
         evaluation.accumulate()
-    return {
-        "AP50": max(0.0, float(evaluation.eval["precision"].mean())),
-        "recall50": max(0.0, float(evaluation.eval["recall"].mean())),
-        "people": len(counted),
-        "boxes": len(results),
-    }
+    return evaluation

@@ -111,7 +111,7 @@ STAT_NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "
 
 
 class PhotoCount(NamedTuple):
-    """What one photo holds."""
+    """Counts of people and poses in one photo."""
 
     people: int  # counted by the evaluation
     poses: int  # given by the model, at most MAX_POSES counted

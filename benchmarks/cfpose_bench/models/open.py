@@ -97,7 +97,7 @@ class ModelName:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that decide its answers, the named one first."""
+        """All files that decide its predictions, the named one first."""
         return files_of(self.path, sidecar=self.peer == "rtmlib")
 
 

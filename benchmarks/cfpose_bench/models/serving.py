@@ -57,7 +57,7 @@ def network_clock() -> Iterator[NetworkClock]:
 
 
 class ServedModel:
-    """An open model whose answers are plain values; the other end is a `ProcessWorker`."""
+    """An open model that returns plain values; the other end is a `ProcessWorker`."""
 
     def __init__(self, opened: OpenModel) -> None:
         self.opened = opened

@@ -58,7 +58,7 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """End it."""
+        """End the worker, and free the model."""
         ...
 
 

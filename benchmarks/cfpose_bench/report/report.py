@@ -180,7 +180,7 @@ SAME: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """What may not be crossed; None is no bound."""
+    """Limits of the figures; None where there is no limit."""
 
     min_ap: float | None = None
     max_drift: float | None = None  # pixels, of the worst joint

@@ -13,10 +13,11 @@ import numpy as np
 
 from cfpose_bench.accuracy.coco import Accuracy, evaluate
 from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
-from cfpose_bench.accuracy.reliability import calibration, coverage, judge
+from cfpose_bench.accuracy.reliability import Judged, calibration, coverage, judge
 from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_bench.data.dataset import KeypointDataset, Photos
 from cfpose_bench.measurement import stage_timings
+from cfpose_bench.models.base import Facts
 from cfpose_bench.report.graph_cost import GraphCost, graph_cost
 from cfpose_bench.report.report import Row
 from cfpose_bench.run.predictions import Predictions, join_photos
@@ -85,27 +86,14 @@ def row_of(
 ) -> Row:
     """The report's row of a run. Its times are compared with those of `base`."""
     facts, name = run.worker.facts, run.worker.name
-
-    def join(other: Run) -> Predictions:
-        return join_photos(
-            other.photos,
-            dataset,
-            facts.skeleton,
-            joint_threshold=protocol.joint_threshold,
-            oks_threshold=oks_threshold,
-            padded_to=(facts.size_wh or (192, 256)) if protocol.padded_oks else None,
-        )
-
-    done = join(run)
+    done = _join(run.photos, facts, dataset, protocol, oks_threshold)
     accuracy = accuracy_of(dataset, done.results, facts.skeleton, protocol)
     distance: Mapping[str, Any] | None = None
     if reference is not None and not run.is_reference and not facts.one_stage:
+        other = _join(reference.photos, facts, dataset, protocol, oks_threshold)
         point = replace(protocol, bootstrap=0)
-        exact = accuracy_of(dataset, join(reference).results, facts.skeleton, point)
-        change = delta_ap(accuracy.AP, exact.AP)
-        distance = drift(run.photos, reference.photos)
-        if distance is not None and change is not None:
-            distance = {**distance, "delta_ap": change}
+        exact = accuracy_of(dataset, other.results, facts.skeleton, point)
+        distance = _drift_and_ap(run.photos, reference.photos, delta_ap(accuracy.AP, exact.AP))
     people = judge(run.photos, dataset, facts.skeleton)
     cost = cost_of(name.path)
     return Row(
@@ -127,12 +115,44 @@ def row_of(
         calibration=calibration(people),
         coverage=coverage(people),
         reference=run.is_reference or None,
-        details={
-            "total_ms": [speed["total"] for speed in done.speed_ms if "total" in speed],
-            "worst": sorted(people, key=lambda person: person.oks)[:WORST],
-            "skeleton": facts.skeleton,
-        },
+        details=_details(done, people, facts.skeleton),
     )
+
+
+def _join(
+    photos: Photos,
+    facts: Facts,
+    dataset: KeypointDataset,
+    protocol: Protocol,
+    oks_threshold: float | None,
+) -> Predictions:
+    return join_photos(
+        photos,
+        dataset,
+        facts.skeleton,
+        joint_threshold=protocol.joint_threshold,
+        oks_threshold=oks_threshold,
+        padded_to=(facts.size_wh or (192, 256)) if protocol.padded_oks else None,
+    )
+
+
+def _drift_and_ap(
+    photos: Photos, reference: Photos, change: float | None
+) -> Mapping[str, Any] | None:
+    """The drift, with the change of AP where it is defined."""
+    distance = drift(photos, reference)
+    if distance is None or change is None:
+        return distance
+    return {**distance, "delta_ap": change}
+
+
+def _details(done: Predictions, people: list[Judged], skeleton: Skeleton) -> dict[str, Any]:
+    """What the HTML page shows beside the figures."""
+    return {
+        "total_ms": [speed["total"] for speed in done.speed_ms if "total" in speed],
+        "worst": sorted(people, key=lambda person: person.oks)[:WORST],
+        "skeleton": skeleton,
+    }
 
 
 def accuracy_of(

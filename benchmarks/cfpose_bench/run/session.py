@@ -101,7 +101,7 @@ def note_boxes(
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, and where."""
+    """The models to measure, how, and where predictions are kept."""
 
     models: tuple[str, ...]
     protocol: Protocol
@@ -212,7 +212,7 @@ def _base(runs: Sequence[Run]) -> Run:
 
 
 def _people(runs: Sequence[Run], dataset: KeypointDataset, protocol: Protocol) -> Mapping[str, Any]:
-    """Times by people a photo: on the photo with the most annotated people, its boxes repeated."""
+    """Times by number of people, on the photo with the most annotated ones, boxes repeated."""
     boxes = dataset.ground_truth_boxes()
     image_id = max(boxes, key=lambda i: len(boxes[i]))
     if protocol.repeats == 0 or len(boxes[image_id]) == 0:

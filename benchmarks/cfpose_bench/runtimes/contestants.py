@@ -87,7 +87,7 @@ def write_rtmlib_graph(w32: Path, folder: Path, detector: Path | None) -> Path:
 
 @dataclass
 class Arena:
-    """Opened workers, each a process, until the block ends; and who could not take part."""
+    """Opened workers, each a process, until the block ends; and the runtimes that could not run."""
 
     threads: int
     python: str | None = None  # interpreter of rtmlib's environment
@@ -146,7 +146,7 @@ def _open(contestant: Contestant, setting: Setting, python: str | None) -> Proce
 
 
 def facts_of(worker: ProcessWorker, contestant: Contestant) -> dict[str, Any]:
-    """What a row says of its runtime."""
+    """The facts of a runtime, for its row."""
     facts = worker.facts
     record = {"provider": facts.provider, "arithmetic": contestant.arithmetic}
     return record | ({"versions": dict(facts.versions)} if facts.versions else {})

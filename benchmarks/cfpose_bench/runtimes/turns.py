@@ -38,7 +38,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What every runtime is given, and how often. Raises InputError when it makes no sense."""
+    """The work of every runtime, and how often. Raises InputError when it makes no sense."""
 
     photo: Path
     people: int
