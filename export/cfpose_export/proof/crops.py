@@ -40,10 +40,14 @@ class ProofSet(NamedTuple):
 
 
 def demo_photos() -> Path:
-    """The folder of the photos that a proof takes by default: a checkout's, or the wheel's."""
+    """The folder of the photos that a proof takes by default: a checkout's, or the wheel's.
+
+    As `cfpose_bench.data.dataset.demo_photos`, which asks for the extra bench; engines are built
+    without it.
+    """
     package = Path(__file__).resolve().parents[1]
     checkout = package.parents[1] / "examples" / "photos"
-    return checkout if checkout.is_dir() else package / "photos"
+    return checkout if checkout.is_dir() else package.with_name("cfpose_bench") / "photos"
 
 
 def read_people(folder: Path | None, spec: ModelSpec, count: int = PLAIN_COUNT) -> Crops:

@@ -247,8 +247,9 @@ def test_an_installed_package_has_its_own_photos(
     fused: FusedPose, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert demo_photos() == root / "examples" / "photos"
-    package = tmp_path / "site-packages" / "cfpose_export"
+    package = tmp_path / "site-packages" / "cfpose_bench"
     shutil.copytree(root / "examples" / "photos", package / "photos")  # as in the wheel
-    monkeypatch.setattr(proof_crops, "__file__", str(package / "proof" / "crops.py"))
+    module = package.with_name("cfpose_export") / "proof" / "crops.py"
+    monkeypatch.setattr(proof_crops, "__file__", str(module))
     assert demo_photos() == package / "photos"
     assert len(read_people(None, fused.spec, 3)) == 3
