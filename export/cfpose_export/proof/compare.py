@@ -1,4 +1,7 @@
-"""How far two runtimes or graphs are apart on the same crops: joints, OKS, confidence, spread."""
+"""The one comparator of poses: keypoints, confidences and covariances of the same joints.
+
+`JointDifferences` holds the figures; every report of a proof takes its own from there.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -66,6 +69,105 @@ def spread_problem(
     return f"covariances differ by {found:.3g} of their deviations{which}, allowed {allowed:g}"
 
 
+Values = Mapping[str, NDArray[Any]]  # outputs of a pose graph, by name
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class JointDifferences:
+    """Differences of the compared joints of N crops (or people), and the figures of the reports.
+
+    Figures are NaN when there are none to compare, and where a difference is NaN.
+    """
+
+    crops: int  # N, whether a joint of theirs is compared or not
+    px: Floats  # (J,) distances of keypoints
+    confidence: Floats  # (J,)
+    spread: Floats | None = None  # (J,) as of `spread_gap`; None: one of the two has no covariance
+    # A percentile between two values: "linear" interpolates, "higher" takes the larger one, which
+    # is a distance that some joint has, and not NaN beside an infinite one
+    percentile: Literal["linear", "higher"] = "linear"
+
+    @property
+    def joints(self) -> int:
+        """How many are compared."""
+        return len(self.px)
+
+    @property
+    def mean_px(self) -> float:
+        """Mean distance."""
+        return _statistic(np.mean, self.px)
+
+    @property
+    def p99_px(self) -> float:
+        """99th percentile of the distances."""
+        return self._p99(self.px)
+
+    @property
+    def max_px(self) -> float:
+        """Largest distance."""
+        return _statistic(np.max, self.px)
+
+    @property
+    def confidence_p99(self) -> float:
+        """99th percentile of the differences in confidence."""
+        return self._p99(self.confidence)
+
+    @property
+    def confidence_max(self) -> float:
+        """Largest difference in confidence."""
+        return _statistic(np.max, self.confidence)
+
+    @property
+    def spread_max(self) -> float | None:
+        """Largest difference of two covariances; None without covariances."""
+        return None if self.spread is None else _statistic(np.max, self.spread)
+
+    @property
+    def spread_median(self) -> float | None:
+        """Median difference of two covariances; None without covariances."""
+        return None if self.spread is None else _statistic(np.median, self.spread)
+
+    def _p99(self, values: Floats) -> float:
+        return _statistic(lambda v: np.quantile(v, 0.99, method=self.percentile), values)
+
+
+def compare_joints(
+    expected: Values,
+    got: Values,
+    compared: NDArray[np.bool_],
+    *,
+    percentile: Literal["linear", "higher"] = "linear",
+    nan_is_far: bool = False,
+) -> JointDifferences:
+    """The joints of (N, K) `compared`, from the outputs of two models in the same pixels.
+
+    `nan_is_far`: a distance or confidence that is NaN counts as infinitely far.
+    """
+    px = keypoint_distances(expected, got)
+    confidence = np.abs(got["confidence"] - expected["confidence"])
+    if nan_is_far:
+        px, confidence = nan_as_infinite(px), nan_as_infinite(confidence)
+    spread = None
+    if "covariance" in expected and "covariance" in got:
+        spread = spread_gap(expected["covariance"], got["covariance"])[compared]
+    return JointDifferences(len(px), px[compared], confidence[compared], spread, percentile)
+
+
+def keypoint_distances(expected: Values, got: Values) -> Floats:
+    """(N, K) distances of the keypoints, in their pixels."""
+    return np.asarray(np.linalg.norm(got["keypoints"] - expected["keypoints"], axis=2))
+
+
+def nan_as_infinite(values: Floats) -> NDArray[np.float64]:
+    """NaN counts as infinitely far."""
+    return np.where(np.isnan(values), np.inf, values).astype(np.float64)
+
+
+def _statistic(statistic: Callable[[Floats], Any], values: Floats) -> float:
+    return float(statistic(values)) if values.size else math.nan
+
+
 MAX_PX = 0.05  # how far any joint of a float32 model may move, in crop pixels
 MIN_CONFIDENCE = 0.3  # joints below are not compared
 BATCH = 16
@@ -108,28 +210,23 @@ def compare_runtimes(
     parts = [crops[:0], crops[:1], *(crops[n : n + size] for n in range(1, len(crops), size))]
     ours, theirs = ([b.run({"crops": part}) for part in parts] for b in (reference, candidate))
 
-    def gather(outputs: list[dict[str, NDArray[np.float32]]], name: str) -> NDArray[np.float32]:
-        return np.concatenate([output[name] for output in outputs])
+    def gather(outputs: list[dict[str, NDArray[np.float32]]]) -> Values:
+        return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
-    sure = gather(ours, "confidence")
-    compared = sure >= min_confidence
-    far = np.linalg.norm(gather(ours, "keypoints") - gather(theirs, "keypoints"), axis=2)[compared]
-    gap = np.abs(sure - gather(theirs, "confidence"))[compared]
-    some = far.size > 0
-    spread = None
-    if all("covariance" in outputs[0] for outputs in (ours, theirs)):
-        spread = spread_gap(gather(ours, "covariance"), gather(theirs, "covariance"))[compared]
+    expected, got = gather(ours), gather(theirs)
+    compared = expected["confidence"] >= min_confidence
+    joints = compare_joints(expected, got, compared)
     return Agreement(
         reference=reference.provider,
         candidate=candidate.provider,
-        crops=len(crops),
-        joints=int(compared.sum()),
-        mean_px=float(far.mean()) if some else math.nan,
-        p99_px=float(np.quantile(far, 0.99)) if some else math.nan,
-        max_px=float(far.max()) if some else math.nan,
-        confidence_max=float(gap.max()) if some else math.nan,
-        spread_max=None if spread is None or not some else float(spread.max()),
-        spread_median=None if spread is None or not some else float(np.median(spread)),
+        crops=joints.crops,
+        joints=joints.joints,
+        mean_px=joints.mean_px,
+        p99_px=joints.p99_px,
+        max_px=joints.max_px,
+        confidence_max=joints.confidence_max,
+        spread_max=joints.spread_max if joints.joints else None,
+        spread_median=joints.spread_median if joints.joints else None,
     )
 
 
@@ -151,9 +248,6 @@ def judge_agreement(agreement: Agreement, bound: Bound) -> None:
         allowed, median = bound.spread_median, agreement.spread_median
     if problem := spread_problem(agreement.spread_max, allowed, median):
         raise ExportError(f"{agreement.candidate} is not {agreement.reference}: {problem}")
-
-
-Values = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -204,39 +298,30 @@ def compare_graphs(
             f"{len(got['keypoints'])} given poses"
         )
     compared = expected["confidence"] >= floor
-    distance = _finite(np.linalg.norm(got["keypoints"] - expected["keypoints"], axis=2))
-    sure = _finite(np.abs(got["confidence"] - expected["confidence"]))[compared]
-    near = distance[compared]
+    joints = compare_joints(expected, got, compared, percentile="higher", nan_is_far=True)
+    distance = nan_as_infinite(keypoint_distances(expected, got))
     oks = _oks(distance, compared, proof.areas, spec.skeleton.oks_sigmas)
-    spread = None
-    if "covariance" in expected and "covariance" in got:
-        spread = spread_gap(expected["covariance"], got["covariance"])[compared]
     flips = 0
     if spec.decode == "argmax":
-        moved = _finite(np.abs(got["coarse"] - expected["coarse"])) * spec.split_ratio
+        moved = nan_as_infinite(np.abs(got["coarse"] - expected["coarse"])) * spec.split_ratio
         flips = int((moved > 0.5).sum())
     return Figures(
         how=how,
-        crops=len(distance),
-        joints=int(compared.sum()),
-        mean_px=_or_nan(np.mean, near),
-        p99_px=_or_nan(lambda v: np.quantile(v, 0.99, method="higher"), near),
-        max_px=_or_nan(np.max, near),
-        oks_mean=_or_nan(np.mean, oks),
-        oks_min=_or_nan(np.min, oks),
-        confidence_p99=_or_nan(lambda v: np.quantile(v, 0.99, method="higher"), sure),
-        confidence_max=_or_nan(np.max, sure),
-        logit_max=max(float(_finite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
+        crops=joints.crops,
+        joints=joints.joints,
+        mean_px=joints.mean_px,
+        p99_px=joints.p99_px,
+        max_px=joints.max_px,
+        oks_mean=_statistic(np.mean, oks),
+        oks_min=_statistic(np.min, oks),
+        confidence_p99=joints.confidence_p99,
+        confidence_max=joints.confidence_max,
+        logit_max=max(float(nan_as_infinite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
         nonfinite=sum(int((~np.isfinite(got[n])).sum()) for n in expected),
         bin_flips=flips,
-        spread_max=None if spread is None else _or_nan(np.max, spread),
-        spread_median=None if spread is None else _or_nan(np.median, spread),
+        spread_max=joints.spread_max,
+        spread_median=joints.spread_median,
     )
-
-
-def _finite(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """NaN counts as infinitely far."""
-    return np.where(np.isnan(values), np.inf, values).astype(np.float64)
 
 
 def _oks(
@@ -247,8 +332,3 @@ def _oks(
 ) -> NDArray[np.float64]:
     """(M,) OKS of the crops with a compared joint."""
     return mean_oks(oks_at(distance**2, areas, sigmas), compared)[compared.any(axis=1)]
-
-
-def _or_nan(statistic: object, values: NDArray[np.float64]) -> float:
-    assert callable(statistic)
-    return float(statistic(values)) if values.size else math.nan
