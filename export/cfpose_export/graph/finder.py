@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import torch
@@ -13,7 +11,6 @@ from cfpose_export.graph.rules import check_graph
 from cfpose_export.graph.trace import trace
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
-from cfpose_training.checkpoints.files import load_finder, load_tensors
 from cfpose_training.nets.fused import FusedFinder
 
 MIN_ELEMENTS = 256  # smaller constants, biases among them, stay exact
@@ -41,16 +38,6 @@ def halve_weights(model: onnx.ModelProto) -> None:
 
 
 OUTPUTS = ("boxes", "scores")
-
-
-def is_finder(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds a finder. Raises ArtifactError when it is none at all."""
-    return FINDER_KEY in load_tensors(checkpoint)[1]
-
-
-def load_fused_finder(checkpoint: Path) -> FusedFinder:
-    """The finder of a checkpoint, ready to export. Raises ArtifactError, SpecError."""
-    return FusedFinder(*load_finder(checkpoint))
 
 
 def build_finder(fused: FusedFinder, *, half_weights: bool = False) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +27,9 @@ from cfpose_bench.run.predictions import predict_dataset
 from cfpose_bench.tables import fill
 from cfpose_export.graph.rules import load_model, read_spec
 from cfpose_export.precision.gate import LIMITS, Limits, Precision, builder, digest, examine
-from cfpose_export.precision.int8 import calibrate
+from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.precision.sensitivity import summary
-from cfpose_export.proof.crops import CALIBRATION_COUNT, CALIBRATION_SEED, read_hard
+from cfpose_export.proof.crops import read_hard
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
@@ -71,10 +72,7 @@ def measure_drift(path: Path, options: DriftOptions) -> dict[str, Any]:
     base = [accuracy(model, dataset) for _, dataset in datasets]
     rows: list[dict[str, Any]] = [{"precision": "fp32", "ap": _ap(datasets, base, base)}]
     for precision in options.precisions:
-        ranges = None
-        if precision == "int8":
-            crops = read_hard(options.photos, spec, CALIBRATION_COUNT, seed=CALIBRATION_SEED).crops
-            ranges = calibrate(model, crops)
+        ranges = calibrate_on_people(model, options.photos) if precision == "int8" else None
         limits = _limits(precision, options.min_confidence)
         candidate, report = examine(
             model, builder(model, precision, ranges), precision, proof, limits,
@@ -140,6 +138,16 @@ def update(path: Path, command: str, models: Sequence[Mapping[str, Any]]) -> Non
     note = {"command": command, "environment": environment()}
     record = {"schema": SCHEMA, "models": [*kept, *({**m, **note} for m in models)]}
     write_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The command for the table: without the file of the result and the folders of one machine."""
+    words = list(words)
+    if "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
+    parts = [Path(word).parts[-2:] if Path(word).is_absolute() else (word,) for word in words]
+    return shlex.join(["cfpose-export", *("/".join(part) for part in parts)])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cfpose_export.graph.rules import holds
-from cfpose_export.proof.compare import JointDifferences
+from cfpose_export.proof.compare import Floats, JointDifferences
 from cfpose_export.proof.crops import demo_photos
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
@@ -54,23 +54,24 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not paths:
         raise InputError(f"{folder} holds no .jpg or .png photo; the proof needs at least one")
-    px, scores = [np.zeros(0)], [np.zeros(0)]
+    px: list[Floats] = [np.zeros(0)]
+    score: list[Floats] = [np.zeros(0)]
     with tempfile.TemporaryDirectory() as temporary:
         written = Path(temporary) / "finder.onnx"
         onnx.save_model(model, written)
         with open_backend(written, device="cpu") as backend, torch.inference_mode():
             for path in paths:
                 canvas, _ = letterbox(read_image(path), fused.spec.size_wh, fused.spec.pad_value)
-                expected = [v[0].numpy() for v in fused(torch.from_numpy(canvas[None]))]
+                boxes, scores = (v[0].numpy() for v in fused(torch.from_numpy(canvas[None])))
                 got = backend.run({"images": canvas[None]})
-                far, gap = _distances(*expected, got["boxes"][0], got["scores"][0])
+                far, gap = _distances(boxes, scores, got["boxes"][0], got["scores"][0])
                 px.append(far)
-                scores.append(gap)
-    boxes = JointDifferences(len(paths), np.concatenate(px), np.concatenate(scores))
+                score.append(gap)
+    best = JointDifferences(len(paths), np.concatenate(px), np.concatenate(score))
     half = holds(model, onnx.TensorProto.FLOAT16)
-    if not boxes.joints:
+    if not best.joints:
         return FinderDrift(len(paths), 0, 0.0, 0.0, half)
-    return FinderDrift(len(paths), boxes.joints, boxes.max_px, boxes.confidence_max, half)
+    return FinderDrift(len(paths), best.joints, best.max_px, best.confidence_max, half)
 
 
 def judge_finder(drift: FinderDrift) -> None:

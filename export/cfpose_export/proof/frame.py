@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 
 from cfpose_export.graph.frame_input import CORE_INPUT, core_graph, frame_graph
-from cfpose_export.graph.rules import LOGITS, POSE_OUTPUTS, read_spec, with_outputs, write_spec
+from cfpose_export.graph.rules import LOGITS, read_spec, with_outputs, write_spec
 from cfpose_export.proof.compare import (
     Values,
     compare_joints,
@@ -82,6 +82,7 @@ def _bilinear(frame: NDArray[np.uint8], points: Float64) -> Float64:
 
 
 SIZES_WH = ((320, 240), (1280, 720), (3840, 2160))
+COMPARED = ("keypoints", "confidence", "covariance")
 MAX_GREY = 0.25  # of 255; a float32 position in a 4K frame is good to some 1e-4 pixels
 MAX_FLIPS = 0.01  # of the coordinates
 
@@ -138,17 +139,16 @@ def measure_frame(
                 rows.append(_run_both(spec, frame_in, on, frame, scaled))
             provider = frame_in.provider
     expected, got = (
-        {
-            name: np.concatenate([getattr(row, side)[name] for row in rows])
-            for name in POSE_OUTPUTS
-            if name in getattr(rows[0], side)
-        }
-        for side in ("expected", "got")
-    )
+        {name: np.concatenate([outputs[name] for outputs in side]) for name in COMPARED
+         if name in side[0]}
+        for side in ([row.expected for row in rows], [row.got for row in rows])
+    )  # fmt: skip
     step, grey, flips = (
-        np.concatenate([getattr(row, name) for row in rows]) for name in ("step", "grey", "flips")
+        np.concatenate(parts)
+        for parts in zip(*((row.step, row.grey, row.flips) for row in rows), strict=True)
     )
-    compared = (expected["confidence"] >= bounds.min_confidence) & ~flips.any(axis=(1, 2))[:, None]
+    compared = expected["confidence"] >= bounds.min_confidence
+    compared &= ~np.asarray(flips.any(axis=(1, 2)))[:, None]
     joints = compare_joints(expected, got, compared)
     crop_px = (keypoint_distances(expected, got) / step)[compared]
     return FrameDrift(
