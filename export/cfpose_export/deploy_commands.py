@@ -18,9 +18,15 @@ from cfpose_export.checkpoint_commands import add_proof_options
 from cfpose_export.engines.build import SUFFIXES, Source, write_engine
 from cfpose_export.engines.openvino import write_openvino
 from cfpose_export.engines.tensorrt import TARGETS, BuildOptions
-from cfpose_export.graph.rules import load_model, read_spec
+from cfpose_export.graph.rules import (
+    GraphPrecision,
+    LowPrecision,
+    TypedPrecision,
+    load_model,
+    read_spec,
+)
 from cfpose_export.precision.deployed import bound_of, compare_with_float32, typed_graph
-from cfpose_export.precision.gate import LIMITS, Limits, Precision, write_gated
+from cfpose_export.precision.gate import LIMITS, write_gated
 from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.proof.compare import Bound, judge_agreement
 from cfpose_export.proof.crops import HARD_COUNT, read_hard, read_people
@@ -32,8 +38,6 @@ from cfpose_sdk.errors import BackendError, ExportError, InputError, MissingDepe
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import sha256
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
-
-PRECISIONS = ("fp32", "fp16", "bf16")  # of an engine
 
 
 def add_commands(commands: Any) -> None:
@@ -50,12 +54,12 @@ def _add_lower(commands: Any) -> None:
         "lower",
         help="write a proven float32 graph in fp16, bf16 or int8, if it stays the same model",
         epilog="Limits that are not given are those of the precision: "
-        + "; ".join(f"{name}: {_words(limits)}" for name, limits in LIMITS.items()),
+        + "; ".join(f"{name}: {limits}" for name, limits in LIMITS.items()),
     )
     lower.set_defaults(run=_lower)
     lower.add_argument("model", help="a float32 .onnx that cfpose-export proved, or: default")
     lower.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
-    lower.add_argument("--precision", choices=get_args(Precision), required=True)
+    lower.add_argument("--precision", choices=get_args(LowPrecision), required=True)
     lower.add_argument("--keep", action="append", default=[], metavar="MODULE", help="in float32")
     lower.add_argument("--auto-keep", action="store_true", help="keep what drifts most, and retry")
     lower.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
@@ -84,7 +88,7 @@ def _add_drift(commands: Any) -> None:
         default=0.3,
         help="joints below are not compared (default: %(default)s)",
     )
-    drift.add_argument("--precision", action="append", choices=get_args(Precision), help="only")
+    drift.add_argument("--precision", action="append", choices=get_args(LowPrecision), help="only")
     drift.add_argument("--no-culprits", action="store_true", help="do not look for the worst")
     drift.add_argument(
         "--ap",
@@ -104,7 +108,9 @@ def _add_engine(commands: Any) -> None:
     engine.add_argument("source", nargs="?", help="the .onnx file, or: default; as --model")
     engine.add_argument("--model", help="the .onnx file, or: default (the bundled model)")
     engine.add_argument("-o", "--output", type=Path, required=True, help=".engine or .plan file")
-    engine.add_argument("--precision", choices=PRECISIONS, help="default: the graph's own")
+    engine.add_argument(
+        "--precision", choices=("fp32", *get_args(TypedPrecision)), help="default: the graph's own"
+    )
     engine.add_argument("--keep", nargs="+", default=[], help="modules that stay float32")
     engine.add_argument("--photos", type=Path, help="people for the proof of a lower precision")
     engine.add_argument(
@@ -195,7 +201,7 @@ def _drift(arguments: argparse.Namespace) -> None:
         photos=arguments.photos,
         crops=arguments.crops,
         min_confidence=arguments.min_confidence,
-        precisions=tuple(arguments.precision or get_args(Precision)),
+        precisions=tuple(arguments.precision or get_args(LowPrecision)),
         culprits=not arguments.no_culprits,
         ap=tuple(ApSource(Path(f), Path(i), _every(every)) for f, i, every in arguments.ap),
     )
@@ -215,14 +221,6 @@ def _every(text: str) -> int:
 
 def _path(name: str) -> Path:
     return BUNDLED_MODEL if name == "default" else Path(name)
-
-
-def _words(limits: Limits) -> str:
-    return (
-        f"p99 {limits.p99_px:g} px, rounded {limits.rounded_p99_px:g} px, "
-        f"OKS {limits.oks_mean:g}, confidence p99 {limits.confidence_p99:g}, "
-        f"covariance {limits.spread_median:g}"
-    )
 
 
 def _engine(arguments: argparse.Namespace) -> None:
@@ -257,7 +255,7 @@ def _build_engine(
     output: Path,
     options: BuildOptions,
     *,
-    precision: Any = None,
+    precision: GraphPrecision | None = None,
     keep: Collection[str] = (),
     photos: Path | None = None,
     force: bool = False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -18,6 +19,11 @@ def report_path(path: Path) -> Path:
     """Where the gate's report of an artifact lies: `x.onnx` → `x.gate.json`."""
     return path.with_suffix(".gate.json")
 
+
+# Precisions by name, as the spec's `precision` and the commands spell them
+GraphPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+LowPrecision = Literal["fp16", "bf16", "int8"]  # what `lower` writes
+TypedPrecision = Literal["fp16", "bf16"]  # those that change the types of nodes, without ranges
 
 # from opset 20 on GridSample's bilinear mode is called "linear", which TensorRT has read as nearest
 OPSET = 18

@@ -5,13 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
 import onnx
 
-from cfpose_export.graph.rules import load_model, read_spec
+from cfpose_export.graph.rules import GraphPrecision, load_model, read_spec
 from cfpose_export.precision.gate import LIMITS, write_gated
-from cfpose_export.precision.typed import Typed
 from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes
 from cfpose_export.proof.crops import read_hard, read_people
 from cfpose_sdk.backends import open_backend
@@ -22,7 +20,7 @@ from cfpose_sdk.spec import ModelSpec
 
 def typed_graph(
     model: onnx.ModelProto,
-    precision: Typed | Literal["fp32"],
+    precision: GraphPrecision,
     keep: Collection[str] = (),
     photos: Path | None = None,
 ) -> onnx.ModelProto:

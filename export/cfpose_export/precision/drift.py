@@ -25,8 +25,8 @@ from cfpose_bench.data.dataset import KeypointDataset, open_dataset
 from cfpose_bench.measurement import environment
 from cfpose_bench.run.predictions import predict_dataset
 from cfpose_bench.tables import fill
-from cfpose_export.graph.rules import load_model, read_spec
-from cfpose_export.precision.gate import LIMITS, Limits, Precision, builder, digest, examine
+from cfpose_export.graph.rules import LowPrecision, load_model, read_spec
+from cfpose_export.precision.gate import LIMITS, Limits, builder, digest, examine
 from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.precision.sensitivity import summary
 from cfpose_export.proof.crops import read_hard
@@ -53,7 +53,7 @@ class DriftOptions:
     photos: Path | None = None  # folder with people.json; None: the demo photos
     crops: int = 240
     min_confidence: float = 0.3
-    precisions: tuple[Precision, ...] = get_args(Precision)
+    precisions: tuple[LowPrecision, ...] = get_args(LowPrecision)
     culprits: bool = True  # look for the modules that drift most where the gate refuses
     ap: tuple[ApSource, ...] = ()
 
@@ -158,7 +158,7 @@ def _saved(model: onnx.ModelProto) -> Iterator[Path]:
         yield path
 
 
-def _limits(precision: Precision, floor: float) -> Limits:
+def _limits(precision: LowPrecision, floor: float) -> Limits:
     return dataclasses.replace(LIMITS[precision], floor=floor)
 
 

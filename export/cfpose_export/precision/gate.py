@@ -12,13 +12,15 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import onnx
 
 from cfpose_export.graph.rules import (
     LOGITS,
     POSE_OUTPUTS,
+    LowPrecision,
+    TypedPrecision,
     check_graph,
     read_spec,
     report_path,
@@ -26,13 +28,12 @@ from cfpose_export.graph.rules import (
 )
 from cfpose_export.precision.int8 import Ranges, quantise, quantised_modules
 from cfpose_export.precision.sensitivity import Culprit, find_culprits
-from cfpose_export.precision.typed import Typed, emulate, lower, modules_of, plan
+from cfpose_export.precision.typed import emulate, lower, modules_of, plan
 from cfpose_export.proof.compare import Figures, compare_graphs, run_graph, spread_problem
 from cfpose_export.proof.crops import ProofSet
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import sha256, write_file
 
-Precision = Literal["fp16", "bf16", "int8"]
 AS_FILE = "the file, onnxruntime CPU"
 ROUNDED = "every lowered value rounded, sums in float32"
 
@@ -47,6 +48,13 @@ class Limits:
     confidence_p99: float  # likewise
     floor: float = 0.3
     spread_median: float = 0.3  # of the covariances, as of `spread_gap`
+
+    def __str__(self) -> str:
+        return (
+            f"p99 {self.p99_px:g} px, rounded {self.rounded_p99_px:g} px, "
+            f"OKS {self.oks_mean:g}, confidence p99 {self.confidence_p99:g}, "
+            f"covariance {self.spread_median:g}"
+        )
 
 
 # fp16 may cost AP 0.001, the others 0.01. Those two move joints of which the model is unsure by
@@ -64,7 +72,7 @@ LIMITS: Mapping[str, Limits] = {
 class GateReport:
     """What the gate saw."""
 
-    precision: str
+    precision: LowPrecision
     reference_sha256: str  # of the float32 graph
     limits: Limits
     kept: tuple[str, ...]  # modules that stay float32 beyond the default ones
@@ -163,10 +171,10 @@ class Candidate(NamedTuple):
 Build = Callable[[Collection[str]], Candidate]
 
 
-def builder(model: onnx.ModelProto, precision: Precision, ranges: Ranges | None = None) -> Build:
+def builder(model: onnx.ModelProto, precision: LowPrecision, ranges: Ranges | None = None) -> Build:
     """What makes a Candidate of `model` for a list of kept modules. int8 needs `ranges`."""
-    if precision not in get_args(Precision):
-        raise InputError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if precision not in get_args(LowPrecision):
+        raise InputError(f"precision must be one of {get_args(LowPrecision)}, got {precision!r}")
     if precision != "int8":
         return lambda keep: _typed(model, precision, keep)
     if ranges is None:
@@ -190,7 +198,7 @@ def check_reference(model: onnx.ModelProto) -> None:
 def examine(
     reference: onnx.ModelProto,
     build: Build,
-    precision: Precision,
+    precision: LowPrecision,
     proof: ProofSet,
     limits: Limits,
     keep: Collection[str] = (),
@@ -246,7 +254,7 @@ def examine(
 def write_gated(
     path: Path,
     reference: onnx.ModelProto,
-    precision: Precision,
+    precision: LowPrecision,
     proof: ProofSet,
     limits: Limits | None = None,
     *,
@@ -282,7 +290,7 @@ def digest(model: onnx.ModelProto) -> str:
     return sha256(model.SerializeToString(deterministic=True))
 
 
-def _typed(model: onnx.ModelProto, precision: Typed, keep: Collection[str]) -> Candidate:
+def _typed(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str]) -> Candidate:
     chosen = plan(model, precision, keep)
     lowered = lower(model, precision, keep)
     runs = {AS_FILE: lowered} if precision == "fp16" else {}  # onnxruntime has no bf16 Conv
