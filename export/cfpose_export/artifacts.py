@@ -119,7 +119,7 @@ def bundle(pose: Path | None, finder: Path | None, folder: Path | None = None) -
     """Put a pose model, a finder or both where `PoseEstimator()` looks for its defaults.
 
     Returns the files written. Raises ExportError when a pose model carries no proof or the bundle
-    grows too large, ArtifactError when a file is not what it is said to be.
+    grows too large, ArtifactError when `finder` is no finder or a file cannot be read.
     """
     folder = BUNDLED_MODEL.parent if folder is None else folder
     targets: dict[Path, bytes] = {}

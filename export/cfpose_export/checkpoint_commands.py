@@ -1,4 +1,4 @@
-"""The commands that need PyTorch: `onnx` writes a checkpoint's graph, `frame` wraps it for frames.
+"""Commands that need PyTorch: `onnx` writes a checkpoint's graph, `frame` lets it take frames.
 
 PyTorch is imported when a command runs, so that the parser works without it.
 """

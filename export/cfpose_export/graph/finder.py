@@ -1,4 +1,4 @@
-"""A person finder's checkpoint → ONNX graph with decode and peak-picking inside, and its proof."""
+"""The ONNX graph of a finder: its network, with decoding and the choice of peaks inside."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def check_finder_spec(fused: FusedFinder, model: onnx.ModelProto) -> None:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if FINDER_KEY not in metadata:
         raise ExportError(f"the graph carries no {FINDER_KEY}, so it is not a cfpose finder")
-    if (found := FinderSpec.from_json(metadata[FINDER_KEY])) != fused.spec:
+    if (carried := FinderSpec.from_json(metadata[FINDER_KEY])) != fused.spec:
         raise ExportError(
-            f"the graph and the checkpoint carry different specs: {found.to_json()} and "
+            f"the graph and the checkpoint carry different specs: {carried.to_json()} and "
             f"{fused.spec.to_json()}; export it again"
         )

@@ -115,7 +115,7 @@ def open_photos(source: ApSource) -> KeypointDataset:
 def accuracy(model: onnx.ModelProto, dataset: KeypointDataset) -> float:
     """COCO AP of a graph with the annotated boxes, in onnxruntime on the CPU."""
     with _saved(model) as path, PoseEstimator(path, device="cpu") as pose:
-        found = predict_dataset(
+        predictions = predict_dataset(
             pose,
             dataset,
             pose.spec.skeleton,
@@ -125,7 +125,7 @@ def accuracy(model: onnx.ModelProto, dataset: KeypointDataset) -> float:
         )
         skeleton = pose.spec.skeleton
     return evaluate(
-        dataset.annotations, found.results, skeleton=skeleton, image_ids=dataset.image_ids
+        dataset.annotations, predictions.results, skeleton=skeleton, image_ids=dataset.image_ids
     ).AP
 
 
@@ -180,7 +180,7 @@ def _ap(
 
 
 def _finite(value: Any) -> Any:
-    """Rounded to 5 digits; null for what JSON cannot say."""
+    """Rounded to 5 digits; null for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

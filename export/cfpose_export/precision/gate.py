@@ -1,4 +1,4 @@
-"""A graph of lower precision leaves only after comparison with the float32 graph, on real crops.
+"""The gate: a lower precision is written only when it agrees with its float32 graph on crops.
 
 The reference is a float32 graph that carries its own proof against torch, so nothing here needs
 PyTorch.
@@ -70,7 +70,7 @@ LIMITS: Mapping[str, Limits] = {
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate saw."""
+    """Figures, limits and broken limits of one lowered graph."""
 
     precision: LowPrecision
     reference_sha256: str  # of the float32 graph
@@ -102,7 +102,7 @@ class GateReport:
 
 
 def failure(report: GateReport, *, auto_keep: bool = False) -> str:
-    """What a failed report says to a person."""
+    """The error text of a report that failed."""
     text = f"the {report.precision} graph is not the model: " + "; ".join(report.problems)
     if report.culprits:
         text += ". Most of it comes from " + ", ".join(map(str, report.culprits[:3]))
@@ -120,23 +120,23 @@ def problems_of(figures: Figures, limits: Limits) -> Sequence[str]:
             f"no joint of {figures.crops} crops reaches confidence {limits.floor}, so the "
             f"comparison says nothing; give photos of people (--photos)"
         ]
-    found = []
+    problems = []
     allowed = limits.p99_px if figures.how == AS_FILE else limits.rounded_p99_px
     if figures.nonfinite:
-        found.append(f"{figures.nonfinite} numbers are not finite")
+        problems.append(f"{figures.nonfinite} numbers are not finite")
     if not figures.p99_px <= allowed:  # NaN fails too
-        found.append(f"keypoints drift by {figures.p99_px:.3g} px (p99), allowed {allowed:g}")
+        problems.append(f"keypoints drift by {figures.p99_px:.3g} px (p99), allowed {allowed:g}")
     if not figures.oks_mean >= limits.oks_mean:
-        found.append(f"mean OKS is {figures.oks_mean:.4f}, expected {limits.oks_mean:g} or more")
+        problems.append(f"mean OKS is {figures.oks_mean:.4f}, expected {limits.oks_mean:g} or more")
     if not figures.confidence_p99 <= limits.confidence_p99:
-        found.append(
+        problems.append(
             f"confidences differ by {figures.confidence_p99:.3g} (p99), "
             f"allowed {limits.confidence_p99:g}"
         )
     spread = spread_problem(figures.spread_max, limits.spread_median, figures.spread_median)
     if spread is not None:
-        found.append(spread)
-    return [f"{problem} ({figures.how})" for problem in found]
+        problems.append(spread)
+    return [f"{problem} ({figures.how})" for problem in problems]
 
 
 def _plain(value: Any) -> Any:
@@ -165,14 +165,14 @@ class Candidate(NamedTuple):
     model: onnx.ModelProto
     runs: Mapping[str, onnx.ModelProto]
     modules: tuple[str, ...]  # that run low
-    unfit: Mapping[str, str]  # module → why it stays float32 unasked
+    unfit: Mapping[str, str]  # module → why it stays float32 although it is not in `keep`
 
 
 Build = Callable[[Collection[str]], Candidate]
 
 
 def builder(model: onnx.ModelProto, precision: LowPrecision, ranges: Ranges | None = None) -> Build:
-    """What makes a Candidate of `model` for a list of kept modules. int8 needs `ranges`."""
+    """The function that lowers `model`, given the modules to keep. int8 needs `ranges`."""
     if precision not in get_args(LowPrecision):
         raise InputError(f"precision must be one of {get_args(LowPrecision)}, got {precision!r}")
     if precision != "int8":

@@ -1,4 +1,4 @@
-"""A float32 graph → the same graph with explicit symmetric int8 quantisation of its backbone.
+"""int8: a float32 graph with explicit symmetric quantisation of its backbone.
 
 The convolutions of the backbone, but for its stem, read int8: activations with one scale a tensor,
 weights with one a channel, zero points 0, as TensorRT asks for. Biases, sums, head, decode and

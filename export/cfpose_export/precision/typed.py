@@ -1,7 +1,7 @@
-"""A float32 graph → the same graph with its backbone and head in fp16 or bf16, every type explicit.
+"""fp16 and bf16: a float32 graph with its backbone and head in the type, with explicit Casts.
 
 Chosen are nodes by the module they come from. Normalisation, decode, coordinates, GridSample, the
-graph network and calibration stay float32: a pixel coordinate in fp16 is off by up to 0.06 px at
+refiner and calibration stay float32: a pixel coordinate in fp16 is off by up to 0.06 px at
 256 and by whole pixels in a frame. Strongly typed: no node mixes types, a Cast stands at every
 border, inputs and outputs are as before. Needs onnx alone.
 """
@@ -138,7 +138,7 @@ def plan(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str
         if not any(types.get(name) == TensorProto.FLOAT for name in node.output):
             continue  # integers, shapes
         if node.op_type == "Cast":
-            continue  # it says itself what its type is
+            continue  # its type is an attribute of its own
         used = [name for name in _typed_names(node, types) if name in constants]
         if reason := next(filter(None, (misfit(constants[n], precision) for n in used)), None):
             unfit[module] = reason

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a graph that is proven and written; and a written graph is proven again."""
+"""From a checkpoint to a proven graph file, and the check of such a file against its checkpoint."""
 
 from __future__ import annotations
 

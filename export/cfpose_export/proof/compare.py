@@ -1,4 +1,4 @@
-"""The one comparator of poses: keypoints, confidences and covariances of the same joints.
+"""The comparator: how far keypoints, confidences and covariances of two models differ.
 
 `JointDifferences` holds the figures; every report of a proof takes its own from there.
 """
@@ -40,21 +40,21 @@ def spread_gap(expected: NDArray[np.floating], got: NDArray[np.floating]) -> NDA
     so twice the relative error of a standard deviation. Infinite where an entry of either is not
     finite, or a variance is not positive.
     """
-    right, found = expected.astype(np.float64), got.astype(np.float64)
+    right, other = expected.astype(np.float64), got.astype(np.float64)
     axes = np.arange(2)
-    variance, other = right[..., axes, axes], found[..., axes, axes]
-    sound = np.isfinite(right).all(axis=(-2, -1)) & np.isfinite(found).all(axis=(-2, -1))
-    sound = np.asarray(sound & ((variance > 0) & (other > 0)).all(axis=-1))
+    variance, second = right[..., axes, axes], other[..., axes, axes]
+    sound = np.isfinite(right).all(axis=(-2, -1)) & np.isfinite(other).all(axis=(-2, -1))
+    sound = np.asarray(sound & ((variance > 0) & (second > 0)).all(axis=-1))
     deviation = np.sqrt(np.where(sound[..., None], variance, 1.0))
     scale = deviation[..., :, None] * deviation[..., None, :]
-    difference = np.abs(np.where(sound[..., None, None], found - right, 0.0)) / scale
+    difference = np.abs(np.where(sound[..., None, None], other - right, 0.0)) / scale
     return np.where(sound, difference.max(axis=(-2, -1)), np.inf)
 
 
 def spread_problem(
     largest: float | None, allowed: float, median: float | None = None
 ) -> str | None:
-    """What is wrong with the largest `spread_gap` of the compared joints, in words; None: nothing.
+    """Why the largest `spread_gap` of the compared joints breaks its bound; None: it keeps to it.
 
     With `median` that is what must keep to `allowed`, and the largest has to be finite alone: where
     a low precision chooses the other of two peaks, a joint's covariance is another one.
@@ -63,10 +63,10 @@ def spread_problem(
         return None
     if not math.isfinite(largest):
         return "a covariance is not finite, or has a variance that is not positive"
-    found, which = (largest, "") if median is None else (median, " (median)")
-    if found <= allowed:
+    gap, which = (largest, "") if median is None else (median, " (median)")
+    if gap <= allowed:
         return None
-    return f"covariances differ by {found:.3g} of their deviations{which}, allowed {allowed:g}"
+    return f"covariances differ by {gap:.3g} of their deviations{which}, allowed {allowed:g}"
 
 
 Values = Mapping[str, NDArray[Any]]  # outputs of a pose graph, by name
@@ -237,11 +237,11 @@ def judge_agreement(agreement: Agreement, bound: Bound) -> None:
             f"no joint of {agreement.crops} crops is confident enough to be compared; give photos "
             f"of people (--photos), or for an untrained network --min-confidence 0"
         )
-    found = getattr(agreement, bound.figure)
-    if not found <= bound.px:
+    px = getattr(agreement, bound.figure)
+    if not px <= bound.px:
         raise ExportError(
             f"{agreement.candidate} is not {agreement.reference}: keypoints differ by "
-            f"{found:.3g} px ({bound.figure}), allowed {bound.px:g}"
+            f"{px:.3g} px ({bound.figure}), allowed {bound.px:g}"
         )
     allowed, median = allowed_spread(bound.px), None
     if bound.spread_median is not None:

@@ -1,4 +1,4 @@
-"""The proof of a finder's graph: onnxruntime against torch, on photos."""
+"""The proof of a finder's graph: boxes and scores in onnxruntime against PyTorch, on photos."""
 
 from __future__ import annotations
 

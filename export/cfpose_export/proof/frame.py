@@ -1,4 +1,4 @@
-"""The proof of a frame-in graph: its own sampling against float64 crops through the same core."""
+"""The proof of a frame-in graph: against the same core on crops that are cut in float64."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def measure_frame(
         onnx.save_model(with_outputs(model, (CORE_INPUT, *LOGITS)), whole)
         onnx.save_model(with_outputs(core_graph(crops_model), LOGITS), core)
         with open_backend(whole, device="cpu") as frame_in, open_backend(core, device="cpu") as on:
-            nobody = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
-            if bad := {name: v.shape for name, v in nobody.items() if len(v)}:
+            empty = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
+            if bad := {name: v.shape for name, v in empty.items() if len(v)}:
                 raise ExportError(f"no boxes gave outputs of shapes {bad}")
             rows = []
             for size_wh in SIZES_WH:
@@ -167,7 +167,7 @@ def measure_frame(
 
 
 def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
-    """Raise ExportError unless the drift keeps to the bounds and says something at all."""
+    """Raise ExportError when a bound is broken, or when no joint was compared."""
     if drift.joints == 0:
         raise ExportError(
             f"no joint of {drift.people} people reaches confidence {bounds.min_confidence}, so the "
@@ -181,9 +181,9 @@ def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
         "grey_max": MAX_GREY,
         "bin_flips": MAX_FLIPS * drift.coordinates,
     }
-    found = dataclasses.asdict(drift)
+    figures = dataclasses.asdict(drift)
     # not ≤, rather than >: NaN fails too
-    bad = [f"{n} {found[n]:.3g}, allowed {x:g}" for n, x in limits.items() if not found[n] <= x]
+    bad = [f"{n} {figures[n]:.3g}, allowed {x:g}" for n, x in limits.items() if not figures[n] <= x]
     if problem := spread_problem(drift.spread_max, bounds.max_spread):
         bad.append(problem)
     if bad:

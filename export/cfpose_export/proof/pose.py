@@ -1,4 +1,4 @@
-"""The proof of an exported pose graph: onnxruntime against torch, in pixels, on real people."""
+"""The proof of a pose graph: onnxruntime against PyTorch on crops of people, in pixels."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def measure(fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Boun
 
 
 def judge(drift: Drift, bounds: Bounds) -> None:
-    """Raise ExportError unless the drift keeps to the bounds and says something at all."""
+    """Raise ExportError when a bound is broken, or when no joint was compared."""
     if drift.joints == 0:
         raise ExportError(
             f"no joint of {drift.crops} crops reaches confidence {bounds.min_confidence}, so the "
