@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +154,12 @@ def compare_joints(
     return JointDifferences(len(px), px[compared], confidence[compared], spread, percentile)
 
 
+def joined(runs: Sequence[Values], names: Collection[str] | None = None) -> Values:
+    """The outputs of several runs as one; of `names` those that the runs have, None: all."""
+    wanted = runs[0] if names is None else [name for name in names if name in runs[0]]
+    return {name: np.concatenate([run[name] for run in runs]) for name in wanted}
+
+
 def keypoint_distances(expected: Values, got: Values) -> Floats:
     """(N, K) distances of the keypoints, in their pixels."""
     return np.asarray(np.linalg.norm(got["keypoints"] - expected["keypoints"], axis=2))
@@ -209,11 +215,7 @@ def compare_runtimes(
     size = min(BATCH, reference.max_batch or BATCH, candidate.max_batch or BATCH)
     parts = [crops[:0], crops[:1], *(crops[n : n + size] for n in range(1, len(crops), size))]
     ours, theirs = ([b.run({"crops": part}) for part in parts] for b in (reference, candidate))
-
-    def gather(outputs: list[dict[str, NDArray[np.float32]]]) -> Values:
-        return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
-
-    expected, got = gather(ours), gather(theirs)
+    expected, got = joined(ours), joined(theirs)
     compared = expected["confidence"] >= min_confidence
     joints = compare_joints(expected, got, compared)
     return Agreement(
@@ -282,7 +284,7 @@ def run_graph(model: onnx.ModelProto, crops: Crops, names: Sequence[str] = ()) -
         with open_backend(path, device="cpu") as backend:
             starts = range(0, max(1, len(crops)), BATCH)
             parts = [backend.run({"crops": crops[i : i + BATCH]}) for i in starts]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return joined(parts)
 
 
 def compare_graphs(

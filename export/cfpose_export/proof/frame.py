@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from cfpose_export.graph.rules import LOGITS, read_spec, with_outputs, write_spe
 from cfpose_export.proof.compare import (
     Values,
     compare_joints,
+    joined,
     keypoint_distances,
     spread_problem,
 )
@@ -82,7 +83,6 @@ def _bilinear(frame: NDArray[np.uint8], points: Float64) -> Float64:
 
 
 SIZES_WH = ((320, 240), (1280, 720), (3840, 2160))
-COMPARED = ("keypoints", "confidence", "covariance")
 MAX_GREY = 0.25  # of 255; a float32 position in a 4K frame is good to some 1e-4 pixels
 MAX_FLIPS = 0.01  # of the coordinates
 
@@ -132,38 +132,13 @@ def measure_frame(
             empty = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
             if bad := {name: v.shape for name, v in empty.items() if len(v)}:
                 raise ExportError(f"no boxes gave outputs of shapes {bad}")
-            rows = []
+            runs = []
             for size_wh in SIZES_WH:
                 frame = cv2.resize(photo, size_wh).astype(np.uint8)
                 scaled = _boxes(boxes, photo.shape[1::-1], size_wh)
-                rows.append(_run_both(spec, frame_in, on, frame, scaled))
+                runs.append(_run_both(spec, frame_in, on, frame, scaled))
             provider = frame_in.provider
-    expected, got = (
-        {name: np.concatenate([outputs[name] for outputs in side]) for name in COMPARED
-         if name in side[0]}
-        for side in ([row.expected for row in rows], [row.got for row in rows])
-    )  # fmt: skip
-    step, grey, flips = (
-        np.concatenate(parts)
-        for parts in zip(*((row.step, row.grey, row.flips) for row in rows), strict=True)
-    )
-    compared = expected["confidence"] >= bounds.min_confidence
-    compared &= ~np.asarray(flips.any(axis=(1, 2)))[:, None]
-    joints = compare_joints(expected, got, compared)
-    crop_px = (keypoint_distances(expected, got) / step)[compared]
-    return FrameDrift(
-        frames=len(SIZES_WH),
-        people=joints.crops,
-        joints=joints.joints,
-        max_px=joints.max_px,
-        max_crop_px=float(crop_px.max()) if joints.joints else math.nan,
-        confidence_max=joints.confidence_max,
-        grey_max=float(grey.max()),
-        bin_flips=int(flips.sum()),
-        coordinates=flips.size,
-        provider=provider,
-        spread_max=joints.spread_max,
-    )
+    return _drift(runs, provider, bounds.min_confidence)
 
 
 def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
@@ -246,6 +221,33 @@ class _FrameRun(NamedTuple):
     step: NDArray[Any]  # (N, 1) frame pixels a crop pixel
     grey: NDArray[Any]  # (N,) largest difference of the sampled crops
     flips: NDArray[np.bool_]  # (N, K, 2) whether a bin flipped
+
+
+def _drift(runs: Sequence[_FrameRun], provider: str, min_confidence: float) -> FrameDrift:
+    """The report of all frames together."""
+    expected = joined([run.expected for run in runs])
+    got = joined([run.got for run in runs], list(expected))
+    step, grey, flips = (
+        np.concatenate(parts)
+        for parts in zip(*((run.step, run.grey, run.flips) for run in runs), strict=True)
+    )
+    compared = expected["confidence"] >= min_confidence
+    compared &= ~np.asarray(flips.any(axis=(1, 2)))[:, None]
+    joints = compare_joints(expected, got, compared)
+    crop_px = (keypoint_distances(expected, got) / step)[compared]
+    return FrameDrift(
+        frames=len(SIZES_WH),
+        people=joints.crops,
+        joints=joints.joints,
+        max_px=joints.max_px,
+        max_crop_px=float(crop_px.max()) if joints.joints else math.nan,
+        confidence_max=joints.confidence_max,
+        grey_max=float(grey.max()),
+        bin_flips=int(flips.sum()),
+        coordinates=flips.size,
+        provider=provider,
+        spread_max=joints.spread_max,
+    )
 
 
 def _run_both(

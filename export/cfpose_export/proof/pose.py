@@ -20,6 +20,7 @@ from cfpose_export.proof.compare import (
     MIN_CONFIDENCE,
     allowed_spread,
     compare_joints,
+    joined,
     spread_problem,
 )
 from cfpose_export.proof.crops import Crops
@@ -172,12 +173,7 @@ def _compare(
         name: np.concatenate([getattr(output, name).numpy() for output in expected])
         for name in FusedOutput._fields
     }
-    graph = {
-        name: np.concatenate([o[name] for o in shipped])
-        for name in POSE_OUTPUTS
-        if name in shipped[0]
-    }
-    logits = {name: np.concatenate([o[name] for o in probed]) for name in LOGITS}
+    graph, logits = joined(shipped, POSE_OUTPUTS), joined(probed, LOGITS)
     coarse = np.linalg.norm(graph["coarse"] - torch_["coarse"], axis=2)
     compared = torch_["confidence"] >= bounds.min_confidence
     flips = np.zeros(graph["coarse"].shape, dtype=bool)
