@@ -84,8 +84,8 @@ class JointDifferences:
     px: Floats  # (J,) distances of keypoints
     confidence: Floats  # (J,)
     spread: Floats | None = None  # (J,) as of `spread_gap`; None: one of the two has no covariance
-    # A percentile between two values: "linear" interpolates, "higher" takes the larger one, which
-    # is a distance that some joint has, and not NaN beside an infinite one
+    # Of a percentile between two values: "linear" interpolates; "higher", for the gate of lower
+    # precisions, takes the larger one, which is not NaN where that is infinite
     percentile: Literal["linear", "higher"] = "linear"
 
     @property
