@@ -1,4 +1,4 @@
-"""Crops of real people for a proof: as framed, and dark, tiny or cut off."""
+"""Crops of people for a proof: as framed, and moved, dark, tiny or cut off."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def _gather(
 ) -> ProofSet:
     folder = demo_photos() if folder is None else folder
     people = _read_listing(folder / PEOPLE_FILE)
-    found = sum(len(boxes) for boxes in people.values())
+    total = sum(len(boxes) for boxes in people.values())
     draw = np.random.Generator(np.random.PCG64(seed))
-    photos = {name: read_image(folder / name) for name in people} if found < count else {}
+    photos = {name: read_image(folder / name) for name in people} if total < count else {}
     parts, areas, done = [], [], []
-    for round_ in range(math.ceil(count / found)):
+    for round_ in range(math.ceil(count / total)):
         kind: Kind = "framed" if round_ == 0 else kinds[(round_ - 1) % len(kinds)]
         for name, boxes in people.items():
             moved = boxes if kind == "framed" else _move(boxes, draw)
