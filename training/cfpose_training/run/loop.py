@@ -16,6 +16,7 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_training.config import OptimConfig
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.data.loader import Batches
+from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.outputs import KeptCheckpoints, Meter, RunLog, SaveCheckpoint
 from cfpose_training.run.state import (
     FREE_OPTIM_FIELDS,
@@ -97,7 +98,7 @@ def fit(
             except KeyboardInterrupt:
                 run.save_if_whole()
                 raise
-    trainer.wait_for_all()  # until the first one has written the last epoch's files
+    wait_for_processes()  # until the first one has written the last epoch's files
     stage.trainable.load_state_dict(trainer.result.state_dict())
     return True
 
@@ -125,7 +126,7 @@ class _Run:
         )
         self.meter = Meter()
         self.kept: KeptCheckpoints | None = None
-        if save_checkpoint is not None and self.trainer.is_first:
+        if save_checkpoint is not None and is_first_process():
             self.kept = KeptCheckpoints(options.folder, save_checkpoint, options.keep_last)
         self._saved = time.monotonic()
         self._open(resume=options.resume)
@@ -139,7 +140,7 @@ class _Run:
     def end_epoch(self, after_epoch: AfterEpoch) -> None:
         """Measure, keep and log the epoch in the first process, then go on to the next one."""
         trainer = self.trainer
-        if trainer.is_first:
+        if is_first_process():
             speeds = self.meter.speeds()  # before the measuring, which is no part of them
             figures = after_epoch(trainer.epoch, trainer.result)
             if self.kept is not None:
@@ -171,7 +172,7 @@ class _Run:
     def save(self) -> None:
         """Write the state, from the first process alone."""
         self._saved = time.monotonic()
-        if self.trainer.is_first:
+        if is_first_process():
             best = None if self.kept is None else self.kept.best
             state = {**self.trainer.state(), "meter": self.meter.state(), "best": best}
             save_state(self.folder, state, self.record)
@@ -183,11 +184,11 @@ class _Run:
             raise TrainingError(
                 f"cannot make the folder {self.folder}: {error.strerror}; give another --out"
             ) from error
-        if self.trainer.is_first:
+        if is_first_process():
             remove_torn_states(self.folder)
         state = load_state(self.folder, self.record, resume=resume)
         if state is None:
-            if self.trainer.is_first:
+            if is_first_process():
                 (self.folder / LOG_FILE).unlink(missing_ok=True)
             if self.kept is not None:
                 self.kept.begin()

@@ -137,11 +137,6 @@ class Trainer:
         """This process's share of every batch."""
         return Shard(self.fabric.global_rank, self.fabric.world_size)
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the first of the processes, or the only one."""
-        return self.fabric.is_global_zero
-
     def train_step(self, batch: Batch, rate: float) -> dict[str, float]:
         """One step; gives the losses and the norm of all gradients before it is clipped.
 
@@ -185,10 +180,6 @@ class Trainer:
     def agree(self, flag: bool) -> bool:
         """The first process's flag, in all of them: they stop together, or wait for ever."""
         return bool(self.fabric.broadcast(flag)) if self.fabric.world_size > 1 else flag
-
-    def wait_for_all(self) -> None:
-        """Until every process has come here."""
-        self.fabric.barrier()
 
     def state(self) -> dict[str, Any]:
         """All that a later process needs to go on from here to the same weights."""
