@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,7 +23,7 @@ from cfpose_sdk.boxes import iou_matrix
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import OpenDetector
 from cfpose_sdk.errors import ArtifactError, DatasetError
-from cfpose_sdk.files import sha256
+from cfpose_sdk.files import sha256, write_file
 from cfpose_training.config import FinderConfig, PhotoSource
 from cfpose_training.data.photo_cache import PhotoCache
 
@@ -134,16 +133,13 @@ def _detect_all(
     key = sha256(content + "\n".join(map(str, paths)).encode())[:16]
     kept = folder / f"detections-{key}.json"
     if not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         rows: list[list[list[float]]] = []
         with contextlib.closing(open_labeller(labeller)) as detector:
             for index in tqdm(range(len(paths)), desc="labelling", unit="photo", disable=None):
                 detections = detector(cache[index])
                 scored = np.column_stack([detections.boxes, detections.scores])
                 rows.append(scored.tolist())
-        partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(rows))
-        os.replace(partial, kept)
+        write_file(kept, json.dumps(rows))
     return [np.array(r, dtype=np.float64).reshape(-1, 5) for r in json.loads(kept.read_text())]
 
 

@@ -83,6 +83,7 @@ State = dict[str, Any]  # tensors, numbers and texts alone
 
 def save_state(folder: Path, state: State, record: Record) -> None:
     """Write the state of a run, whole or not at all. Raises TrainingError when it cannot be."""
+    # not cfpose_sdk.files: this name lets a resumed run find and remove what was left half written
     path, temporary = folder / STATE_FILE, folder / f".{STATE_FILE}.{os.getpid()}"
     try:
         torch.save({**state, RECORD_KEY: record}, temporary)
