@@ -36,7 +36,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class LabelledPhoto:
-    """Boxes (N, 4) xyxy in photo pixels; `ignored` are regions that neither reward nor punish."""
+    """Boxes (N, 4) xyxy in photo pixels; the loss leaves out the regions `ignored`."""
 
     path: Path
     people: Float64
@@ -48,7 +48,7 @@ class PhotoTruth:
     """A photo and its annotated boxes; none where it has no annotations."""
 
     path: Path
-    people: Float64  # (N, 4) xyxy, everybody
+    people: Float64  # (N, 4) xyxy, all but crowds
     crowds: Float64  # (M, 4)
     counted: Float64  # (P, 4) those of `people` with a labelled keypoint
 
@@ -101,8 +101,9 @@ def label_photos(
 ) -> list[LabelledPhoto]:
     """Merge ground truth with the labelling detector's boxes.
 
-    Ground truth stands. A detector box away from it counts as a person from `label_score` on, and
-    between `ignore_score` and that as a region to ignore. Detections are kept in `folder`.
+    Annotated boxes stay. A detection that overlaps none of them is a person when its score is
+    `label_score` or more, and a region to ignore from `ignore_score` on. Detections are kept in
+    `folder`.
     """
     detections = _detect_all([photo.path for photo in photos], cache, labeller, folder)
     labelled = []

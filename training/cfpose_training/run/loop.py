@@ -36,7 +36,7 @@ AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run lives and how long it may take; nothing here changes its result."""
+    """Where a run writes, on which devices, and for how long; nothing here changes its result."""
 
     folder: Path
     resume: bool = False
@@ -66,9 +66,9 @@ def fit(
 ) -> bool:
     """Train `stage.trainable` in place; its final weights are the averaged ones if EMA is on.
 
-    `after_epoch(epoch, module)` gets the (averaged) module and returns figures for the log; of
-    several processes the first alone calls it, while the others wait. `record` says what decides
-    the result; None: `config` alone. With `save_checkpoint` the run keeps checkpoints, see
+    `after_epoch(epoch, module)` gets the (averaged) module and returns figures for the log; only
+    the first process calls it, while the others wait. `record` holds all that decides the result;
+    None: `config` alone. With `save_checkpoint` the run keeps checkpoints, see
     KeptCheckpoints.
     Returns False when `max_minutes` ended the run early. Raises TrainingError when a loss or
     gradient is not finite, when a file cannot be written, or when the folder holds another run, or
@@ -164,13 +164,13 @@ class _Run:
             self.save()
 
     def save_if_whole(self) -> None:
-        """Save as before the batch; in the midst of an optimiser step the last state stands."""
+        """Save the state before the batch; during an optimiser step keep the last saved one."""
         if self.trainer.is_whole:
             self.trainer.leave_batch()
             self.save()
 
     def save(self) -> None:
-        """Write the state, from the first process alone."""
+        """Write the state; only the first process does."""
         self._saved = time.monotonic()
         if is_first_process():
             best = None if self.kept is None else self.kept.best
