@@ -147,8 +147,8 @@ def chosen_people(
 ) -> list[int]:
     """Which of the N people of one photo get labels: indices, in order.
 
-    `kept` (N, K), `neighbours` (M, K, 3) labelled x, y, v. A pose close to that of a neighbour, or to
-    a pose with a higher mean score, is left out: the labeller looked at another person.
+    `kept` (N, K), `neighbours` (M, K, 3) labelled x, y, v. A pose close to a neighbour's, or to one
+    with a higher mean score, is left out: the labeller looked at another person.
     """
     mean_score = np.where(kept, combined.score, 0).sum(axis=1) / np.maximum(1, kept.sum(axis=1))
     others, shown = [*neighbours[..., :2]], [*(neighbours[..., 2] > 0)]
