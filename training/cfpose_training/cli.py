@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cfpose_training.data_commands import Commands
     from cfpose_training.run.loop import RunOptions
 
-# the arguments of `_data_options` and `_run_options`
+# the options that `_data_options` and `_run_options` take
 DATA = ("data_root", "out", "cache")
 RUN = ("out", "resume", "max_minutes", "devices", "accelerator", "threads", "keep_last")
 
@@ -51,9 +51,9 @@ def teacher(arguments: argparse.Namespace) -> int:
     from cfpose_training.pose.train import TEACHER_FILE, train_teacher
 
     recipe, init = load_recipe(arguments.recipe), arguments.init
-    data_root, checkpoint = arguments.data_root, arguments.out / TEACHER_FILE
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / TEACHER_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
-    dry_run = arguments.dry_run
 
     swapped = teacher_recipe(recipe)
     if dry_run:
@@ -69,9 +69,9 @@ def stage1(arguments: argparse.Namespace) -> int:
     from cfpose_training.pose.train import STUDENT_FILE, train_stage1
 
     recipe, teacher, init = load_recipe(arguments.recipe), arguments.teacher, arguments.init
-    data_root, checkpoint = arguments.data_root, arguments.out / STUDENT_FILE
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / STUDENT_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
-    dry_run = arguments.dry_run
 
     if dry_run:
         title, files = f"stage1 of {recipe.pose.name}", [("teacher", teacher), ("init", init)]
@@ -86,9 +86,9 @@ def stage2(arguments: argparse.Namespace) -> int:
     from cfpose_training.pose.train import REFINED_FILE, train_stage2
 
     recipe, student, teacher = load_recipe(arguments.recipe), arguments.student, arguments.teacher
-    data_root, checkpoint = arguments.data_root, arguments.out / REFINED_FILE
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / REFINED_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
-    dry_run = arguments.dry_run
 
     if dry_run:
         title, files = f"stage2 of {recipe.pose.name}", [("student", student), ("teacher", teacher)]
@@ -104,9 +104,9 @@ def finder(arguments: argparse.Namespace) -> int:
     from cfpose_training.finder.train import FINDER_FILE, train_finder
 
     recipe, labeller, init = load_recipe(arguments.recipe), arguments.labeller, arguments.init
-    data_root, checkpoint = arguments.data_root, arguments.out / FINDER_FILE
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / FINDER_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
-    dry_run = arguments.dry_run
 
     if dry_run:
         if recipe.finder is None:
@@ -150,9 +150,9 @@ def ablation(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
 
     recipe, teacher, init = load_recipe(arguments.recipe), arguments.teacher, arguments.init
-    schemes, seeds, out = arguments.schemes, arguments.seeds, arguments.out
+    schemes, seeds = arguments.schemes, arguments.seeds
+    out, dry_run = arguments.out, arguments.dry_run
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
-    dry_run = arguments.dry_run
 
     if dry_run:
         _say_files([("teacher", teacher), ("init", init)])
@@ -170,27 +170,10 @@ def _data_options(*, data_root: Path, out: Path, cache: Path | None) -> DataOpti
     return DataOptions(data_root, cache or out / "cache")
 
 
-def _run_options(
-    *,
-    out: Path,
-    resume: bool,
-    max_minutes: float,
-    devices: int,
-    accelerator: str,
-    threads: int,
-    keep_last: int,
-) -> RunOptions:
+def _run_options(*, out: Path, **options: Any) -> RunOptions:
     from cfpose_training.run.loop import RunOptions
 
-    return RunOptions(
-        folder=out,
-        resume=resume,
-        max_minutes=max_minutes,
-        devices=devices,
-        accelerator=accelerator,
-        threads=threads,
-        keep_last=keep_last,
-    )
+    return RunOptions(folder=out, **options)
 
 
 def _say_run(
