@@ -60,9 +60,9 @@ def annotated_targets(
             continue
         if not {"width", "height"} <= image.keys():
             raise DatasetError(f"image {image['id']} lacks its width or height")
-        everybody = [person for person in by_image.get(image["id"], ()) if not person["iscrowd"]]
-        counted = tuple(person for person in everybody if is_counted(person))
-        sought = [p for p in everybody if is_counted(p) != (who == "unlabelled")]
+        all_people = [person for person in by_image.get(image["id"], ()) if not person["iscrowd"]]
+        counted = tuple(person for person in all_people if is_counted(person))
+        sought = [p for p in all_people if is_counted(p) != (who == "unlabelled")]
         wanted = tuple(p for p in sought if _longer_side(p, image) >= max(min_side, 1e-9))
         if wanted:
             neighbours = counted if who == "unlabelled" else ()

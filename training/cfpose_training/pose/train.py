@@ -249,7 +249,7 @@ def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
 def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> DevelopmentSet | None:
     """The held-out photos of the first source that holds some out.
 
-    Raises TrainingError when nobody is in them: a run would end without figures to fit.
+    Raises TrainingError when no people are in them: a run would end without figures to fit.
     """
     for source in recipe.sources:
         if source.holdout_every:
