@@ -20,6 +20,13 @@ from cfpose_sdk.errors import InputError
 MODELS = Path(__file__).parent / "models"  # the folder of the bundled models
 
 
+def demo_photos() -> Path:
+    """The folder of the example photos: a checkout's `examples/photos`, else the wheel's copy."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "examples" / "photos"
+    return checkout if checkout.is_dir() else package / "photos"
+
+
 def digest(path: str | Path, *others: str | Path) -> str:
     """SHA-256 of a file; for several, the SHA-256 of their digests, one a line."""
     digests = []

@@ -19,7 +19,6 @@ Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
 # what a runtime computes in, by OpenVINO's names; the types inside a graph are "fp32", "fp16", …
 ArithmeticPrecision = Literal["f32", "bf16", "int8"]
-Precision = ArithmeticPrecision  # the name that cfpose_bench still imports
 
 
 @dataclass(frozen=True)

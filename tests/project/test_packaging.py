@@ -77,7 +77,7 @@ def test_the_bundled_models_travel(wheel: dict[str, bytes], sdist: set[str]) -> 
 
 def test_the_demo_photos_travel(root: Path, wheel: dict[str, bytes]) -> None:
     photos = {path.name: path.read_bytes() for path in (root / "examples" / "photos").iterdir()}
-    folder = "cfpose_bench/photos/"
+    folder = "cfpose_sdk/photos/"
     assert {
         name.removeprefix(folder): data for name, data in wheel.items() if name.startswith(folder)
     } == photos

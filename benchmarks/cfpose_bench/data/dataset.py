@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cfpose_bench.data.annotations import Record, is_counted, read_annotations, read_json
 from cfpose_bench.data.download import COCO_HOST, COCO_VAL, Archive, coco_cache, fetch_archives
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
@@ -206,13 +207,6 @@ def find_dataset(
     return open_dataset(source, images=images, data_root=data_root)
 
 
-def demo_photos() -> Path:
-    """The folder of the demo photos: a checkout's `examples/photos`, else the wheel's own copy."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parents[1] / "examples" / "photos"
-    return checkout if checkout.is_dir() else package / "photos"
-
-
 def open_demo(folder: Path | None = None) -> KeypointDataset:
     """The demo photos, of `demo_photos` or another folder. Raises DatasetError without them."""
     folder = demo_photos() if folder is None else folder
@@ -220,7 +214,7 @@ def open_demo(folder: Path | None = None) -> KeypointDataset:
     if not listing.is_file():
         raise DatasetError(
             f"the demo photos are not in {folder}: a clone of the repository has them in "
-            f"examples/photos, and the wheel in cfpose_bench/photos; name another data set with "
+            f"examples/photos, and the wheel in cfpose_sdk/photos; name another data set with "
             f"--dataset"
         )
     images: list[Record] = []

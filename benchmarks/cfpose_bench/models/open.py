@@ -11,7 +11,7 @@ from cfpose_bench.models.base import Facts, PoseModel
 from cfpose_bench.models.wrappers import CountedFinder, FlipTested
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.backends import Device, RuntimeOptions
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.backends.openvino import ir_weights
 from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import open_detector
@@ -140,7 +140,7 @@ def open_model(
     device: Device = "auto",
     threads: int | None = None,
     flip_test: bool = False,
-    precision: Precision = "f32",
+    precision: ArithmeticPrecision = "f32",
 ) -> OpenModel:
     """Open a cfpose artifact or MoveNet in this process.
 
@@ -179,7 +179,7 @@ def _cfpose(
     finder: CountedFinder | None,
     device: Device,
     threads: int | None,
-    precision: Precision,
+    precision: ArithmeticPrecision,
 ) -> OpenModel:
     path = None if name.text == "default" else name.path
     # other runtimes have no such option, and refuse it

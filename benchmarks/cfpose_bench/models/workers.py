@@ -24,7 +24,7 @@ from cfpose_bench.models.open import ModelName, open_model
 from cfpose_bench.peers.serve import memory_mb
 from cfpose_sdk import errors
 from cfpose_sdk.backends import Device
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.errors import ArtifactError, BackendError, ImageError, InputError
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, Skeleton
@@ -40,7 +40,7 @@ class Setting:
     find: bool = False  # whether it must detect the people
     detector: str | None = None  # the detector's file; None is the bundled finder
     flip_test: bool = False
-    precision: Precision = "f32"  # OpenVINO: of the pose network's arithmetic
+    precision: ArithmeticPrecision = "f32"  # OpenVINO: of the pose network's arithmetic
 
 
 class Worker(Protocol):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from cfpose_bench.data.annotations import read_json
-from cfpose_bench.data.dataset import PEOPLE_FILE, demo_photos
+from cfpose_bench.data.dataset import PEOPLE_FILE
 from cfpose_bench.measurement import cpu_flags, environment
 from cfpose_bench.models.workers import ProcessWorker
 from cfpose_bench.report.report import write_json
@@ -31,6 +31,7 @@ from cfpose_bench.runtimes.contestants import (
 from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from cfpose_bench.models.open import parse_name
 from cfpose_bench.models.workers import ProcessWorker, Setting, open_worker
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_sdk.backends import Device
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
 
 RTMLIB = "rtmlib, onnxruntime fp32"
@@ -33,7 +33,7 @@ class Contestant:
     label: str
     model: str  # as `--model`
     device: Device = "cpu"
-    precision: Precision = "f32"
+    precision: ArithmeticPrecision = "f32"
     arithmetic: str = "fp32"
     optional: bool = False  # left out, with the reason, where its package or CPU is not there
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.boxes import check_boxes
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
@@ -37,17 +38,6 @@ class ProofSet(NamedTuple):
     crops: Crops  # (N, H, W, 3) BGR
     areas: NDArray[np.float64]  # (N,)
     kinds: tuple[Kind, ...]
-
-
-def demo_photos() -> Path:
-    """The folder of the photos that a proof takes by default: a checkout's, or the wheel's.
-
-    As `cfpose_bench.data.dataset.demo_photos`, which asks for the extra bench; engines are built
-    without it.
-    """
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parents[1] / "examples" / "photos"
-    return checkout if checkout.is_dir() else package.with_name("cfpose_bench") / "photos"
 
 
 def read_people(folder: Path | None, spec: ModelSpec, count: int = PLAIN_COUNT) -> Crops:

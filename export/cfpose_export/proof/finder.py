@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from cfpose_export.graph.rules import holds
 from cfpose_export.proof.compare import Floats, JointDifferences
-from cfpose_export.proof.crops import demo_photos
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_training.nets.fused import FusedFinder
 

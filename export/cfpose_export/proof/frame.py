@@ -25,13 +25,13 @@ from cfpose_export.proof.compare import (
     keypoint_distances,
     spread_problem,
 )
-from cfpose_export.proof.crops import PEOPLE_FILE, demo_photos
+from cfpose_export.proof.crops import PEOPLE_FILE
 from cfpose_export.proof.pose import Bounds
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import ModelSpec
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_bench.data import dataset as dataset_module
 from cfpose_bench.data.annotations import read_annotations
-from cfpose_bench.data.dataset import demo_photos, open_dataset, open_demo, read_boxes
-from cfpose_export.proof import crops as proof_crops
+from cfpose_bench.data.dataset import open_dataset, open_demo, read_boxes
+from cfpose_sdk import files
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import demo_photos
 
 Build = Callable[..., dict[str, Any]]
 
@@ -235,12 +235,10 @@ def test_the_340_photos(shared_dir: Path) -> None:
 def test_the_demo_photos_of_a_checkout_and_of_the_wheel(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert demo_photos() == proof_crops.demo_photos() == root / "examples" / "photos"
-    package = tmp_path / "site-packages" / "cfpose_bench"
+    assert demo_photos() == root / "examples" / "photos"
+    package = tmp_path / "site-packages" / "cfpose_sdk"
     shutil.copytree(root / "examples" / "photos", package / "photos")  # as in the wheel
-    monkeypatch.setattr(dataset_module, "__file__", str(package / "data" / "dataset.py"))
-    module = package.with_name("cfpose_export") / "proof" / "crops.py"
-    monkeypatch.setattr(proof_crops, "__file__", str(module))
-    assert demo_photos() == proof_crops.demo_photos() == package / "photos"
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+    assert demo_photos() == package / "photos"
     boxes = open_demo().ground_truth_boxes()
     assert sorted(map(len, boxes.values())) == [2, 7]
