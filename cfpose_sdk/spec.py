@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+from cfpose_sdk.adoption import Adoption
 from cfpose_sdk.errors import InputError, SpecError
 from cfpose_sdk.skeleton import Pair, Skeleton
 
-SPEC_VERSION = 6  # of a ModelSpec; versions 1 to 5 are read too
+SPEC_VERSION = 7  # of a ModelSpec; versions 1 to 6 are read too
 FINDER_VERSION = 1
 SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
 FINDER_KEY = "cfpose.finder"
@@ -24,6 +25,7 @@ FINDER_KEY = "cfpose.finder"
 Decode = Literal["argmax", "subbin"]
 Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
+Geometry = Literal["classic", "udp"]
 JointLookup = Literal["gridsample", "gather"]
 
 MAX_OKS_WINDOW = 10.0  # by then it is the mean of all bins
@@ -32,7 +34,7 @@ MAX_ANTIALIAS = 8  # 64 samples a crop pixel
 _LATER_KEYS = {
     "covariance_scale": 2, "flip_test": 2, "joint_lookup": 2, "antialias": 2,
     "covariance_odds_power": 3, "evidence": 4, "oks_window": 5,
-    "spread_temperature": 6, "spread_isotropy": 6,
+    "spread_temperature": 6, "spread_isotropy": 6, "geometry": 7, "adopted": 7,
 }  # fmt: skip
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
@@ -52,6 +54,9 @@ class ModelSpec:
     oks_window: float = 0.0
     input: Input = "crops"
     box_scale: float = 1.25  # the aspect-true box is enlarged by this much
+    # where a box lands in its crop: classic: its centre on (W / 2, H / 2), W crop pixels wide; udp:
+    # on ((W − 1) / 2, (H − 1) / 2), W − 1 pixels wide; see `cfpose_sdk.crops`
+    geometry: Geometry = "classic"
     split_ratio: float = 2.0  # SimCC bins a pixel
     mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB  # of pixels scaled to [0, 1]
     std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
@@ -76,6 +81,7 @@ class ModelSpec:
     license: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     gate: Mapping[str, Any] = field(default_factory=dict)  # the export's proof, summarised
+    adopted: Adoption | None = None  # of a foreign network; None for cfpose's own
 
     def __post_init__(self) -> None:
         _check_size(self.size_wh)
@@ -92,6 +98,8 @@ class ModelSpec:
             raise SpecError(f"evidence must be one of {get_args(Evidence)}, got {self.evidence!r}")
         if self.input not in get_args(Input):
             raise SpecError(f"input must be one of {get_args(Input)}, got {self.input!r}")
+        if self.geometry not in get_args(Geometry):
+            raise SpecError(f"geometry must be one of {get_args(Geometry)}, got {self.geometry!r}")
         if self.joint_lookup not in get_args(JointLookup):
             raise SpecError(
                 f"joint_lookup must be one of {get_args(JointLookup)}, got {self.joint_lookup!r}"
@@ -116,6 +124,11 @@ class ModelSpec:
             raise SpecError("mean_rgb and std_rgb must hold 3 numbers each, std_rgb positive")
         if len(self.calibration) != 2:
             raise SpecError(f"calibration must be (slope, intercept), got {self.calibration}")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether confidence and covariance were fitted on labelled photos."""
+        return self.adopted is None or self.adopted.calibrated
 
     @property
     def bins_xy(self) -> tuple[int, int]:
@@ -153,6 +166,8 @@ class ModelSpec:
             )
         except (InputError, TypeError, ValueError) as error:
             raise SpecError(f"ModelSpec's keypoint tables are malformed: {error}") from error
+        if record.get("adopted") is not None:
+            record["adopted"] = Adoption.from_record(record["adopted"])
         return cast(ModelSpec, _build(cls, {**record, "skeleton": skeleton}))
 
 

@@ -17,6 +17,7 @@ from cfpose_sdk.backends import Device
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.foreign import adopted_file, split_preset
 from cfpose_sdk.media.frames import Footage, Unread, expand, is_url, is_video
 from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses
@@ -46,8 +47,12 @@ def predict(
     parts = [part for source in sources for part in parts_of(source)]
     if outputs.pictures is not None:
         _refuse_overwriting(parts, outputs.pictures)
+    foreign = split_preset(model or "")
     with PoseEstimator(
-        model, detector=detector, device=device, allow_fallback=allow_fallback
+        model if foreign is None else adopted_file(*foreign),
+        detector=detector,
+        device=device,
+        allow_fallback=allow_fallback,
     ) as estimator:
         return PredictRun(estimator, outputs.open(), streaming, show).run(parts)
 
