@@ -51,6 +51,9 @@ def add_commands(commands: Commands) -> None:
     boxes.add_argument(
         "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
     )
+    boxes.add_argument(
+        "--size", type=int, nargs=2, metavar=("W", "H"), help="of the input, where it is open"
+    )
     boxes.add_argument("--most", type=int, help="boxes of a photo, by score (default: all)")
     boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
     simcc = commands.add_parser(
@@ -68,7 +71,8 @@ def add_commands(commands: Commands) -> None:
 
 def _boxes(options: argparse.Namespace) -> int:
     limit, most, target = options.limit, options.most, options.output
-    chosen = DetectorOptions(threshold=options.threshold, nms_iou=options.nms)
+    size = tuple(options.size) if options.size else None
+    chosen = DetectorOptions(threshold=options.threshold, nms_iou=options.nms, size_wh=size)
     dataset = find_dataset(options.dataset, options.images, options.data_root)
     if limit is not None:
         dataset = dataset.limited(limit)

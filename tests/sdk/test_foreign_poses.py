@@ -110,3 +110,23 @@ def test_further_skeletons() -> None:
             sides = {skeleton.keypoints[j].split("_")[0] for j in (a, b)} & {"left", "right"}
             shoulders_or_hips = abs(a - b) == 1
             assert len(sides) <= 1 or shoulders_or_hips
+
+
+def test_faces_and_hands_are_drawn_fine() -> None:
+    """The same 133 points, drawn as body joints, cover far more of the picture."""
+    import dataclasses
+
+    from cfpose_sdk.draw import draw_poses
+
+    plain = dataclasses.replace(
+        COCO_WHOLEBODY_133, keypoints=tuple(f"joint{n}" for n in range(133))
+    )
+    canvas = np.zeros((400, 400, 3), np.uint8)
+    xy = np.random.default_rng(0).uniform(40, 360, (1, 133, 2))
+    boxes = np.array([[20.0, 20, 380, 380]])
+    drawn = [
+        draw_poses(canvas, xy, np.ones((1, 133)), boxes, skeleton, threshold=0.3)
+        for skeleton in (COCO_WHOLEBODY_133, plain)
+    ]
+    fine, coarse = (int((picture > 0).any(axis=2).sum()) for picture in drawn)
+    assert fine < 0.7 * coarse

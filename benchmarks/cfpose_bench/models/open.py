@@ -9,6 +9,7 @@ from typing import Any
 
 from cfpose_bench.models.base import Facts, PoseModel
 from cfpose_bench.models.wrappers import CountedFinder, FlipTested
+from cfpose_bench.peers.yolo_pose import YoloPose
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.backends.openvino import ir_weights
@@ -73,7 +74,8 @@ def _tensors(graph: Any) -> list[Any]:
 
 # peers that run in an environment of their own, by the adapter file that serves them
 ADAPTERS = {"rtmlib": "rtmlib_pose.py", "ultralytics": "ultralytics_pose.py"}
-PEERS = (*PRESETS, *ADAPTERS, "adapter")
+YOLO_POSE = "yolopose"
+PEERS = (*PRESETS, YOLO_POSE, *ADAPTERS, "adapter")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class ModelName:
             return "default"
         if self.peer is None:
             return self.path.name
-        return self.path.stem if self.peer in PRESETS else f"{self.peer}:{self.path.stem}"
+        plain = self.peer in (*PRESETS, YOLO_POSE)
+        return self.path.stem if plain else f"{self.peer}:{self.path.stem}"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -150,7 +153,12 @@ def open_model(
     the runtime does, InputError for a precision that it does not have.
     """
     finder = CountedFinder(open_finder(detector, device, threads)) if find else None
-    opened = _cfpose(name, finder, device, threads, precision)
+    if name.peer == YOLO_POSE:
+        if flip_test or precision != "f32":
+            raise InputError(f"--model {name.text}: a one-stage network has no flip test, and f32")
+        opened = _yolo_pose(name, device, threads)
+    else:
+        opened = _cfpose(name, finder, device, threads, precision)
 
     def close() -> None:
         opened.close()
@@ -168,6 +176,19 @@ def open_finder(
     if detector is None:
         return PersonFinder(None, device=device, threads=threads)
     return open_detector(detector, device=device, threads=threads)
+
+
+def _yolo_pose(name: ModelName, device: Device, threads: int | None) -> OpenModel:
+    model = YoloPose(name.path, device=device, threads=threads)
+    facts = Facts(
+        name=name.label,
+        skeleton=model.skeleton,
+        provider=model.backend.provider,
+        size_wh=model.size_wh,
+        is_peer=True,
+        one_stage=True,
+    )
+    return OpenModel(facts, model, model.close)
 
 
 def _cfpose(

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import version_converter
 
-from cfpose_export.graph.rules import FORBIDDEN, OPSET, load_model
+from cfpose_export.graph.rules import FORBIDDEN, OPSET, SCOPES_KEY, load_model
 from cfpose_sdk.errors import ArtifactError, InputError, require
 from cfpose_sdk.files import sha256
 from cfpose_sdk.spec import SPEC_KEY
@@ -209,4 +209,19 @@ def _at_opset(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
             f"{path.name} is written at opset {version} and cannot be brought to {OPSET} "
             f"({reason}); export it again at opset {OPSET}"
         ) from error
+    _keep_scopes(model, converted)
     return converted
+
+
+def _keep_scopes(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """The converter drops the modules' names; give them back to the nodes of equal results."""
+    scopes = {
+        node.output[0]: entry.value
+        for node in before.graph.node
+        for entry in node.metadata_props
+        if entry.key == SCOPES_KEY
+    }
+    for node in after.graph.node:
+        known = any(entry.key == SCOPES_KEY for entry in node.metadata_props)
+        if not known and node.output[0] in scopes:
+            node.metadata_props.add(key=SCOPES_KEY, value=scopes[node.output[0]])
