@@ -11,6 +11,7 @@ All arithmetic is float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import ImageError
-from cfpose_sdk.spec import Geometry
 
+Geometry = Literal["classic", "udp"]
 _SIDE_LIMIT = 32767  # px; warpAffine of OpenCV 4 takes no longer side
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend
+from cfpose_sdk.backends.foreign import adopt_hint
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import ArtifactError, BackendError
-from cfpose_sdk.foreign import adopt_hint
 from cfpose_sdk.media.frames import Frame
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.results import Poses

@@ -9,25 +9,76 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from cfpose_sdk.adoption import Adoption
+from cfpose_sdk.crops import Geometry
 from cfpose_sdk.errors import InputError, SpecError
+from cfpose_sdk.files import FINDER_KEY as FINDER_KEY
+from cfpose_sdk.files import SPEC_KEY as SPEC_KEY
 from cfpose_sdk.skeleton import Pair, Skeleton
+
+Family = Literal["heatmap", "simcc", "coordinates"]
+# how a family's answer becomes coordinates; see `cfpose_export.adopt`
+Reading = Literal["argmax", "shift", "dark", "dark-udp", "window", "subbin", "given"]
+READINGS: Mapping[Family, tuple[Reading, ...]] = {
+    "heatmap": ("argmax", "shift", "dark", "dark-udp", "window"),
+    "simcc": ("argmax", "subbin"),
+    "coordinates": ("given",),
+}
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """Where an adopted network comes from, and how it is read.
+
+    `settings` holds what the options of `cfpose-export adopt` decided: colour order, mean and
+    standard deviation, layout, blur, scores. Raises SpecError when a field is out of range.
+    """
+
+    family: Family
+    decode: Reading
+    preset: str
+    source: str  # the file's name
+    sha256: str  # of the file, in hexadecimal
+    calibrated: bool = False  # whether confidence and covariance were fitted on labelled photos
+    batch: int = 0  # crops that one run takes, no fewer and no more; 0: any number
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise SpecError(f"family must be one of {get_args(Family)}, got {self.family!r}")
+        if self.decode not in READINGS[self.family]:
+            raise SpecError(
+                f"decode of a {self.family} network must be one of {READINGS[self.family]}, got "
+                f"{self.decode!r}"
+            )
+        if not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
+            raise SpecError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
+        if type(self.calibrated) is not bool:
+            raise SpecError(f"calibrated must be true or false, got {self.calibrated!r}")
+        if type(self.batch) is not int or self.batch < 0:
+            raise SpecError(f"batch must be 0 or a number of crops, got {self.batch!r}")
+
+    @classmethod
+    def from_record(cls, record: object) -> Adoption:
+        """Read the spec's JSON object. Raises SpecError when it is not one."""
+        if not isinstance(record, dict):
+            raise SpecError(f"adopted must be a JSON object, got {type(record).__name__}")
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise SpecError(f"adopted is malformed: {error}") from error
+
 
 SPEC_VERSION = 7  # of a ModelSpec; versions 1 to 6 are read too
 FINDER_VERSION = 1
-SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
-FINDER_KEY = "cfpose.finder"
-
 Decode = Literal["argmax", "subbin"]
 Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
-Geometry = Literal["classic", "udp"]
 JointLookup = Literal["gridsample", "gather"]
-
 MAX_OKS_WINDOW = 10.0  # by then it is the mean of all bins
 MAX_ANTIALIAS = 8  # 64 samples a crop pixel
 # the version that brought them
@@ -36,7 +87,6 @@ _LATER_KEYS = {
     "covariance_odds_power": 3, "evidence": 4, "oks_window": 5,
     "spread_temperature": 6, "spread_isotropy": 6, "geometry": 7, "adopted": 7,
 }  # fmt: skip
-
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import BackendError, InputError
-from cfpose_sdk.spec import SPEC_KEY
+from cfpose_sdk.files import SPEC_KEY
 
 Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
 from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
-from cfpose_sdk.foreign import PRESETS
 from cfpose_sdk.streaming.stream import StreamOptions
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import Self, TextIO
 import cv2
 
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.foreign import adopted_file, split_preset
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.foreign import adopted_file, split_preset
 from cfpose_sdk.media.frames import Footage, Unread, expand, is_url, is_video
 from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses

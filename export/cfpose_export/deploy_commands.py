@@ -185,7 +185,7 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
     from cfpose_export.proof.checkpoint import check_against_checkpoint
-    from cfpose_export.proof.pose import Bounds
+    from cfpose_export.proof.compare import Bounds
 
     bounds = Bounds(max_px=max_px, min_confidence=min_confidence)
     for proof in check_against_checkpoint(path, checkpoint, bounds, photos):

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from cfpose_sdk.adoption import Adoption
 from cfpose_sdk.errors import ArtifactError, InputError, SpecError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
-from cfpose_sdk.spec import SPEC_VERSION, FinderSpec, ModelSpec
+from cfpose_sdk.spec import SPEC_VERSION, Adoption, FinderSpec, ModelSpec
 
 FULL = ModelSpec(
     name="full",

@@ -12,13 +12,13 @@ from cfpose_bench.models.wrappers import CountedFinder, FlipTested
 from cfpose_bench.peers.yolo_pose import YoloPose
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import ArithmeticPrecision
+from cfpose_sdk.backends.foreign import PRESETS, adopted_file
 from cfpose_sdk.backends.openvino import ir_weights
 from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.foreign import PRESETS, adopted_file
 
 ENGINES = (".engine", ".plan")
 

@@ -13,9 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cfpose_export.adopt.plan import Plan
+from cfpose_export.adopt.adoption import Plan
 from cfpose_export.adopt.surgery import fuse
-from cfpose_sdk.adoption import Adoption
 from cfpose_sdk.detectors.base import Detections
 from cfpose_sdk.errors import DatasetError, ImageError, require
 from cfpose_sdk.estimator import PoseEstimator
@@ -24,6 +23,7 @@ from cfpose_sdk.keypoints import calibrate
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
+from cfpose_sdk.spec import Adoption
 
 _GOOD_OKS = 0.5
 _DIGITS = 4
@@ -56,7 +56,7 @@ def calibrated(plan: Plan, annotations: Path, images: Path | None) -> tuple[Plan
     Raises DatasetError for photos that do not fit, or hold no labelled joint.
     """
     require("pycocotools", extra="bench", why="adopt --calibrate")
-    from cfpose_bench.fits import fit_confidence, fit_spread
+    from cfpose_bench.accuracy.fits import fit_confidence, fit_spread
 
     dataset, photos, skeleton = _predicted(fuse(plan), annotations, images)
     joints = _labelled(dataset, photos, skeleton)

@@ -15,10 +15,10 @@ from cfpose_export.adopt.surgery import fuse
 from cfpose_export.graph.rules import read_spec
 from cfpose_export.proof.compare import MIN_CONFIDENCE
 from cfpose_export.proof.crops import read_people
-from cfpose_sdk.adoption import Reading
+from cfpose_sdk.crops import Geometry
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import write_file
-from cfpose_sdk.spec import Geometry, Input
+from cfpose_sdk.spec import Input, Reading
 
 _FIELDS = ("colour", "mean", "std", "box_scale", "geometry", "decode", "score", "values",
            "temperature", "split_ratio")  # fmt: skip

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cfpose_export.adopt.presets import PRESETS, SKELETONS
 from cfpose_export.adopt.source import Source, run_network
-from cfpose_sdk.adoption import Family
 from cfpose_sdk.errors import ArtifactError, InputError
+from cfpose_sdk.spec import Family
 
 Shapes = Mapping[str, tuple[int, ...]]
 _PROBE_SEED = 0

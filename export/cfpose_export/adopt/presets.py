@@ -13,11 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cfpose_sdk.adoption import READINGS, Family, Reading
+from cfpose_sdk.crops import Geometry
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
-from cfpose_sdk.skeletons import COCO_WHOLEBODY_133, HALPE_26
-from cfpose_sdk.spec import Geometry
+from cfpose_sdk.skeleton import COCO_17, COCO_WHOLEBODY_133, CROWDPOSE_14, HALPE_26, Skeleton
+from cfpose_sdk.spec import READINGS, Family, Reading
 
 Colour = Literal["rgb", "bgr"]
 Score = Literal["min", "max", "mean"]  # of a SimCC network's two peaks

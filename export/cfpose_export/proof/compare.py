@@ -180,6 +180,21 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What a proof must keep to."""
+
+    max_px: float = MAX_PX  # keypoint drift of any compared joint
+    max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
+    max_confidence: float = 1e-3  # confidence difference of any compared joint
+    min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
+
+    @property
+    def max_spread(self) -> float:
+        """Covariance difference of any compared joint, as of `spread_gap`."""
+        return allowed_spread(self.max_px)
+
+
+@dataclass(frozen=True)
 class Bound:
     """What an Agreement must keep to: the largest distance, or the 99th percentile."""
 

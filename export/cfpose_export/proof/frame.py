@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from cfpose_export.graph.frame_input import CORE_INPUT, core_graph, frame_graph
 from cfpose_export.graph.rules import logits_of, read_spec, with_outputs, write_spec
 from cfpose_export.proof.compare import (
+    Bounds,
     Values,
     compare_joints,
     joined,
@@ -26,14 +27,13 @@ from cfpose_export.proof.compare import (
     spread_problem,
 )
 from cfpose_export.proof.crops import PEOPLE_FILE
-from cfpose_export.proof.pose import Bounds
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.backends import Backend, open_backend
-from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
+from cfpose_sdk.crops import Geometry, crop_transforms, invert_transforms, transform_points
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import read_image
-from cfpose_sdk.spec import Geometry, ModelSpec
+from cfpose_sdk.spec import ModelSpec
 
 
 def sample_crops(

@@ -12,13 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from cfpose_export.adopt.coordinates import coordinates_decoder
-from cfpose_export.adopt.heatmap import MAX_STEP, Maps, blur_matrix, heatmap_decoder
-from cfpose_export.adopt.reference import decode_maps, decode_vectors
-from cfpose_export.adopt.simcc import Vectors, simcc_decoder
-from cfpose_export.adopt.text import PREFIX
+from cfpose_export.adopt.decode.coordinates import coordinates_decoder
+from cfpose_export.adopt.decode.heatmap import MAX_STEP, Maps, blur_matrix, heatmap_decoder
+from cfpose_export.adopt.decode.reference import decode_maps, decode_vectors
+from cfpose_export.adopt.decode.simcc import Vectors, simcc_decoder
+from cfpose_export.adopt.decode.text import PREFIX
 from cfpose_sdk import keypoints
-from cfpose_sdk.adoption import Reading
+from cfpose_sdk.spec import Reading
 
 Float64 = NDArray[np.float64]
 JOINTS, WIDTH, HEIGHT = 5, 12, 16

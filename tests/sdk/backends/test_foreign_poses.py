@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cfpose_export.adopt import presets
-from cfpose_sdk import foreign
+from cfpose_sdk.backends import foreign
 from cfpose_sdk.diagnostics.doctor import model_facts
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.skeletons import COCO_WHOLEBODY_133, HALPE_26
+from cfpose_sdk.skeleton import COCO_WHOLEBODY_133, HALPE_26
 from tests.export.adopt import networks as nets
 
 IMAGE = {"image": (None, 3, 256, 192)}

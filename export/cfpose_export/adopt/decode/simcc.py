@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from cfpose_export.adopt.decode.text import fragment
 from cfpose_export.adopt.presets import Score, Values
-from cfpose_export.adopt.text import fragment
-from cfpose_sdk.adoption import Reading
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, SUBBIN_STEPS
+from cfpose_sdk.spec import Reading
 
 _TINY = 1e-12
 

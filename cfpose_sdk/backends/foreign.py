@@ -21,7 +21,6 @@ PRESETS = ("rtmpose", "rtmw", "simcc-hrnet", "vitpose", "hrnet", "tinypose", "mo
 _FORMAT = 1  # of what lies in the cache; grows when adoption gives other artifacts
 _HEATMAPS = ("hrnet", "vitpose", "tinypose")
 _RUN = "import sys; from cfpose_sdk.commands import export; sys.exit(export())"
-
 Shape = Sequence[int | None]
 
 

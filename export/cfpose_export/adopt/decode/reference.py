@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_export.adopt.heatmap import CEILING, FLOORS, MAX_STEP, Maps, blur_matrix
-from cfpose_export.adopt.simcc import Vectors
+from cfpose_export.adopt.decode.heatmap import CEILING, FLOORS, MAX_STEP, Maps, blur_matrix
+from cfpose_export.adopt.decode.simcc import Vectors
 from cfpose_sdk.keypoints import (
     SUBBIN_RADIUS_PX,
     SUBBIN_STEPS,

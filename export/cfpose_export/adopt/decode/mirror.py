@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from cfpose_export.adopt.plan import Plan, core_name
-from cfpose_export.adopt.text import PREFIX, fragment
+from cfpose_export.adopt.adoption import Plan, core_name
+from cfpose_export.adopt.decode.text import PREFIX, fragment
 from cfpose_export.graph.frame_input import rename
 
 

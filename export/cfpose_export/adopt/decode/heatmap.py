@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cfpose_export.adopt.text import fragment
-from cfpose_sdk.adoption import Reading
+from cfpose_export.adopt.decode.text import fragment
 from cfpose_sdk.keypoints import AREA_SHARE, MIN_AREA_PX, WINDOW_STEPS
+from cfpose_sdk.spec import Reading
 
 FLOORS = {"dark": 1e-10, "dark-udp": 1e-3}  # of a map before its logarithm, as the authors have it
 CEILING = 50.0

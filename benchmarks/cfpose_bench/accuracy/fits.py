@@ -13,11 +13,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_bench.accuracy.reliability import squared_sigmas
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.keypoints import widen
 
 Float64 = NDArray[np.float64]
-
 SHARES = ((1, 1 - math.exp(-0.5)), (2, 1 - math.exp(-2.0)))  # sigmas → share within
 _STEPS = 50  # of Newton's method
 _RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly
@@ -53,15 +53,18 @@ def fit_spread(error: Float64, covariance: Float64, confidence: Float64) -> tupl
         raise DatasetError("there are no labelled joints to fit the covariance on")
     fits = []
     for power in _POWERS:
-        inverse = np.linalg.inv(widen(covariance, confidence, power))
-        scale, gap = _best_scale(np.einsum("mi,mij,mj->m", error, inverse, error))
+        wider = widen(covariance, confidence, power)
+        scale, gap = fit_scale(squared_sigmas(error, wider, np.zeros_like(error)))
         fits.append((gap, power, scale))
     _, power, scale = min(fits)
     return scale, power
 
 
-def _best_scale(squared: Float64) -> tuple[float, float]:
-    """The factor on covariances of squared distances (M,), and the larger gap that it leaves."""
+def fit_scale(squared: Float64) -> tuple[float, float]:
+    """The best factor on covariances whose squared distances are (M,), and its larger gap.
+
+    The gaps are those of the shares within 1 and 2 sigma to a Gaussian's, from 0 to 1.
+    """
     squared = np.sort(squared)
     edges = squared[squared > 0]
     if not len(edges):

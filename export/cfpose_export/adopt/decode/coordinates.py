@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from cfpose_export.adopt.text import fragment
+from cfpose_export.adopt.decode.text import fragment
 from cfpose_sdk.keypoints import AREA_SHARE, MIN_AREA_PX
 
 
