@@ -16,8 +16,7 @@ from cfpose_export.adopt.decode.text import PREFIX
 from cfpose_export.adopt.families import Answer, answer_shapes, known_joints, recognise
 from cfpose_export.adopt.presets import SKELETONS as NAMED_SKELETONS
 from cfpose_export.adopt.presets import Custom, chosen_preset, complete, skeleton_of
-from cfpose_export.adopt.source import Source, precision_of, read_source
-from cfpose_export.adopt.surgery import with_open_batch
+from cfpose_export.adopt.source import Source, precision_of, read_source, with_open_batch
 from cfpose_export.graph.rules import POSE_OUTPUTS
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.skeleton import Skeleton

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cfpose_bench.models.open import open_candidate, parse_name
+from cfpose_bench.models.open import open_model, parse_name
 from cfpose_bench.peers.yolo_pose import YoloPose
 from cfpose_sdk.errors import ArtifactError, InputError
 
@@ -106,11 +106,11 @@ def test_another_output_is_refused(tmp_path: Path) -> None:
 
 def test_through_the_bench(tmp_path: Path) -> None:
     name = parse_name(f"yolopose:{graph(tmp_path, raw())}")
-    candidate = open_candidate(name, device="cpu")
-    assert candidate.one_stage
-    assert candidate.is_peer
+    candidate = open_model(name, device="cpu")
+    assert candidate.facts.one_stage
+    assert candidate.facts.is_peer
     assert name.label == "yolo-pose"
     assert len(candidate.model.predict(IMAGE, boxes=[[1, 2, 3, 4]])) == 2
     candidate.close()
     with pytest.raises(InputError, match="no flip test"):
-        open_candidate(name, device="cpu", flip_test=True)
+        open_model(name, device="cpu", flip_test=True)

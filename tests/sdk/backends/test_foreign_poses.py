@@ -116,7 +116,7 @@ def test_faces_and_hands_are_drawn_fine() -> None:
     """The same 133 points, drawn as body joints, cover far more of the picture."""
     import dataclasses
 
-    from cfpose_sdk.draw import draw_poses
+    from cfpose_sdk.media.draw import draw_poses
 
     plain = dataclasses.replace(
         COCO_WHOLEBODY_133, keypoints=tuple(f"joint{n}" for n in range(133))
