@@ -2,13 +2,16 @@
 
 Convention: pixel centres sit at integer coordinates, pixel (0, 0) covers [-0.5, 0.5); order is
 (x, y). A box is COCO's (x, y, x + w, y + h) verbatim. It grows to the crop's aspect ratio, then by
-`box_scale`, and its centre maps to (W / 2, H / 2) of the W x H crop, as HRNet and SimCC do
-(not the UDP convention). All arithmetic is float64.
+`box_scale`, and its centre maps to (W / 2, H / 2) of the W x H crop, as HRNet and SimCC do.
+Networks that were trained with UDP (Huang et al., CVPR 2020) take the region's edges for the
+centres of the outermost pixels: its centre maps to ((W - 1) / 2, (H - 1) / 2), its width to W - 1.
+All arithmetic is float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import ImageError
 
+Geometry = Literal["classic", "udp"]
 _SIDE_LIMIT = 32767  # px; warpAffine of OpenCV 4 takes no longer side
 
 
@@ -27,6 +31,7 @@ def crop_transforms(
     *,
     zoom: ArrayLike = 1.0,
     rotation_deg: ArrayLike = 0.0,
+    geometry: Geometry = "classic",
 ) -> Float64:
     """(N, 2, 3) affine maps from frame pixels to crop pixels, for (N, 4) xyxy boxes.
 
@@ -44,9 +49,11 @@ def crop_transforms(
     transforms = np.empty((len(xyxy), 2, 3))
     transforms[:, 0, 0], transforms[:, 0, 1] = cos, -sin
     transforms[:, 1, 0], transforms[:, 1, 1] = sin, cos
-    transforms[:, :, 2] = np.array([width / 2, height / 2]) - np.einsum(
-        "nij,nj->ni", transforms[:, :, :2], centre
-    )
+    middle = np.array([width / 2, height / 2])
+    if geometry == "udp":  # the region is W − 1 pixels wide and H − 1 high
+        middle = np.array([(width - 1) / 2, (height - 1) / 2])
+        transforms[:, :, :2] *= (2 * middle / size_wh)[:, None]
+    transforms[:, :, 2] = middle - np.einsum("nij,nj->ni", transforms[:, :, :2], centre)
     return transforms
 
 

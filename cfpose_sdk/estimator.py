@@ -46,6 +46,7 @@ class EstimatorInfo:
     provider: str
     device: str
     detector: str
+    calibrated: bool = True  # whether confidence and covariance were fitted on labelled photos
 
 
 class PoseEstimator:
@@ -105,6 +106,7 @@ class PoseEstimator:
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
             self._detector.description,
+            self.spec.calibrated,
         )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:

@@ -17,6 +17,9 @@ from typing import Any, Self, TextIO
 
 from cfpose_sdk.errors import InputError
 
+# of an artifact's metadata: where its ModelSpec or FinderSpec stands, as JSON
+SPEC_KEY = "cfpose.spec"
+FINDER_KEY = "cfpose.finder"
 MODELS = Path(__file__).parent / "models"  # the folder of the bundled models
 
 

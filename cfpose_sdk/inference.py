@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend
+from cfpose_sdk.backends.foreign import adopt_hint
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import ArtifactError, BackendError
@@ -116,9 +117,11 @@ def _model_spec(backend: Backend) -> ModelSpec:
     """The artifact's spec; raises where the graph's inputs and outputs do not fit it."""
     text = backend.metadata.get(SPEC_KEY)
     if text is None:
+        hint = adopt_hint(
+            backend.path, backend.input_shapes, backend.input_types, backend.output_shapes
+        )
         raise ArtifactError(
-            f"{backend.path} is not a cfpose artifact (its metadata has no {SPEC_KEY!r}); "
-            f"export it with cfpose-export"
+            f"{backend.path} is not a cfpose artifact (its metadata has no {SPEC_KEY!r}); {hint}"
         )
     spec = ModelSpec.from_json(text)
     expected = _INPUTS[spec.input]
@@ -150,8 +153,8 @@ def _estimate_crops(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list
     run, all_maps, crop_ms = CropRun(model, total), [], []
     for detected in frames:
         start = time.perf_counter()
-        boxes = detected.detections.people.boxes
-        maps = crop_transforms(boxes, model.spec.size_wh, model.spec.box_scale)
+        boxes, spec = detected.detections.people.boxes, model.spec
+        maps = crop_transforms(boxes, spec.size_wh, spec.box_scale, geometry=spec.geometry)
         mapping_ms = _since(start)
         all_maps.append(maps)
         crop_ms.append(mapping_ms + run.add(detected.frame.image, maps))
@@ -194,6 +197,7 @@ def _poses(
     shared: dict[str, Any] = {
         "skeleton": model.spec.skeleton, "image_size_wh": (width, height), "image": frame.image,
         "source": frame.name, "frame": frame.number, "time_s": frame.time_s,
+        "calibrated": model.spec.calibrated,
     }  # fmt: skip
     if len(people) == 0:
         return Poses.empty(speed_ms=_with_total({**spent, "post": 0.0}), **shared)

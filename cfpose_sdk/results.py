@@ -56,6 +56,7 @@ class Poses:
     xy_raw: Float32 | None = None  # (N, K, 2) as measured, where `xy` was smoothed over time
     frame: int | None = None  # number in its video, from 0
     time_s: float | None = None  # since the first frame of the video
+    calibrated: bool = True  # False: an adopted network's own scores, not fitted on any photos
 
     def __post_init__(self) -> None:
         for name in _FLOATS:
@@ -122,7 +123,8 @@ class Poses:
 
     def __repr__(self) -> str:
         named = f" in {self.source}" if self.source else ""
-        return f"Poses({len(self)} people x {len(self.skeleton)} joints{named})"
+        honest = "" if self.calibrated else ", uncalibrated"
+        return f"Poses({len(self)} people x {len(self.skeleton)} joints{named}{honest})"
 
     @property
     def visible(self) -> NDArray[np.bool_]:

@@ -9,32 +9,84 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+from cfpose_sdk.crops import Geometry
 from cfpose_sdk.errors import InputError, SpecError
+from cfpose_sdk.files import FINDER_KEY as FINDER_KEY
+from cfpose_sdk.files import SPEC_KEY as SPEC_KEY
 from cfpose_sdk.skeleton import Pair, Skeleton
 
-SPEC_VERSION = 6  # of a ModelSpec; versions 1 to 5 are read too
-FINDER_VERSION = 1
-SPEC_KEY = "cfpose.spec"  # ONNX metadata_props and checkpoint metadata
-FINDER_KEY = "cfpose.finder"
+Family = Literal["heatmap", "simcc", "coordinates"]
+# how a family's answer becomes coordinates; see `cfpose_export.adopt`
+Reading = Literal["argmax", "shift", "dark", "dark-udp", "window", "subbin", "given"]
+READINGS: Mapping[Family, tuple[Reading, ...]] = {
+    "heatmap": ("argmax", "shift", "dark", "dark-udp", "window"),
+    "simcc": ("argmax", "subbin"),
+    "coordinates": ("given",),
+}
 
+
+@dataclass(frozen=True)
+class Adoption:
+    """Where an adopted network comes from, and how it is read.
+
+    `settings` holds what the options of `cfpose-export adopt` decided: colour order, mean and
+    standard deviation, layout, blur, scores. Raises SpecError when a field is out of range.
+    """
+
+    family: Family
+    decode: Reading
+    preset: str
+    source: str  # the file's name
+    sha256: str  # of the file, in hexadecimal
+    calibrated: bool = False  # whether confidence and covariance were fitted on labelled photos
+    batch: int = 0  # crops that one run takes, no fewer and no more; 0: any number
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise SpecError(f"family must be one of {get_args(Family)}, got {self.family!r}")
+        if self.decode not in READINGS[self.family]:
+            raise SpecError(
+                f"decode of a {self.family} network must be one of {READINGS[self.family]}, got "
+                f"{self.decode!r}"
+            )
+        if not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
+            raise SpecError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
+        if type(self.calibrated) is not bool:
+            raise SpecError(f"calibrated must be true or false, got {self.calibrated!r}")
+        if type(self.batch) is not int or self.batch < 0:
+            raise SpecError(f"batch must be 0 or a number of crops, got {self.batch!r}")
+
+    @classmethod
+    def from_record(cls, record: object) -> Adoption:
+        """Read the spec's JSON object. Raises SpecError when it is not one."""
+        if not isinstance(record, dict):
+            raise SpecError(f"adopted must be a JSON object, got {type(record).__name__}")
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise SpecError(f"adopted is malformed: {error}") from error
+
+
+SPEC_VERSION = 7  # of a ModelSpec; versions 1 to 6 are read too
+FINDER_VERSION = 1
 Decode = Literal["argmax", "subbin"]
 Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
 JointLookup = Literal["gridsample", "gather"]
-
 MAX_OKS_WINDOW = 10.0  # by then it is the mean of all bins
 MAX_ANTIALIAS = 8  # 64 samples a crop pixel
 # the version that brought them
 _LATER_KEYS = {
     "covariance_scale": 2, "flip_test": 2, "joint_lookup": 2, "antialias": 2,
     "covariance_odds_power": 3, "evidence": 4, "oks_window": 5,
-    "spread_temperature": 6, "spread_isotropy": 6,
+    "spread_temperature": 6, "spread_isotropy": 6, "geometry": 7, "adopted": 7,
 }  # fmt: skip
-
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 
@@ -52,6 +104,9 @@ class ModelSpec:
     oks_window: float = 0.0
     input: Input = "crops"
     box_scale: float = 1.25  # the aspect-true box is enlarged by this much
+    # where a box lands in its crop: classic: its centre on (W / 2, H / 2), W crop pixels wide; udp:
+    # on ((W − 1) / 2, (H − 1) / 2), W − 1 pixels wide; see `cfpose_sdk.crops`
+    geometry: Geometry = "classic"
     split_ratio: float = 2.0  # SimCC bins a pixel
     mean_rgb: tuple[float, float, float] = IMAGENET_MEAN_RGB  # of pixels scaled to [0, 1]
     std_rgb: tuple[float, float, float] = IMAGENET_STD_RGB
@@ -76,6 +131,7 @@ class ModelSpec:
     license: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     gate: Mapping[str, Any] = field(default_factory=dict)  # the export's proof, summarised
+    adopted: Adoption | None = None  # of a foreign network; None for cfpose's own
 
     def __post_init__(self) -> None:
         _check_size(self.size_wh)
@@ -92,6 +148,8 @@ class ModelSpec:
             raise SpecError(f"evidence must be one of {get_args(Evidence)}, got {self.evidence!r}")
         if self.input not in get_args(Input):
             raise SpecError(f"input must be one of {get_args(Input)}, got {self.input!r}")
+        if self.geometry not in get_args(Geometry):
+            raise SpecError(f"geometry must be one of {get_args(Geometry)}, got {self.geometry!r}")
         if self.joint_lookup not in get_args(JointLookup):
             raise SpecError(
                 f"joint_lookup must be one of {get_args(JointLookup)}, got {self.joint_lookup!r}"
@@ -116,6 +174,11 @@ class ModelSpec:
             raise SpecError("mean_rgb and std_rgb must hold 3 numbers each, std_rgb positive")
         if len(self.calibration) != 2:
             raise SpecError(f"calibration must be (slope, intercept), got {self.calibration}")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether confidence and covariance were fitted on labelled photos."""
+        return self.adopted is None or self.adopted.calibrated
 
     @property
     def bins_xy(self) -> tuple[int, int]:
@@ -153,6 +216,8 @@ class ModelSpec:
             )
         except (InputError, TypeError, ValueError) as error:
             raise SpecError(f"ModelSpec's keypoint tables are malformed: {error}") from error
+        if record.get("adopted") is not None:
+            record["adopted"] = Adoption.from_record(record["adopted"])
         return cast(ModelSpec, _build(cls, {**record, "skeleton": skeleton}))
 
 

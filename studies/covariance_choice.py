@@ -28,6 +28,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from cfpose_bench.accuracy.fits import SHARES, fit_scale
 from cfpose_bench.accuracy.reliability import squared_sigmas
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_export.graph.rules import LOGITS, load_model, read_spec
@@ -37,7 +38,6 @@ from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import SUBBIN_RADIUS_PX, covariance
 from cfpose_sdk.media.image import read_image
-from cfpose_training.pose.calibration import SIGMA_SHARE, fit_scale
 
 GROUPS = 8
 SHAPES = tuple((t, i) for t in (1.5, 1.0, 0.8, 0.6, 0.4) for i in (0.0, 0.5, 1.0))
@@ -138,14 +138,14 @@ def windowed(
 
 def _judged(xy: Float64, matrices: Float64, truth: Float64) -> dict[str, Any]:
     squared = squared_sigmas(xy, matrices, truth)
-    scale = float(np.quantile(squared, SIGMA_SHARE))
+    scale = float(np.quantile(squared, SHARES[0][1]))
     inside = squared <= scale
     order = np.argsort(np.linalg.det(matrices))
     shares = [float(inside[group].mean()) for group in np.array_split(order, GROUPS)]
     return {
         "scale": round(scale, 4),
         "share_within_1_sigma": [round(share, 3) for share in shares],
-        "mean_gap": round(float(np.abs(np.array(shares) - SIGMA_SHARE).mean()), 4),
+        "mean_gap": round(float(np.abs(np.array(shares) - SHARES[0][1]).mean()), 4),
         "larger_gap": round(fit_scale(squared)[1], 4),
         "negative_log_likelihood": round(_surprise(squared, matrices), 4),
     }

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from cfpose_bench.data.dataset import KeypointDataset, find_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
-from cfpose_bench.peers.yolox import YoloX
+from cfpose_sdk.detectors import DetectorOptions, open_detector
+from cfpose_sdk.detectors.base import Detector, as_detections
 from cfpose_sdk.errors import BackendError, ImageError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.formats import numbers
@@ -37,9 +38,9 @@ SHARED = ("onnxruntime", "numpy", "opencv-python-headless")
 
 def add_commands(commands: Commands) -> None:
     """Add `boxes`, `simcc` and `peers` to the sub-commands of cfpose-bench."""
-    boxes = commands.add_parser("boxes", help="write a YOLOX's person boxes, for --boxes")
+    boxes = commands.add_parser("boxes", help="write a detector's person boxes, for --boxes")
     boxes.set_defaults(run=_boxes)
-    boxes.add_argument("detector", type=Path, help="YOLOX as ONNX with raw output")
+    boxes.add_argument("detector", type=Path, help="a file that PoseEstimator(detector=) opens")
     boxes.add_argument("--dataset", required=True, help="as in cfpose-bench")
     boxes.add_argument("--data-root", help="as in cfpose-bench")
     boxes.add_argument("--images", help="as in cfpose-bench")
@@ -50,6 +51,10 @@ def add_commands(commands: Commands) -> None:
     boxes.add_argument(
         "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
     )
+    boxes.add_argument(
+        "--size", type=int, nargs=2, metavar=("W", "H"), help="of the input, where it is open"
+    )
+    boxes.add_argument("--most", type=int, help="boxes of a photo, by score (default: all)")
     boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
     simcc = commands.add_parser(
         "simcc", help="cut the SimCC network out of an artifact, for rtmlib"
@@ -65,13 +70,14 @@ def add_commands(commands: Commands) -> None:
 
 
 def _boxes(options: argparse.Namespace) -> int:
-    limit, target = options.limit, options.output
+    limit, most, target = options.limit, options.most, options.output
+    size = tuple(options.size) if options.size else None
+    chosen = DetectorOptions(threshold=options.threshold, nms_iou=options.nms, size_wh=size)
     dataset = find_dataset(options.dataset, options.images, options.data_root)
     if limit is not None:
         dataset = dataset.limited(limit)
-    yolox = YoloX(options.detector, threshold=options.threshold, nms_iou=options.nms)
-    with closing(yolox):
-        write_boxes(yolox, dataset, target)
+    with closing(open_detector(options.detector, chosen, device="cpu")) as detector:
+        write_boxes(detector, dataset, target, most)
     return 0
 
 
@@ -85,16 +91,21 @@ def _peers(options: argparse.Namespace) -> int:
     return 0
 
 
-def write_boxes(detector: YoloX, dataset: KeypointDataset, target: Path) -> None:
-    """COCO detection results of a data set; a photo that cannot be read is named on stderr."""
+def write_boxes(
+    detector: Detector, dataset: KeypointDataset, target: Path, most: int | None = None
+) -> None:
+    """COCO detection results of a data set, at most so many a photo, by falling score.
+
+    A photo that cannot be read is named on stderr.
+    """
     found = []
     for image_id, path in tqdm(dataset.photos.items(), unit="photo", disable=None):
         try:
-            people = detector(read_image(path))
+            people = as_detections(detector(read_image(path)))
         except ImageError as error:
             print(f"cfpose-bench: no boxes: {error}", file=sys.stderr)
             continue
-        for box, score in zip(people.boxes, people.scores, strict=True):
+        for box, score in zip(people.boxes[:most], people.scores[:most], strict=True):
             x1, y1, x2, y2 = box
             sides = numbers(box[:2]) + numbers(box[2:] - box[:2])
             if x2 > x1 and y2 > y1:

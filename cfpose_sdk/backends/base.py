@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.files import SPEC_KEY
 
 Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]
@@ -68,6 +71,7 @@ class Backend(ABC):
     metadata: Mapping[str, str]
     # of each input, where the runtime tells; None stands for a side that is left open
     input_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})
+    output_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})  # likewise
     input_types: Mapping[str, str] = MappingProxyType({})  # by onnxruntime's names
     max_batch: int | None = None  # people that one run takes; None: any number
 
@@ -80,7 +84,32 @@ class Backend(ABC):
             raise BackendError(
                 f"{self.path.name} takes inputs {sorted(self.inputs)}, got {sorted(feeds)}"
             )
+        if size := self._fixed_batch:
+            return self._run_in_chunks(feeds, size)
         return self._run(feeds)
+
+    @functools.cached_property
+    def _fixed_batch(self) -> int:
+        """People that one run takes, no fewer and no more, as an adopted network's spec says."""
+        if SPEC_KEY not in self.metadata:
+            return 0
+        try:
+            adopted = json.loads(self.metadata[SPEC_KEY]).get("adopted") or {}
+            return int(adopted.get("batch", 0))
+        except (AttributeError, TypeError, ValueError):
+            return 0  # whoever reads the spec says what is wrong with it
+
+    def _run_in_chunks(self, feeds: Feeds, size: int) -> dict[str, NDArray[Any]]:
+        """Any number of people through runs of exactly `size`; the last is filled with zeros."""
+        people = next(name for name in ("boxes", "crops", *feeds) if name in feeds)
+        count, parts = len(feeds[people]), []
+        for first in range(0, max(1, count), size):
+            given = feeds[people][first : first + size]
+            full = np.zeros((size, *given.shape[1:]), given.dtype)
+            full[: len(given)] = given
+            outputs = self._run({**feeds, people: full})
+            parts.append({name: value[: len(given)] for name, value in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _check_feed(self, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
         """Raise BackendError for a feed of another type or shape than `input_shapes` tells."""

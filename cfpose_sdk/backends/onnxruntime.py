@@ -46,6 +46,10 @@ class OnnxBackend(Backend):
             node.name: tuple(side if isinstance(side, int) else None for side in node.shape)
             for node in nodes
         }
+        self.output_shapes = {
+            node.name: tuple(side if isinstance(side, int) else None for side in node.shape or ())
+            for node in self._session.get_outputs()
+        }
         self.input_types = {node.name: str(node.type) for node in nodes}
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)

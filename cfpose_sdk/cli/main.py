@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
-from cfpose_sdk.diagnostics.doctor import describe, examine
+from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
 from cfpose_sdk.streaming.stream import StreamOptions
 
 if TYPE_CHECKING:
@@ -76,10 +77,16 @@ def _add_doctor(commands: Commands) -> None:
     )
     command.set_defaults(run=_doctor)
     command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.add_argument("--model", metavar="M", help="describe this exported model, too")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="M", help="exported pose model; None: the bundled one")
+    command.add_argument(
+        "--model",
+        metavar="M",
+        help=f"exported pose model, or a foreign network with its preset ({', '.join(PRESETS)}) as "
+        f"movenet:F.onnx; None: the bundled one",
+    )
     command.add_argument(
         "--detector", metavar="D", help="person detector; None: the bundled finder"
     )
@@ -170,6 +177,9 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     as_json: bool = options.json
+    model: str | None = options.model
     report = examine()
+    if model is not None:
+        report["model"] = model_facts(model)
     print(json.dumps(report, indent=2) if as_json else describe(report))
     return 0 if report["ok"] else 1

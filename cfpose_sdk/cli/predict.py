@@ -14,6 +14,7 @@ from typing import Self, TextIO
 import cv2
 
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.foreign import adopted_file, split_preset
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -46,8 +47,12 @@ def predict(
     parts = [part for source in sources for part in parts_of(source)]
     if outputs.pictures is not None:
         _refuse_overwriting(parts, outputs.pictures)
+    foreign = split_preset(model or "")
     with PoseEstimator(
-        model, detector=detector, device=device, allow_fallback=allow_fallback
+        model if foreign is None else adopted_file(*foreign),
+        detector=detector,
+        device=device,
+        allow_fallback=allow_fallback,
     ) as estimator:
         return PredictRun(estimator, outputs.open(), streaming, show).run(parts)
 

@@ -22,8 +22,8 @@ def open_detector(
     threads: int | None = None,
     allow_fallback: bool = False,
 ) -> OpenDetector:
-    """Open a person detector: a cfpose finder, a YOLO, end-to-end or RF-DETR-style graph, or an
-    Ultralytics checkpoint (.pt).
+    """Open a person detector: a cfpose finder, a YOLO, end-to-end, RF-DETR-style, RTMDet, PicoDet
+    or NanoDet graph, or an Ultralytics checkpoint (.pt).
 
     Raises ArtifactError when the file is of no known kind, or leaves something open that an option
     would settle, MissingDependencyError without the package it needs, else as `open_backend`.

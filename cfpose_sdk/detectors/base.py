@@ -20,8 +20,11 @@ from cfpose_sdk.files import MODELS
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
-Layout = Literal["yolox", "yolox-decoded", "yolov5", "yolov8", "end2end", "detr"]
-Pixels = Literal["bgr255", "rgb01", "rgb-imagenet"]
+Layout = Literal[
+    "yolox", "yolox-decoded", "yolov5", "yolov8", "end2end", "detr",
+    "rtmdet", "mmdeploy", "picodet", "nanodet",
+]  # fmt: skip
+Pixels = Literal["bgr255", "rgb01", "rgb-imagenet", "bgr-imagenet"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class DetectorOptions:
 
     `threshold`: boxes scored below are dropped; None is the artifact's own, else 0.25. `nms_iou`:
     of two boxes that overlap more the lower-scored is dropped; None is the artifact's own, else
-    0.5 (end2end and detr need none and do none). `layout`: what the output holds, see the modules
-    of this package. `person_class`: the number of the class of people. `size_wh`: of the input,
-    where the graph leaves it open. `pixels`: how they are fed; None is the layout's custom.
+    0.5 (end2end, detr and mmdeploy need none and do none). `layout`: what the output holds, see the
+    modules of this package. `person_class`: the number of the class of people. `size_wh`: of the
+    input, where the graph leaves it open. `pixels`: how they are fed; None is the layout's custom.
     Raises InputError when a value is out of range.
     """
 

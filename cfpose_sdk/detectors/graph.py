@@ -15,13 +15,16 @@ from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import letterbox, nms
 from cfpose_sdk.detectors.base import Detections, DetectorOptions, Pixels, Running
 from cfpose_sdk.detectors.decoders import decode_detr, decode_end2end, decode_yolo
-from cfpose_sdk.detectors.layouts import Outputs, Reading, read_layout
+from cfpose_sdk.detectors.layouts import LEVELS, Outputs, Reading, read_layout
+from cfpose_sdk.detectors.levels import decode_levels
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
 _PAD_VALUE = 114  # the grey that YOLO detectors are trained with
 _THRESHOLD, _NMS_IOU = 0.25, 0.5
+_STRETCHED = ("detr", "picodet", "nanodet")  # trained on pictures of another aspect ratio
+_SUPPRESSED = ("end2end", "detr", "mmdeploy")  # repeated boxes are gone already
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -52,7 +55,7 @@ class GraphDetector:
 
     def __call__(self, image: Image) -> Detections:
         """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
-        stretched = self.reading.layout == "detr"
+        stretched = self.reading.layout in _STRETCHED
         outputs, scale_xy = self._run(image, self.reading.pixels, stretched)
         found, scores = self._decode(outputs)
         height, width = image.shape[:2]
@@ -63,7 +66,7 @@ class GraphDetector:
         solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & np.isfinite(scores)
         boxes, scores = boxes[solid], scores[solid].clip(0, 1)
         order = np.argsort(-scores, kind="stable")
-        if self.reading.layout not in ("end2end", "detr"):
+        if self.reading.layout not in _SUPPRESSED:
             iou = _NMS_IOU if self._options.nms_iou is None else self._options.nms_iou
             order = nms(boxes, scores, iou)
         return Detections(boxes[order], np.asarray(scores[order], dtype=np.float32))
@@ -108,6 +111,8 @@ class GraphDetector:
         if layout == "detr":
             boxes, logits = sorted(outputs.values(), key=lambda output: output.shape[2] != 4)
             return decode_detr(boxes, logits, self.size_wh, person, self.threshold)
+        if layout in LEVELS:
+            return decode_levels(outputs, layout, self.size_wh, person, self.threshold)
         (output,) = outputs.values()
         if layout == "end2end":
             return decode_end2end(output, person, self.threshold)
@@ -118,9 +123,14 @@ def _tensor(canvas: Image, pixels: Pixels) -> NDArray[np.float32]:
     """(H, W, 3) BGR bytes → (1, 3, H, W) as the network was trained."""
     planes = np.asarray(canvas, dtype=np.float32)
     if pixels != "bgr255":
-        planes = planes[:, :, ::-1] / np.float32(255)
-    if pixels == "rgb-imagenet":
-        mean, std = (np.asarray(v, np.float32) for v in (IMAGENET_MEAN_RGB, IMAGENET_STD_RGB))
+        planes = planes / np.float32(255)
+    if pixels.startswith("rgb"):
+        planes = planes[:, :, ::-1]
+    if pixels.endswith("imagenet"):
+        order = 1 if pixels.startswith("rgb") else -1
+        mean, std = (
+            np.asarray(v, np.float32)[::order] for v in (IMAGENET_MEAN_RGB, IMAGENET_STD_RGB)
+        )
         planes = (planes - mean) / std
     return np.ascontiguousarray(planes.transpose(2, 0, 1)[None])
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.detectors.base import DetectorOptions, Layout, Pixels
 from cfpose_sdk.detectors.decoders import is_decoded, strides_of
+from cfpose_sdk.detectors.levels import classes_of, recognise_levels
 from cfpose_sdk.errors import ArtifactError
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -25,7 +26,12 @@ _PIXELS: dict[Layout, Pixels] = {
     "yolov8": "rgb01",
     "end2end": "rgb01",
     "detr": "rgb-imagenet",
+    "rtmdet": "bgr-imagenet",
+    "mmdeploy": "bgr-imagenet",
+    "picodet": "rgb-imagenet",
+    "nanodet": "bgr-imagenet",
 }
+LEVELS: tuple[Layout, ...] = ("rtmdet", "mmdeploy", "picodet", "nanodet")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def read_layout(
     """Recognise the outputs of a run. Raises ArtifactError that names the option to pass."""
     names = class_names(metadata)
     layout = options.layout or _recognise(label, outputs, size_wh, len(names))
-    classes = _classes(label, outputs, layout)
+    classes = _classes(label, outputs, layout, size_wh)
     person = options.person_class
     if person is None:
         person = _person(label, layout, classes, names)
@@ -69,6 +75,8 @@ def read_layout(
 
 def _recognise(label: str, outputs: Outputs, size_wh: tuple[int, int], named: int) -> Layout:
     shapes = [output.shape for output in outputs.values()]
+    if layout := recognise_levels(shapes, size_wh, named):
+        return layout
     if len(shapes) == 2 and all(len(shape) == 3 for shape in shapes):
         (_, rows, columns), (_, others, width) = sorted(shapes, key=lambda shape: shape[2] != 4)
         if rows == others and columns == 4 and width != 4:
@@ -97,9 +105,13 @@ def _fits(classes: int, named: int) -> bool:
     return classes == (named or _COCO_CLASSES)
 
 
-def _classes(label: str, outputs: Outputs, layout: Layout) -> int | None:
-    """Number of class columns; None for end2end, which has one column of numbers."""
+def _classes(label: str, outputs: Outputs, layout: Layout, size_wh: tuple[int, int]) -> int | None:
+    """Number of class columns; None for end2end and mmdeploy, which give their numbers."""
     shapes = [output.shape for output in outputs.values()]
+    if layout in LEVELS:
+        if layout != recognise_levels(shapes, size_wh, 0):
+            raise ArtifactError(f"{label} has outputs {shapes}; they do not fit layout {layout!r}")
+        return classes_of(outputs, layout, size_wh)
     if layout == "detr":
         if len(shapes) != 2:
             raise ArtifactError(f"{label} has {len(shapes)} outputs; layout 'detr' has two")
@@ -120,6 +132,8 @@ def _person(label: str, layout: Layout, classes: int | None, names: Mapping[int,
         return people[0]
     if not names:
         if classes == 1 or (classes == _COCO_CLASSES and layout != "detr"):
+            return _COCO_PERSON
+        if layout == "mmdeploy":  # MMDetection's COCO and its person detectors agree
             return _COCO_PERSON
         if classes == _DETR_CLASSES and layout == "detr":
             return _DETR_PERSON

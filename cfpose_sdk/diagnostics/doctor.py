@@ -49,6 +49,22 @@ _PACKAGES = {
 }
 
 
+def model_facts(path: str) -> dict[str, Any]:
+    """What an artifact says of itself. Raises ArtifactError when it cannot be opened."""
+    with PoseEstimator(path) as estimator:
+        spec, info = estimator.spec, estimator.info
+    facts = {
+        "file": path, "name": spec.name, "provider": info.provider, "precision": spec.precision,
+        "joints": len(spec.skeleton), "size_wh": list(spec.size_wh), "license": spec.license,
+        "calibrated": spec.calibrated,
+    }  # fmt: skip
+    if spec.adopted is not None:
+        adopted = spec.adopted
+        facts |= {"adopted": adopted.family, "preset": adopted.preset, "source": adopted.source,
+                  "sha256": adopted.sha256}  # fmt: skip
+    return facts
+
+
 def examine() -> dict[str, Any]:
     """A report as plain values.
 
@@ -118,6 +134,14 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"  bundled models on {named}: {state}")
         answers = report["models"]["parity"][device]
         lines += [f"    {name}: {message}" for name, message in answers.items()]
+    if model := report.get("model"):
+        honest = "calibrated" if model["calibrated"] else "uncalibrated"
+        lines += ["", f"  {model['file']}: {model['name']}, {model['precision']}, {honest}"]
+        lines.append(f"    {model['joints']} joints, licence: {model['license'] or 'not stated'}")
+        if "adopted" in model:
+            lines.append(
+                f"    adopted from {model['source']} ({model['adopted']}, preset {model['preset']})"
+            )
     lines += ["", *(f"problem: {problem}" for problem in report["problems"])]
     lines += [f"advice: {advice}" for advice in report["advice"]]
     lines.append("The defaults work." if report["ok"] else "The defaults do not work.")

@@ -19,6 +19,7 @@ _CENTRE: Colour = (110, 220, 110)  # green
 _EDGE: Colour = (30, 30, 30)  # dark rim, so that colours stand out on any ground
 _BOX: Colour = (225, 225, 225)
 _SHIFT = 4  # OpenCV draws at 1 / 2**_SHIFT px
+_FINE = 0.35  # of a body's width: the points of faces and hands, which lie close together
 _FAR = 1 << 20  # px; beyond it OpenCV's fixed-point coordinates overflow
 
 
@@ -69,16 +70,21 @@ def _draw_person(
     colours: list[Colour],
     width: float,
 ) -> None:
+    fine = _fine_joints(skeleton)
     limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
     thick, rim = max(1, round(width)), max(1, round(width * 0.35))
     if width >= 2:
         for a, b in limbs:
-            _line(canvas, xy[a], xy[b], _EDGE, thick + 2 * rim)
+            if not fine[b]:
+                _line(canvas, xy[a], xy[b], _EDGE, thick + 2 * rim)
     for a, b in limbs:
         colour = colours[a] if colours[a] == colours[b] else _limb_colour(colours[a], colours[b])
-        _line(canvas, xy[a], xy[b], colour, thick)
+        _line(canvas, xy[a], xy[b], colour, max(1, round(width * _FINE)) if fine[b] else thick)
     radius = max(1.5, width * 1.05)
     for joint in np.flatnonzero(shown):
+        if fine[joint]:
+            _dot(canvas, xy[joint], colours[joint], max(0.75, radius * _FINE))
+            continue
         _dot(canvas, xy[joint], _EDGE, radius + rim * 0.8)
         _dot(canvas, xy[joint], colours[joint], radius)
 
@@ -144,6 +150,15 @@ def _joint_colours(skeleton: Skeleton) -> list[Colour]:
     for left, right in skeleton.flip_pairs:
         colours[left], colours[right] = _LEFT, _RIGHT
     return colours
+
+
+def _fine_joints(skeleton: Skeleton) -> list[bool]:
+    """Joints of a face's outline or of a hand's bones, by their names: face_12, left_hand_thumb1.
+
+    A skeleton that has one joint for a hand draws it as any other.
+    """
+    parts = [name.startswith("face_") or "_hand_" in name for name in skeleton.keypoints]
+    return parts if sum(parts) > 2 else [False] * len(parts)
 
 
 def _limb_colour(a: Colour, b: Colour) -> Colour:

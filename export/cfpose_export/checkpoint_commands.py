@@ -96,7 +96,7 @@ def _onnx(arguments: argparse.Namespace) -> None:
     """Print each proof that the written graph has passed."""
     require("torch", "onnxscript", extra="export", why="cfpose-export onnx")
     from cfpose_export.proof.checkpoint import PoseSwitches, export_checkpoint
-    from cfpose_export.proof.pose import Bounds
+    from cfpose_export.proof.compare import Bounds
 
     proofs = export_checkpoint(
         arguments.checkpoint,
@@ -119,8 +119,8 @@ def _onnx(arguments: argparse.Namespace) -> None:
 def _frame(arguments: argparse.Namespace) -> None:
     """Print the proof of the frame-in graph."""
     require("torch", "onnxscript", extra="export", why="cfpose-export frame")
+    from cfpose_export.proof.compare import Bounds
     from cfpose_export.proof.frame import write_proven_frame
-    from cfpose_export.proof.pose import Bounds
 
     proof = write_proven_frame(
         arguments.output,

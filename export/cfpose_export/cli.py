@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cfpose_export import artifacts, checkpoint_commands, deploy_commands
+from cfpose_export.adopt import command as adopt_commands
 from cfpose_export.precision import commands as precision_commands
 from cfpose_sdk.errors import ExportError
 
@@ -29,6 +30,12 @@ def _parser() -> argparse.ArgumentParser:
         "models; prove that each is the same model.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (checkpoint_commands, precision_commands, deploy_commands, artifacts):
+    for module in (
+        checkpoint_commands,
+        adopt_commands,
+        precision_commands,
+        deploy_commands,
+        artifacts,
+    ):
         module.add_commands(commands)
     return parser

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
+
+import onnx
 
 from cfpose_export.checkpoint_commands import add_proof_options
 from cfpose_export.engines.build import SUFFIXES, Source, write_engine
@@ -147,11 +150,21 @@ def _build_engine(
         words += ["--keep", *keep]
     if photos is not None:
         words += ["--photos", str(photos)]
+    if batch := _fixed_batch(model):
+        options = dataclasses.replace(options, people=(batch,) * 3)
     source = Source(name, sha256(path.read_bytes()), tuple(words))
     passport, new = write_engine(output, model, source, options, force=force)
     facts = ("flavour", "flavour_version", "precision", "engine_bytes", "profile", "achieved")
     report = {"engine": str(output), "built": new}
     return {**report, **{fact: getattr(passport, fact) for fact in facts}}
+
+
+def _fixed_batch(model: onnx.ModelProto) -> int:
+    """Crops that an adopted network takes at once, no fewer and no more; 0 for any number."""
+    if all(entry.key != SPEC_KEY for entry in model.metadata_props):
+        return 0
+    adopted = read_spec(model).adopted
+    return 0 if adopted is None else adopted.batch
 
 
 def _openvino(arguments: argparse.Namespace) -> None:
@@ -172,7 +185,7 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
     from cfpose_export.proof.checkpoint import check_against_checkpoint
-    from cfpose_export.proof.pose import Bounds
+    from cfpose_export.proof.compare import Bounds
 
     bounds = Bounds(max_px=max_px, min_confidence=min_confidence)
     for proof in check_against_checkpoint(path, checkpoint, bounds, photos):

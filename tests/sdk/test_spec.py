@@ -10,7 +10,7 @@ import pytest
 
 from cfpose_sdk.errors import ArtifactError, InputError, SpecError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
-from cfpose_sdk.spec import SPEC_VERSION, FinderSpec, ModelSpec
+from cfpose_sdk.spec import SPEC_VERSION, Adoption, FinderSpec, ModelSpec
 
 FULL = ModelSpec(
     name="full",
@@ -37,6 +37,10 @@ FULL = ModelSpec(
     license="Apache-2.0",
     metrics={"AP": 0.1},
     gate={"max_px": 0.01, "photos": ["x.jpg"]},
+    geometry="udp",
+    adopted=Adoption(
+        "heatmap", "dark", "tinypose", "t.onnx", "0a" * 32, True, 4, {"blur": [3, 0.8]}
+    ),
 )
 FINDER = FinderSpec(name="f", size_wh=(416, 416), threshold=0.3, nms_iou=0.6, trained_on=("c",))
 
@@ -46,10 +50,12 @@ def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
     record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": version}
-    del record["spread_temperature"], record["spread_isotropy"]
+    del record["geometry"], record["adopted"]
+    if version < 6:
+        del record["spread_temperature"], record["spread_isotropy"]
     if version < 5:
         del record["oks_window"]
     if version < 4:
@@ -87,6 +93,10 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
     return json.dumps(record)
 
 
+def adopted(**values: Any) -> str:
+    return changed(adopted={**json.loads(FULL.to_json())["adopted"], **values})
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
@@ -117,8 +127,24 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
         (changed(decode="argmax"), "oks_window must be 0, or up to 10.0 with decode='subbin'"),
         (changed(antialias=0), "antialias must be 1 to 8"),
         (changed(antialias=2.0), "antialias must be 1 to 8"),
-        (changed(spec_version=1), r"spec_version 1 has unknown keys \['antialias', 'cov"),
-        (changed(spec_version=2), r"spec_version 2 has unknown keys \['covariance_odds_power'"),
+        (
+            changed(spec_version=1),
+            r"spec_version 1 has unknown keys \['adopted', 'antialias', 'cov",
+        ),
+        (
+            changed(spec_version=2),
+            r"spec_version 2 has unknown keys \['adopted', 'covariance_odds_power'",
+        ),
+        (changed(spec_version=6), r"spec_version 6 has unknown keys \['adopted', 'geometry'\]"),
+        (changed(geometry="udq"), "geometry must be one of"),
+        (changed(adopted="x"), "adopted must be a JSON object"),
+        (changed(adopted={}), "adopted is malformed"),
+        (adopted(family="bottom-up"), "family must be one of"),
+        (adopted(decode="subbin"), "decode of a heatmap network must be one of"),
+        (adopted(sha256="0"), "64 hexadecimal digits"),
+        (adopted(batch=-1), "batch must be 0 or"),
+        (adopted(calibrated=1), "calibrated must be"),
+        (adopted(author="me"), "adopted is malformed"),
         (changed(limbs=[[0, 99]]), "limbs must join"),
         (changed(limbs=[[0, 1, 2]]), "malformed"),
         (changed(oks_sigmas=[0.1]), "oks_sigmas"),

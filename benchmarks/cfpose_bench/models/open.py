@@ -9,16 +9,16 @@ from typing import Any
 
 from cfpose_bench.models.base import Facts, PoseModel
 from cfpose_bench.models.wrappers import CountedFinder, FlipTested
-from cfpose_bench.peers.movenet import MoveNet
+from cfpose_bench.peers.yolo_pose import YoloPose
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import ArithmeticPrecision
+from cfpose_sdk.backends.foreign import PRESETS, adopted_file
 from cfpose_sdk.backends.openvino import ir_weights
 from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.skeleton import COCO_17
 
 ENGINES = (".engine", ".plan")
 
@@ -74,7 +74,8 @@ def _tensors(graph: Any) -> list[Any]:
 
 # peers that run in an environment of their own, by the adapter file that serves them
 ADAPTERS = {"rtmlib": "rtmlib_pose.py", "ultralytics": "ultralytics_pose.py"}
-PEERS = ("movenet", *ADAPTERS, "adapter")
+YOLO_POSE = "yolopose"
+PEERS = (*PRESETS, YOLO_POSE, *ADAPTERS, "adapter")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class ModelName:
             return "default"
         if self.peer is None:
             return self.path.name
-        return self.path.stem if self.peer == "movenet" else f"{self.peer}:{self.path.stem}"
+        plain = self.peer in (*PRESETS, YOLO_POSE)
+        return self.path.stem if plain else f"{self.peer}:{self.path.stem}"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -113,6 +115,8 @@ class OpenModel:
 
 def parse_name(text: str) -> ModelName:
     """`default`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `ultralytics:F.pt`, `adapter:A.py:FILE`.
+
+    `movenet` stands for every preset of `cfpose-export adopt`.
 
     Raises InputError for an unknown peer.
     """
@@ -142,19 +146,19 @@ def open_model(
     flip_test: bool = False,
     precision: ArithmeticPrecision = "f32",
 ) -> OpenModel:
-    """Open a cfpose artifact or MoveNet in this process.
+    """Open a cfpose artifact, or a foreign network adopted into one, in this process.
 
     `find` opens a detector too (`detector`, or the bundled finder), for photos without boxes.
     `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
     the runtime does, InputError for a precision that it does not have.
     """
     finder = CountedFinder(open_finder(detector, device, threads)) if find else None
-    if name.peer is None:
-        opened = _cfpose(name, finder, device, threads, precision)
-    elif precision == "f32":
-        opened = _movenet(name, finder, device, threads)
+    if name.peer == YOLO_POSE:
+        if flip_test or precision != "f32":
+            raise InputError(f"--model {name.text}: a one-stage network has no flip test, and f32")
+        opened = _yolo_pose(name, device, threads)
     else:
-        raise InputError(f"--model {name.text} runs in f32 only, got precision {precision!r}")
+        opened = _cfpose(name, finder, device, threads, precision)
 
     def close() -> None:
         opened.close()
@@ -174,6 +178,19 @@ def open_finder(
     return open_detector(detector, device=device, threads=threads)
 
 
+def _yolo_pose(name: ModelName, device: Device, threads: int | None) -> OpenModel:
+    model = YoloPose(name.path, device=device, threads=threads)
+    facts = Facts(
+        name=name.label,
+        skeleton=model.skeleton,
+        provider=model.backend.provider,
+        size_wh=model.size_wh,
+        is_peer=True,
+        one_stage=True,
+    )
+    return OpenModel(facts, model, model.close)
+
+
 def _cfpose(
     name: ModelName,
     finder: CountedFinder | None,
@@ -182,6 +199,8 @@ def _cfpose(
     precision: ArithmeticPrecision,
 ) -> OpenModel:
     path = None if name.text == "default" else name.path
+    if name.peer is not None:
+        path = adopted_file(name.peer, name.path)
     # other runtimes have no such option, and refuse it
     chosen: dict[str, Any] = {}
     if precision != "f32":
@@ -193,19 +212,6 @@ def _cfpose(
         precision=estimator.spec.precision,
         provider=estimator.info.provider,
         size_wh=estimator.spec.size_wh,
+        is_peer=name.peer is not None,
     )
     return OpenModel(facts, estimator, estimator.close)
-
-
-def _movenet(
-    name: ModelName, finder: CountedFinder | None, device: Device, threads: int | None
-) -> OpenModel:
-    model = MoveNet(name.path, finder, device=device, threads=threads)
-    facts = Facts(
-        name=name.label,
-        skeleton=COCO_17,
-        provider=model.backend.provider,
-        size_wh=(model.side, model.side),
-        is_peer=True,
-    )
-    return OpenModel(facts, model, model.close)

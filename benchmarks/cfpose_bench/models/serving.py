@@ -66,6 +66,7 @@ class ServedModel:
             "precision": opened.facts.precision,
             "provider": opened.facts.provider,
             "size_wh": opened.facts.size_wh,
+            "one_stage": opened.facts.one_stage,
         }
 
     def predict(self, image: str, boxes: Any) -> Record:

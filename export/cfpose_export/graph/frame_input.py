@@ -106,20 +106,22 @@ placement (float[N, 2] centre, float[N, 1] step) => ({outputs})
 """
 _PLACE_POINTS = """
   {name}_off = Sub({name}_crop, middle)
-  {name}_px = Mul({name}_off, step3)
+  {name}_px = Mul({name}_off, {steps})
   {name} = Add({name}_px, centre3)
 """
 _PLACE_COVARIANCE = """
   step4 = Unsqueeze(step3, one)
   step_area = Mul(step4, step4)
-  covariance = Mul(covariance_crop, step_area)
+  {stretched}
+  covariance = Mul(covariance_crop, {area})
 """
+_STRETCHED = "area_xy = Mul(step_area, stretch_area)"
 
 
 def sampler(spec: ModelSpec) -> onnx.GraphProto:
     """`frame` and `boxes` → CORE_INPUT, with spec.antialias² samples a crop pixel."""
     width, height = spec.size_wh
-    taps = spec.antialias
+    taps, (middle, stretch) = spec.antialias, _lattice(spec)
     text = _SAMPLER.format(
         opset=OPSET,
         spread=_SPREAD if taps > 1 else "",
@@ -133,8 +135,8 @@ def sampler(spec: ModelSpec) -> onnx.GraphProto:
         "unit": [1.0],
         "before": [-2.0],  # far enough out to be black, near enough for every integer type
         "step_of_span": np.array([1 / width, 1 / height]) * spec.box_scale,
-        "columns": (np.arange(width) - width / 2).reshape(1, 1, 1, -1, 1),
-        "rows": (np.arange(height) - height / 2).reshape(1, 1, -1, 1, 1),
+        "columns": ((np.arange(width) - middle[0]) * stretch[0]).reshape(1, 1, 1, -1, 1),
+        "rows": ((np.arange(height) - middle[1]) * stretch[1]).reshape(1, 1, -1, 1, 1),
         "x_axis": [1.0, 0.0],
         "y_axis": [0.0, 1.0],
     }
@@ -152,6 +154,14 @@ def sampler(spec: ModelSpec) -> onnx.GraphProto:
     return graph
 
 
+def _lattice(spec: ModelSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where a region's centre lies in its crop (x, y), and W and H over its sides there."""
+    size = np.asarray(spec.size_wh, dtype=np.float64)
+    if spec.geometry == "classic":
+        return size / 2, np.ones(2)
+    return (size - 1) / 2, size / (size - 1)  # W frame steps on W − 1 crop steps
+
+
 def tap_offsets(taps: int) -> NDArray[np.float64]:
     """(taps,) places along one axis, in units of √(step² − 2) frame pixels; `taps` > 1.
 
@@ -164,14 +174,21 @@ def tap_offsets(taps: int) -> NDArray[np.float64]:
 
 def placement(spec: ModelSpec, outputs: Sequence[str]) -> onnx.GraphProto:
     """NAME_crop → NAME for the PLACED among the `outputs`; reads the sampler's centre and step."""
-    parts = [_PLACE_POINTS.format(name=name) for name in ("keypoints", "coarse")]
+    plain = spec.geometry == "classic"
+    parts = [] if plain else ["  step_xy = Mul(step3, stretch)"]
+    steps = "step3" if plain else "step_xy"
+    parts += [_PLACE_POINTS.format(name=name, steps=steps) for name in ("keypoints", "coarse")]
     named = ["float[N, K, 2] keypoints", "float[N, K, 2] coarse"]
     if "covariance" in outputs:
-        parts.append(_PLACE_COVARIANCE)
+        area = "step_area" if plain else "area_xy"
+        parts.append(_PLACE_COVARIANCE.format(area=area, stretched=_STRETCHED * (not plain)))
         named.append("float[N, K, 2, 2] covariance")
     text = _PLACEMENT.format(opset=OPSET, outputs=", ".join(named), nodes="\n".join(parts))
-    width, height = spec.size_wh
-    graph = _parsed(text, {"one": [1]}, {"middle": [width / 2, height / 2]}, "placement")
+    middle, stretch = _lattice(spec)
+    real: dict[str, object] = {"middle": middle}
+    if not plain:
+        real |= {"stretch": stretch, "stretch_area": np.outer(stretch, stretch)}
+    graph = _parsed(text, {"one": [1]}, real, "placement")
     outer = [f"{name}_crop" for name in PLACED] + list(PLACED)
     rename(graph, {f"placement.{name}": name for name in outer})
     rename(graph, {f"placement.{name}": f"sampler.{name}" for name in ("centre", "step")})

@@ -97,6 +97,12 @@ def check_graph(
             _check_grid_sample(node, types)
 
 
+def logits_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """LOGITS, or nothing for a graph that has no such values: an adopted one."""
+    made = {name for node in model.graph.node for name in node.output}
+    return LOGITS if made.issuperset(LOGITS) else ()
+
+
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """The same graph, with float32 values inside it as further outputs."""
     probe = onnx.ModelProto()

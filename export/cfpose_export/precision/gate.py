@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, get_args
 import onnx
 
 from cfpose_export.graph.rules import (
-    LOGITS,
     POSE_OUTPUTS,
     LowPrecision,
     TypedPrecision,
     check_graph,
+    logits_of,
     read_spec,
     report_path,
     write_spec,
@@ -212,7 +212,7 @@ def examine(
     modules that made it fail.
     """
     spec, kept = read_spec(reference), tuple(keep)
-    expected = run_graph(reference, proof.crops, LOGITS)
+    expected = run_graph(reference, proof.crops, logits_of(reference))
 
     def rerun(kept: Collection[str]) -> onnx.ModelProto:
         return build(kept).model if precision == "int8" else emulate(reference, precision, kept)
@@ -222,7 +222,12 @@ def examine(
         check_graph(candidate.model, "crops", POSE_OUTPUTS)
         figures = tuple(
             compare_graphs(
-                how, expected, run_graph(graph, proof.crops, LOGITS), proof, spec, limits.floor
+                how,
+                expected,
+                run_graph(graph, proof.crops, logits_of(graph)),
+                proof,
+                spec,
+                limits.floor,
             )
             for how, graph in candidate.runs.items()
         )

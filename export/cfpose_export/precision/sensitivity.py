@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cfpose_export.graph.rules import LOGITS, element_types
+from cfpose_export.graph.rules import element_types, logits_of
 from cfpose_export.precision.typed import own_name, scope
 from cfpose_export.proof.compare import Values, compare_graphs, run_graph
 from cfpose_export.proof.crops import ProofSet
@@ -68,7 +68,8 @@ def find_culprits(
     culprits = []
     for module in worst:
         others = [f"{m}." for m in modules if m != module]
-        alone = run_graph(build([*kept, *others]), few.crops, LOGITS)
+        graph = build([*kept, *others])
+        alone = run_graph(graph, few.crops, logits_of(graph))
         figures = compare_graphs("alone", wanted, alone, few, spec, floor)
         culprits.append(
             Culprit(

@@ -14,6 +14,7 @@ from cfpose_export.graph.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.graph.finder import build_finder, check_finder_spec
 from cfpose_export.graph.rules import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.graph.trace import build_pose
+from cfpose_export.proof.compare import Bounds
 from cfpose_export.proof.crops import read_people
 from cfpose_export.proof.finder import (
     FinderDrift,
@@ -22,7 +23,7 @@ from cfpose_export.proof.finder import (
     write_proven_finder,
 )
 from cfpose_export.proof.frame import FrameDrift, judge_frame, measure_frame, write_proven_frame
-from cfpose_export.proof.pose import Bounds, Drift, judge, measure, write_proven
+from cfpose_export.proof.pose import Drift, judge, measure, write_proven
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import FINDER_KEY, Decode, Input, JointLookup, ModelSpec
 from cfpose_training.checkpoints.files import load_finder, load_pose, load_tensors

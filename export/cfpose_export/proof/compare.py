@@ -180,6 +180,21 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What a proof must keep to."""
+
+    max_px: float = MAX_PX  # keypoint drift of any compared joint
+    max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
+    max_confidence: float = 1e-3  # confidence difference of any compared joint
+    min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
+
+    @property
+    def max_spread(self) -> float:
+        """Covariance difference of any compared joint, as of `spread_gap`."""
+        return allowed_spread(self.max_px)
+
+
+@dataclass(frozen=True)
 class Bound:
     """What an Agreement must keep to: the largest distance, or the 99th percentile."""
 
@@ -290,7 +305,9 @@ def run_graph(model: onnx.ModelProto, crops: Crops, names: Sequence[str] = ()) -
 def compare_graphs(
     how: str, expected: Values, got: Values, proof: ProofSet, spec: ModelSpec, floor: float
 ) -> Figures:
-    """Figures of `got` against `expected`, both with POSE_OUTPUTS and LOGITS; `floor`: confidence.
+    """Figures of `got` against `expected`, both with POSE_OUTPUTS; `floor`: confidence.
+
+    Both hold LOGITS as well, where the graph has them: an adopted one does not.
 
     Values that are not finite are counted, and make the pixel figures infinite.
     """
@@ -318,7 +335,14 @@ def compare_graphs(
         oks_min=_statistic(np.min, oks),
         confidence_p99=joints.confidence_p99,
         confidence_max=joints.confidence_max,
-        logit_max=max(float(nan_as_infinite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
+        logit_max=max(
+            (
+                float(nan_as_infinite(np.abs(got[n] - expected[n])).max())
+                for n in LOGITS
+                if n in expected
+            ),
+            default=0.0,
+        ),
         nonfinite=sum(int((~np.isfinite(got[n])).sum()) for n in expected),
         bin_flips=flips,
         spread_max=joints.spread_max,

@@ -74,7 +74,9 @@ def _gather(
             moved = boxes if kind == "framed" else _move(boxes, draw)
             if kind == "cut":
                 moved = _push_out(moved, draw)
-            transforms = crop_transforms(moved, spec.size_wh, spec.box_scale)
+            transforms = crop_transforms(
+                moved, spec.size_wh, spec.box_scale, geometry=spec.geometry
+            )
             photo = photos[name] if name in photos else read_image(folder / name)
             parts.append(_spoil(extract_crops(photo, transforms, spec.size_wh), kind))
             sides = moved[:, 2:] - moved[:, :2]

@@ -17,8 +17,9 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 
 from cfpose_export.graph.frame_input import CORE_INPUT, core_graph, frame_graph
-from cfpose_export.graph.rules import LOGITS, read_spec, with_outputs, write_spec
+from cfpose_export.graph.rules import logits_of, read_spec, with_outputs, write_spec
 from cfpose_export.proof.compare import (
+    Bounds,
     Values,
     compare_joints,
     joined,
@@ -26,10 +27,9 @@ from cfpose_export.proof.compare import (
     spread_problem,
 )
 from cfpose_export.proof.crops import PEOPLE_FILE
-from cfpose_export.proof.pose import Bounds
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.backends import Backend, open_backend
-from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
+from cfpose_sdk.crops import Geometry, crop_transforms, invert_transforms, transform_points
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import read_image
@@ -42,6 +42,7 @@ def sample_crops(
     size_wh: tuple[int, int],
     box_scale: float,
     antialias: int = 1,
+    geometry: Geometry = "classic",
 ) -> Float64:
     """(N, H, W, 3) unrounded crops of one (h, w, 3) frame for (N, 4) xyxy boxes.
 
@@ -50,7 +51,7 @@ def sample_crops(
     `step` is the frame pixels a crop pixel; a single sample where that root is not real.
     """
     width, height = size_wh
-    back = invert_transforms(crop_transforms(boxes, size_wh, box_scale))
+    back = invert_transforms(crop_transforms(boxes, size_wh, box_scale, geometry=geometry))
     v, u = np.mgrid[:height, :width]
     lattice = np.stack([u, v], axis=-1).reshape(1, -1, 2)
     points = transform_points(back, np.broadcast_to(lattice, (len(back), *lattice.shape[1:])))
@@ -126,8 +127,9 @@ def measure_frame(
     photo, boxes = _first_photo(demo_photos() if folder is None else folder)
     with tempfile.TemporaryDirectory() as temporary:
         whole, core = Path(temporary) / "frame.onnx", Path(temporary) / "core.onnx"
-        onnx.save_model(with_outputs(model, (CORE_INPUT, *LOGITS)), whole)
-        onnx.save_model(with_outputs(core_graph(crops_model), LOGITS), core)
+        names = logits_of(model)
+        onnx.save_model(with_outputs(model, (CORE_INPUT, *names)), whole)
+        onnx.save_model(with_outputs(core_graph(crops_model), names), core)
         with open_backend(whole, device="cpu") as frame_in, open_backend(core, device="cpu") as on:
             empty = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
             if bad := {name: v.shape for name, v in empty.items() if len(v)}:
@@ -136,7 +138,7 @@ def measure_frame(
             for size_wh in SIZES_WH:
                 frame = cv2.resize(photo, size_wh).astype(np.uint8)
                 scaled = _boxes(boxes, photo.shape[1::-1], size_wh)
-                runs.append(_run_both(spec, frame_in, on, frame, scaled))
+                runs.append(_run_both(spec, frame_in, on, frame, scaled, names))
             provider = frame_in.provider
     return _drift(runs, provider, bounds.min_confidence)
 
@@ -256,12 +258,14 @@ def _run_both(
     core: Backend,
     frame: NDArray[np.uint8],
     boxes: NDArray[np.float32],
+    names: Sequence[str],
 ) -> _FrameRun:
     """The frame-in graph on one frame, and its core on float64 crops of the same boxes."""
-    crops = sample_crops(frame, boxes, spec.size_wh, spec.box_scale, spec.antialias)
+    crops = sample_crops(frame, boxes, spec.size_wh, spec.box_scale, spec.antialias, spec.geometry)
     in_crops = core.run({CORE_INPUT: crops.astype(np.float32)})
     got = whole.run({"frame": frame, "boxes": boxes})
-    back = invert_transforms(crop_transforms(boxes, spec.size_wh, spec.box_scale))
+    onto = crop_transforms(boxes, spec.size_wh, spec.box_scale, geometry=spec.geometry)
+    back = invert_transforms(onto)
     step = back[:, :1, 0]
     expected: dict[str, NDArray[Any]] = {
         "keypoints": transform_points(back, in_crops["keypoints"]),
@@ -269,7 +273,7 @@ def _run_both(
     }
     if "covariance" in in_crops:
         expected["covariance"] = in_crops["covariance"] * step[..., None, None] ** 2
-    winners = [np.stack([o[name].argmax(axis=2) for name in LOGITS]) for o in (got, in_crops)]
+    winners = [_winners(outputs, names) for outputs in (got, in_crops)]
     return _FrameRun(
         expected,
         got,
@@ -277,3 +281,10 @@ def _run_both(
         np.abs(got[CORE_INPUT] - crops).max(axis=(1, 2, 3)),
         np.moveaxis(winners[0] != winners[1], 0, -1),
     )
+
+
+def _winners(outputs: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any]:
+    """(2, N, K): the winning bins, or for a graph without bins where its coarse poses lie."""
+    if names:
+        return np.stack([outputs[name].argmax(axis=2) for name in names])
+    return np.moveaxis(np.round(outputs["coarse"]), 2, 0)

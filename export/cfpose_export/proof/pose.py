@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from cfpose_export.graph.rules import LOGITS, POSE_OUTPUTS, report_path, with_outputs, write_spec
 from cfpose_export.proof.compare import (
-    MAX_PX,
-    MIN_CONFIDENCE,
-    allowed_spread,
+    Bounds,
     compare_joints,
     joined,
     spread_problem,
@@ -32,21 +30,6 @@ from cfpose_training.nets.fused import FusedOutput, FusedPose
 
 BATCHES = (0, 1, 2, 7, 32)
 POOL = sum(BATCHES)  # crops that a proof looks at
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a proof must keep to."""
-
-    max_px: float = MAX_PX  # keypoint drift of any compared joint
-    max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
-    max_confidence: float = 1e-3  # confidence difference of any compared joint
-    min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
-
-    @property
-    def max_spread(self) -> float:
-        """Covariance difference of any compared joint, as of `spread_gap`."""
-        return allowed_spread(self.max_px)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def test_boxes_command_writes_what_boxes_reads(
     (dataset_folder / "images/000000000002.png").write_bytes(b"damaged")
     target = tmp_path / "boxes.json"
     arguments = ["boxes", str(yolox), "--dataset", str(dataset_folder), "-o", str(target)]
+    arguments += ["--size", "416", "416", "--most", "1"]
     assert main(arguments) == 0
     boxes = read_boxes(target)
     assert set(boxes) == {1, 3}

@@ -29,8 +29,8 @@ from cfpose_export.graph.rules import (
     read_spec,
     scopes,
 )
+from cfpose_export.proof.compare import Bounds
 from cfpose_export.proof.frame import SIZES_WH, judge_frame, measure_frame, sample_crops
-from cfpose_export.proof.pose import Bounds
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.diagnostics.known_answers import BOUNDS
 from cfpose_sdk.errors import ExportError

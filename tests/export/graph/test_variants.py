@@ -14,8 +14,9 @@ import torch
 
 from cfpose_export.graph.rules import LOGITS, POSE_OUTPUTS, check_graph, read_spec
 from cfpose_export.graph.trace import build_pose
+from cfpose_export.proof.compare import Bounds
 from cfpose_export.proof.crops import read_people
-from cfpose_export.proof.pose import Bounds, judge, measure
+from cfpose_export.proof.pose import judge, measure
 from cfpose_sdk.keypoints import calibrate, covariance, expected_oks, widen
 from cfpose_training.nets.flip import flip_test
 from cfpose_training.nets.fused import FusedPose

@@ -11,8 +11,9 @@ import torch
 
 from cfpose_export.graph.rules import LOGITS, read_spec
 from cfpose_export.graph.trace import build_pose
+from cfpose_export.proof.compare import Bounds
 from cfpose_export.proof.crops import read_people
-from cfpose_export.proof.pose import Bounds, judge, measure
+from cfpose_export.proof.pose import judge, measure
 from cfpose_sdk.keypoints import calibrate, covariance, decode_simcc, expected_oks
 from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet

@@ -17,8 +17,9 @@ import torch
 from onnx import numpy_helper
 
 from cfpose_export.graph.rules import read_spec
+from cfpose_export.proof.compare import Bounds
 from cfpose_export.proof.crops import Crops, read_people
-from cfpose_export.proof.pose import BATCHES, POOL, Bounds, Drift, judge, measure, write_proven
+from cfpose_export.proof.pose import BATCHES, POOL, Drift, judge, measure, write_proven
 from cfpose_sdk import files
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops

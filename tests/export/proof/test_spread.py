@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from cfpose_export.proof.compare import Bound, compare_runtimes, judge_agreement, spread_gap
+from cfpose_export.proof.compare import Bound, Bounds, compare_runtimes, judge_agreement, spread_gap
 from cfpose_export.proof.crops import Crops, read_people
-from cfpose_export.proof.pose import Bounds, judge, measure
+from cfpose_export.proof.pose import judge, measure
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.errors import ExportError
 from cfpose_training.nets.fused import FusedPose

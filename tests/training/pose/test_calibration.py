@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from cfpose_bench.accuracy.fits import SHARES
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.keypoints import calibrate
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.data.people import People
 from cfpose_training.pose.calibration import (
-    SIGMA_SHARE,
-    TWO_SIGMA_SHARE,
     calibration_error,
     fit_calibration,
     fit_covariance,
@@ -73,7 +72,7 @@ def test_the_covariance_scale_is_the_one_that_spread_the_joints() -> None:
     # nine joints in ten are Gaussian: 0.9 (1 - exp(-n^2 q)) within n, q = scale / (2 * 2.5)
     grid = np.linspace(2, 4, 2001)
     within = [0.9 * (1 - np.exp(-(n**2) * grid / 5)) for n in (1, 2)]
-    gaps = np.maximum(abs(within[0] - SIGMA_SHARE), abs(within[1] - TWO_SIGMA_SHARE))
+    gaps = np.maximum(abs(within[0] - SHARES[0][1]), abs(within[1] - SHARES[1][1]))
     assert scale == pytest.approx(grid[gaps.argmin()], rel=0.03)
     assert fit_covariance(truth, covariance, even, truth) == (1, 0)
     with pytest.raises(TrainingError, match="fit the covariance on"):

@@ -7,11 +7,11 @@ least 0.5, which is d ≤ 2σ · sqrt(2 ln 2 · area), with COCO's σ and the an
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_bench.accuracy.fits import fit_confidence, fit_spread
 from cfpose_bench.accuracy.reliability import squared_sigmas
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import TrainingError
@@ -22,12 +22,7 @@ from cfpose_training.data.people import People
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet, Predictions
 
-NEWTON_STEPS = 50
-RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly
 BINS = 15  # of the calibration error
-SIGMA_SHARE = 1 - math.exp(-0.5)  # 39.3 %: of a two-dimensional Gaussian within 1 sigma
-TWO_SIGMA_SHARE = 1 - math.exp(-2.0)  # 86.5 %: within 2
-ODDS_POWERS = tuple(step / 20 for step in range(21))  # that are tried
 
 
 def good_joints(
@@ -41,22 +36,10 @@ def good_joints(
 
 
 def fit_calibration(score: Float64, good: NDArray[np.bool_]) -> tuple[float, float]:
-    """(slope, intercept) of the logistic regression of `good` on logit(score), by Newton's method.
-
-    Raises TrainingError without scores.
-    """
+    """(slope, intercept), as of `fit_confidence`. Raises TrainingError without scores."""
     if not len(score):
         raise TrainingError("there are no labelled development joints to fit the confidence on")
-    clipped = np.clip(score, 1e-6, 1 - 1e-6)
-    inputs = np.stack([np.log(clipped) - np.log1p(-clipped), np.ones_like(clipped)], axis=1)
-    weights = np.array([1.0, 0.0])
-    for _ in range(NEWTON_STEPS):
-        probability = 1 / (1 + np.exp(-inputs @ weights))
-        gradient = inputs.T @ (probability - good) + RIDGE * weights
-        curvature = inputs.T @ (inputs * (probability * (1 - probability))[:, None])
-        step = np.linalg.solve(curvature + RIDGE * np.eye(2), gradient)
-        weights -= np.clip(step, -1, 1)  # a full step may overshoot far from the optimum
-    return float(weights[0]), float(weights[1])
+    return fit_confidence(score, good)
 
 
 def calibration_error(
@@ -81,31 +64,7 @@ def fit_covariance(
     """
     if not len(xy):
         raise TrainingError("there are no labelled development joints to fit the covariance on")
-    fits = []
-    for power in ODDS_POWERS:
-        scale, gap = fit_scale(squared_sigmas(xy, widen(covariance, confidence, power), truth))
-        fits.append((gap, power, scale))
-    _, power, scale = min(fits)
-    return scale, power
-
-
-def fit_scale(squared: Float64) -> tuple[float, float]:
-    """The best factor on covariances whose squared distances are (M,), and its larger gap.
-
-    The gaps are those of the shares within 1 and 2 sigma to a Gaussian's, from 0 to 1.
-    """
-    squared = np.sort(squared)
-    edges = squared[squared > 0]
-    if not len(edges):
-        return 1.0, 0.0  # every joint is where it should be: any factor covers them
-    scales = np.concatenate([edges, edges / 4])  # where a share changes
-    gaps = [
-        np.abs(np.searchsorted(squared, sigmas**2 * scales, side="right") / len(squared) - share)
-        for sigmas, share in ((1, SIGMA_SHARE), (2, TWO_SIGMA_SHARE))
-    ]
-    worst = np.maximum(*gaps)
-    best = int(np.argmin(worst))
-    return float(scales[best]), float(worst[best])
+    return fit_spread(xy - truth, covariance, confidence)
 
 
 def measured_spec(

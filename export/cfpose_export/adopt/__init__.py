@@ -1,0 +1,4 @@
+"""A foreign pose network becomes a cfpose artifact: recognised, wrapped, proven, written.
+
+Needs onnx and onnxruntime, not PyTorch.
+"""
