@@ -58,6 +58,9 @@ function shrink(image, width, height) {
   const bgr = new Uint8Array(width * height * 3);
   // rows across, then down, in float32: in OpenCV's order and precision, for means often lie half
   // way between two bytes, and the last bit then decides
+  // and halves of a picture of twice the size go up there
+  const halved = image.width === 2 * width && image.height === 2 * height;
+  const round = halved ? Math.round : roundEven;
   const row = new Float32Array(width * 3);
   const sum = new Float32Array(width * 3);
   for (let y = 0; y < height; y++) {
@@ -66,7 +69,7 @@ function shrink(image, width, height) {
       shrinkRow(image, down[y].first + n, across, row);
       for (let at = 0; at < row.length; at++) sum[at] += weight * row[at];
     });
-    for (let at = 0; at < sum.length; at++) bgr[y * sum.length + at] = roundEven(sum[at]);
+    for (let at = 0; at < sum.length; at++) bgr[y * sum.length + at] = round(sum[at]);
   }
   return bgr;
 }

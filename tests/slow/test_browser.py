@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import shutil
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ import pytest
 from cfpose_sdk import Poses
 from tests.slow.conftest import Farthest
 
-MAX_PX = 0.5
+MAX_PX = 0.1
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-gpu",
@@ -35,6 +38,13 @@ class Visit:
 
     seen: dict[str, Any]
     shots: Path
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A static host that sends no headers of its own and logs nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +179,19 @@ def test_the_server_hands_out_the_page_alone(page: str, path: str) -> None:
     error.value.close()
 
 
-def test_the_site_can_be_copied_to_any_host(example: Path, node: str, tmp_path: Path) -> None:
+def test_a_static_host_serves_a_copy_in_one_thread(
+    example: Path, node: str, visit: Callable[..., Visit], tmp_path: Path, photos: list[Path]
+) -> None:
     command = [node, "serve.js", "--copy", str(tmp_path)]
     subprocess.run(command, cwd=example, check=True, capture_output=True, timeout=120)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    assert {"index.html", "worker.js", "models/cfpose-s.onnx", "ort/ort.wasm.min.mjs"} <= names
     assert not {"serve.js", "package.json"} & names
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        seen = visit((1280, 900), page=address, pictures=[str(photos[2])]).seen
+        server.shutdown()
+    assert seen["runtime"] == "WASM, 1 thread"
+    assert len(seen["answers"][0]["people"]) > 0
+    assert seen["console"] == []

@@ -16,7 +16,7 @@ from cfpose_sdk import Poses
 from tests.slow.conftest import Farthest
 
 # OpenCV before 5 samples a crop at places rounded to 1/32 px, OpenCV 5 at exact ones.
-MAX_PX = {"node": 0.5, "cpp": 1.0}
+MAX_PX = {"node": 0.1, "cpp": 1.0}
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
