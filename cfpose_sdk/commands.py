@@ -1,4 +1,4 @@
-"""The console commands and the one place where errors become exit codes.
+"""The console commands; here errors become messages and exit codes.
 
 0 success, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
 """

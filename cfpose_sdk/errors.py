@@ -1,18 +1,18 @@
 """The error tree: every failure that a caller can cause or mend.
 
     CfposeError
-    ├── InputError (ValueError)          what was handed to a call
+    ├── InputError (ValueError)          an argument that cannot be used
     │   ├── ImageError                   a photo that cannot be read, or an array that is no image
     │   ├── BoxError                     person boxes of the wrong shape, order or value
     │   └── DatasetError                 an annotation file or image folder that does not fit
     ├── ArtifactError (ValueError)       a model file: corrupt, foreign, or changed
     │   └── SpecError                    its ModelSpec: missing, malformed, or from a newer cfpose
     ├── MissingDependencyError (ImportError)  an optional package is absent; names the extra
-    ├── BackendError (RuntimeError)      a runtime cannot give what was asked for
+    ├── BackendError (RuntimeError)      a runtime or device that cannot do what was asked
     ├── TrainingError (RuntimeError)     a training run cannot start or go on
     └── ExportError (RuntimeError)       an artifact failed its proof, so it was not written
 
-Every message says what was got, what was expected, and what to do.
+Every message says what was given, what was expected, and what to do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BoxError(InputError):
 
 
 class DatasetError(InputError):
-    """An annotation file or image folder does not fit what was asked of it."""
+    """An annotation file or image folder does not fit the request."""
 
 
 class ArtifactError(CfposeError, ValueError):
@@ -54,7 +54,7 @@ class MissingDependencyError(CfposeError, ImportError):
 
 
 class BackendError(CfposeError, RuntimeError):
-    """A runtime cannot give what was asked for."""
+    """A runtime or device cannot do what was asked."""
 
 
 class TrainingError(CfposeError, RuntimeError):

@@ -1,22 +1,30 @@
-"""PoseEstimator: the one place where image, boxes, crops, network and result meet."""
+"""PoseEstimator: people of an image by a detector, their poses by the pose network."""
 
 from __future__ import annotations
 
 import functools
 import os
 import pickle
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
-from cfpose_sdk.detectors import DetectorOptions
-from cfpose_sdk.detectors.base import Detector, Running, as_detections
-from cfpose_sdk.detectors.lazy import Finding, Found
+from cfpose_sdk.detectors import DetectorOptions, open_detector
+from cfpose_sdk.detectors.base import (
+    Detector,
+    OpenDetector,
+    PersonFinder,
+    Running,
+    TimedDetections,
+    as_detections,
+)
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.files import MODELS
-from cfpose_sdk.inference import PoseModel, Shot, estimate
+from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
 from cfpose_sdk.media.frames import Footage, Frame, PathLike, Source, load_frame
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.media.sources import open_source
@@ -31,7 +39,7 @@ BUNDLED_MODEL = MODELS / "cfpose-s.onnx"
 
 @dataclass(frozen=True)
 class EstimatorInfo:
-    """What is open: the model's file and name, what truly runs it, and who finds the people."""
+    """The open models: file and name of the pose model, its runtime and device, the detector."""
 
     model: str
     name: str
@@ -75,41 +83,35 @@ class PoseEstimator:
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
-        self._finding = Finding(detector, detector_options, running)
+        self._detector = LazyDetector(detector, detector_options, running)
         try:
             self._model = model
-            if isinstance(model, Backend):
-                if options is not None:
-                    raise InputError("options belong to a model's file, not to an open Backend")
-                self._backend = model
-            else:
-                path = BUNDLED_MODEL if model is None else Path(model)
-                self._backend = open_backend(path, **running, options=options)
+            self._backend = _open_model(model, options, running)
             try:
-                self._network = PoseModel(self._backend, batch_size)
+                self._network = PoseNetwork(self._backend, batch_size)
             except BaseException:
                 if self._backend is not model:
                     self._backend.close()
                 raise
         except BaseException:
-            self._finding.close()
+            self._detector.close()
             raise
         self.spec: ModelSpec = self._network.spec
 
     @property
     def info(self) -> EstimatorInfo:
-        """What is open, for logs and reports."""
+        """The open models, for logs and reports."""
         backend = self._backend
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
-            self._finding.description,
+            self._detector.description,
         )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
 
-        `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means nobody, and
-        None lets the detector look. Raises ImageError, BoxError.
+        `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means no people,
+        and None runs the detector. Raises ImageError, BoxError.
         """
         return self._estimate([load_frame(image)], [boxes])[0]
 
@@ -142,12 +144,13 @@ class PoseEstimator:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
         or an iterable of arrays and paths.
 
-        `prefetch`: frames that wait before finding and before posing, each in a thread; 0 does all
-        in the caller's. None is 4, and 0 for a caller's own generator, which then stays in the
-        caller's thread. `detect_every`: look for people in every n-th frame only; in between the
-        boxes follow the poses, and a pose that fades is dropped. `track` gives `ids`; `smooth`
-        filters `xy` by id, keeps `xy_raw`, and tracks too. `broken`: a file, or a frame of a video,
-        that cannot be read is a RuntimeWarning and is skipped, or with "raise" ends the stream.
+        `prefetch`: frames that wait for the detector, and for the pose network; a thread reads and
+        a thread detects. 0 does all in the caller's thread. None is 4, and 0 for a caller's own
+        generator, which then stays in the caller's thread. `detect_every`: run the detector on
+        every n-th frame only; in between the boxes follow the poses, and a pose that fades is
+        dropped. `track` gives `ids`; `smooth` filters `xy` by id, keeps `xy_raw`, and tracks too.
+        `broken`: a file, or a frame of a video, that cannot be read is a RuntimeWarning and is
+        skipped, or with "raise" ends the stream.
         Raises InputError now when the source cannot be opened.
         """
         options = StreamOptions(prefetch, detect_every, track, smooth, broken)
@@ -156,7 +159,7 @@ class PoseEstimator:
     def open_stream(
         self, footage: Footage, options: StreamOptions, on_broken: Response | None = None
     ) -> PoseStream:
-        """`stream` for an opened source; `on_broken` hears of what cannot be read."""
+        """`stream` for an opened source; `on_broken` gets the error of what cannot be read."""
         self._check_open()
         return PoseStream(_Engine(self), footage, options, on_broken)
 
@@ -165,7 +168,7 @@ class PoseEstimator:
         self._closed = True
         if self._backend is not self._model:
             self._backend.close()
-        self._finding.close()
+        self._detector.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its options, opened anew where it is unpickled: in a worker process, say.
@@ -192,17 +195,19 @@ class PoseEstimator:
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
-        shots = [
-            Shot(frame, self._found(frame.image, boxes))
+        detected = [
+            DetectedFrame(frame, self._detect(frame.image, boxes))
             for frame, boxes in zip(frames, given, strict=True)
         ]
-        return estimate(self._network, shots)
+        return estimate(self._network, detected)
 
-    def _found(self, image: Image, boxes: object) -> Found:
-        """The people that the caller names, or whom the detector finds."""
+    def _detect(self, image: Image, boxes: object) -> TimedDetections:
+        """The caller's boxes, or where there are none (None) the detector's."""
         if boxes is None:
-            return self._finding(image)
-        return boxes if isinstance(boxes, Found) else Found(as_detections(boxes), 0.0)
+            return self._detector(image)
+        if isinstance(boxes, TimedDetections):
+            return boxes
+        return TimedDetections(as_detections(boxes), 0.0)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -210,12 +215,83 @@ class PoseEstimator:
             raise BackendError(f"this PoseEstimator ({name}) is closed; open another")
 
 
+def _open_model(
+    model: PathLike | Backend | None, options: RuntimeOptions | None, running: Running
+) -> Backend:
+    """The backend of a file, of the bundled model (None), or the caller's own."""
+    if not isinstance(model, Backend):
+        path = BUNDLED_MODEL if model is None else Path(model)
+        return open_backend(path, **running, options=options)
+    if options is not None:
+        raise InputError("options belong to a model's file, not to an open Backend")
+    return model
+
+
 class _Engine:
-    """The two steps of a stream, each in its own thread."""
+    """The two steps of a stream: detect people and estimate poses, each in its own thread."""
 
     def __init__(self, estimator: PoseEstimator) -> None:
-        self.find = estimator._finding
+        self.detect = estimator._detector
         self._estimate = estimator._estimate
 
-    def pose(self, frame: Frame, found: Found) -> Poses:
-        return self._estimate([frame], [found])[0]
+    def pose(self, frame: Frame, people: TimedDetections) -> Poses:
+        return self._estimate([frame], [people])[0]
+
+
+class LazyDetector:
+    """The estimator's detector: a file, a function, or the bundled finder.
+
+    A file is opened now, the bundled finder only when it is first needed: a caller who gives boxes
+    needs none. It closes what it opened. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        detector: str | os.PathLike[str] | Detector | None,
+        options: DetectorOptions | None,
+        running: Running,
+    ) -> None:
+        if callable(detector) and options is not None:
+            raise InputError("detector_options belong to a detector's file, not to a callable")
+        self._options, self._running = options or DetectorOptions(), running
+        self._lock = threading.Lock()
+        self._closed = False
+        self._detector: Detector | None = None
+        self._opened: OpenDetector | None = None
+        if callable(detector):
+            self._detector = detector
+        elif detector is not None:
+            self._detector = self._opened = open_detector(detector, options, **running)
+
+    def __call__(self, image: Image) -> TimedDetections:
+        """People in a BGR image. Raises BoxError when a callable returns something else."""
+        detector = self._open()
+        start = time.perf_counter()
+        people = as_detections(detector(image))
+        return TimedDetections(people, (time.perf_counter() - start) * 1000)
+
+    @property
+    def description(self) -> str:
+        """Its name, file and runtime, for logs and reports."""
+        detector = self._detector
+        if detector is None:
+            return "bundled, not yet opened"
+        if isinstance(detector, OpenDetector):
+            return f"{detector.name} ({detector.path.name}, {detector.provider})"
+        return str(getattr(detector, "__qualname__", type(detector).__qualname__))
+
+    def close(self) -> None:
+        """Free the detector that was opened here."""
+        with self._lock:
+            self._closed = True
+            if self._opened is not None:
+                self._opened.close()
+
+    def _open(self) -> Detector:
+        with self._lock:
+            if self._closed:
+                raise BackendError("this detector is closed; open another PoseEstimator")
+            if self._detector is None:
+                given = self._options.only("threshold", "nms_iou", what="the bundled finder")
+                self._detector = self._opened = PersonFinder(**given, **self._running)
+            return self._detector

@@ -1,6 +1,7 @@
-"""Files are written whole or not at all.
+"""Write files whole or not at all, and SHA-256 of files and values.
 
-A ValueError is a place with a zero in its name, or (UnicodeError) text that is not UTF-8.
+Where OSError and ValueError are caught: Python raises ValueError for a path with a NUL character,
+and its subclass UnicodeError for text that is not UTF-8.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ from typing import Any, Self, TextIO
 
 from cfpose_sdk.errors import InputError
 
-MODELS = Path(__file__).parent / "models"  # the bundled ones
+MODELS = Path(__file__).parent / "models"  # the folder of the bundled models
+
+
+def demo_photos() -> Path:
+    """The folder of the example photos: a checkout's `examples/photos`, else the wheel's copy."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "examples" / "photos"
+    return checkout if checkout.is_dir() else package / "photos"
 
 
 def digest(path: str | Path, *others: str | Path) -> str:
-    """SHA-256 of a file; of several, that of their hashes, a line each."""
-    found = []
+    """SHA-256 of a file; for several, the SHA-256 of their digests, one a line."""
+    digests = []
     for each in (path, *others):
         with Path(each).open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if not others else sha256("\n".join(found).encode())
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if not others else sha256("\n".join(digests).encode())
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
@@ -41,7 +49,7 @@ def sha256(data: bytes) -> str:
 def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Write a new file beside `path`, then rename it to `path`; makes missing folders.
 
-    Raises InputError when the place cannot be written to.
+    Raises InputError when the file cannot be written.
     """
     file = Path(path)
     unfinished = file.with_name(f".{uuid.uuid4().hex}.part")
@@ -60,11 +68,11 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
 
 
 class UnfinishedFile:
-    """A file that grows beside its place and takes it at the end: whole or not at all.
+    """A file that is written under another name beside `path` and renamed at the end.
 
     `with UnfinishedFile(path) as file: write to file.part`; `commit` renames it, `discard` (also
-    when the block raises) removes it. For what is too long to hold in memory. Raises InputError
-    when the place cannot be written to.
+    when the block raises) removes it. For data that does not fit in memory. Raises InputError when
+    the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -88,7 +96,7 @@ class UnfinishedFile:
             raise InputError(f"{self.path} cannot be written: {error}") from error
 
     def commit(self) -> Path:
-        """Give the file its name."""
+        """Rename the file to `path`."""
         try:
             self._close()
             os.replace(self.part, self.path)

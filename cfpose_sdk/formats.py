@@ -1,4 +1,4 @@
-"""Poses as plain Python records and as objects of other packages: JSON, COCO, table rows."""
+"""Poses in other formats: JSON records, COCO results, table rows, pandas, supervision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crops or a whole frame through the pose network, and the answers as Poses."""
+"""Run the pose network on crops, or on a whole frame, and return Poses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
-from cfpose_sdk.detectors.lazy import Found
+from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import ArtifactError, BackendError
 from cfpose_sdk.media.frames import Frame
 from cfpose_sdk.media.image import Image
@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 _INPUTS = {"crops": ("crops",), "frame": ("frame", "boxes")}
 
 
-class PoseModel:
+class PoseNetwork:
     """An opened artifact and its spec. Threads may share it.
 
     At most `batch_size` people go through at once, fewer where the artifact takes fewer. Raises
@@ -38,7 +38,7 @@ class PoseModel:
     def run_frame(self, image: Image, boxes: NDArray[np.floating]) -> Arrays:
         """Outputs of a model that cuts its own crops, for (N, 4) xyxy boxes of one BGR image.
 
-        Every chunk takes the frame again; no boxes, no run.
+        Every chunk of boxes takes the whole frame again. Without boxes nothing is run.
         """
         if len(boxes) == 0:
             return {}
@@ -56,7 +56,7 @@ class PoseModel:
         )
 
     def joined(self, parts: list[Arrays]) -> Arrays:
-        """The chunks' outputs in one; raises BackendError where a joint is not finite."""
+        """The outputs of all chunks together; raises BackendError where a joint is not finite."""
         if len(parts) == 1:
             outputs = parts[0]
         else:
@@ -71,13 +71,13 @@ class PoseModel:
 
 
 class CropRun:
-    """`total` people of any number of images through a model that takes crops.
+    """Runs a model that takes crops on `total` people of any number of images.
 
     One buffer of a chunk's size holds the crops: memory does not grow with the number of people.
     `infer_ms` is the time in the network.
     """
 
-    def __init__(self, model: PoseModel, total: int) -> None:
+    def __init__(self, model: PoseNetwork, total: int) -> None:
         self._model = model
         width, height = model.spec.size_wh
         self._buffer = np.empty((min(total, model.batch_size), height, width, 3), np.uint8)
@@ -90,17 +90,17 @@ class CropRun:
         spent = 0.0
         while len(maps):
             start = time.perf_counter()
-            room = self._buffer[self._filled : self._filled + len(maps)]
-            extract_crops(image, maps[: len(room)], self._model.spec.size_wh, out=room)
+            free = self._buffer[self._filled : self._filled + len(maps)]
+            extract_crops(image, maps[: len(free)], self._model.spec.size_wh, out=free)
             spent += time.perf_counter() - start
-            self._filled += len(room)
-            maps = maps[len(room) :]
+            self._filled += len(free)
+            maps = maps[len(free) :]
             if self._filled == len(self._buffer):
                 self._flush()
         return spent * 1000
 
     def outputs(self) -> Arrays:
-        """Network outputs of all people, in the order in which they came; {} of nobody."""
+        """Network outputs of all people, in the order they were added; {} for no people."""
         if self._filled:
             self._flush()
         return self._model.joined(self._parts) if self._parts else {}
@@ -113,7 +113,7 @@ class CropRun:
 
 
 def _model_spec(backend: Backend) -> ModelSpec:
-    """The spec that travels with the artifact, and a check that its graph keeps the contract."""
+    """The artifact's spec; raises where the graph's inputs and outputs do not fit it."""
     text = backend.metadata.get(SPEC_KEY)
     if text is None:
         raise ArtifactError(
@@ -131,65 +131,65 @@ def _model_spec(backend: Backend) -> ModelSpec:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """A frame, the people in it, and the time that finding them took."""
+class DetectedFrame:
+    """A frame and the people in it."""
 
     frame: Frame
-    found: Found
+    detections: TimedDetections
 
 
-def estimate(model: PoseModel, shots: Sequence[Shot]) -> list[Poses]:
+def estimate(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list[Poses]:
     """Poses in each frame; the crops of all share batches. Raises BackendError."""
     if model.spec.input == "frame":
-        return [_estimate_whole(model, shot) for shot in shots]
-    return _estimate_crops(model, shots)
+        return [_estimate_whole(model, detected) for detected in frames]
+    return _estimate_crops(model, frames)
 
 
-def _estimate_crops(model: PoseModel, shots: Sequence[Shot]) -> list[Poses]:
-    total = sum(len(shot.found.people) for shot in shots)
+def _estimate_crops(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list[Poses]:
+    total = sum(len(detected.detections.people) for detected in frames)
     run, all_maps, crop_ms = CropRun(model, total), [], []
-    for shot in shots:
+    for detected in frames:
         start = time.perf_counter()
-        boxes = shot.found.people.boxes
+        boxes = detected.detections.people.boxes
         maps = crop_transforms(boxes, model.spec.size_wh, model.spec.box_scale)
         mapping_ms = _since(start)
         all_maps.append(maps)
-        crop_ms.append(mapping_ms + run.add(shot.frame.image, maps))
+        crop_ms.append(mapping_ms + run.add(detected.frame.image, maps))
     outputs = run.outputs()
     results, first = [], 0
-    for n, shot in enumerate(shots):
-        people = len(shot.found.people)
-        own = {name: values[first : first + people] for name, values in outputs.items()}
+    for n, detected in enumerate(frames):
+        people = len(detected.detections.people)
+        part = {name: values[first : first + people] for name, values in outputs.items()}
         infer_ms = run.infer_ms * people / total if total else 0.0
-        results.append(_poses(model, shot, all_maps[n], own, crop_ms[n], infer_ms))
+        results.append(_poses(model, detected, all_maps[n], part, crop_ms[n], infer_ms))
         first += people
     return results
 
 
-def _estimate_whole(model: PoseModel, shot: Shot) -> Poses:
+def _estimate_whole(model: PoseNetwork, detected: DetectedFrame) -> Poses:
     """One frame through a model that cuts its own crops; its time is all `infer`."""
     start = time.perf_counter()
-    outputs = model.run_frame(shot.frame.image, shot.found.people.boxes)
-    infer_ms = _since(start) if len(shot.found.people) else 0.0
-    return _poses(model, shot, None, outputs, 0.0, infer_ms)
+    outputs = model.run_frame(detected.frame.image, detected.detections.people.boxes)
+    infer_ms = _since(start) if len(detected.detections.people) else 0.0
+    return _poses(model, detected, None, outputs, 0.0, infer_ms)
 
 
 def _poses(
-    model: PoseModel,
-    shot: Shot,
+    model: PoseNetwork,
+    detected: DetectedFrame,
     maps: NDArray[np.float64] | None,
     outputs: Arrays,
     crop_ms: float,
     infer_ms: float,
 ) -> Poses:
-    """Crop pixels → frame pixels; maps (N, 2, 3) lead from the frame to the crop.
+    """Network outputs → Poses in frame pixels; maps (N, 2, 3) lead from the frame to the crop.
 
     None: the outputs are in frame pixels already.
     """
     start = time.perf_counter()
-    frame, people = shot.frame, shot.found.people
+    frame, people = detected.frame, detected.detections.people
     height, width = frame.image.shape[:2]
-    spent = {"read": frame.read_ms, "detect": shot.found.milliseconds}
+    spent = {"read": frame.read_ms, "detect": detected.detections.milliseconds}
     spent |= {"crop": crop_ms, "infer": infer_ms}
     shared: dict[str, Any] = {
         "skeleton": model.spec.skeleton, "image_size_wh": (width, height), "image": frame.image,

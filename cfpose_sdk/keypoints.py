@@ -38,8 +38,8 @@ def decode_simcc(
 
     With `windows`, ModelSpec's (K,), the keypoint moves on from there to the centroid within a
     Gaussian window as wide as OKS forgives that joint of that person: to a maximum of the OKS that
-    the bins let expect. A sure joint stays; where the bins are broad, or have a second peak within
-    reach, the keypoint leaves the peak for the middle. The score stays the peak's.
+    the bins let expect. A confident joint stays; where the bins are broad, or have a second peak
+    within reach, the keypoint leaves the peak for the middle. The score stays the peak's.
     """
     x, x_score = _decode_axis(x_logits, split_ratio, decode)
     y, y_score = _decode_axis(y_logits, split_ratio, decode)
@@ -85,8 +85,8 @@ def covariance(
     their truth likelier there (studies/results/covariance-dev.json).
 
     Why the whole axis: within the decoder's window the moment cannot grow beyond that window,
-    however unsure the network is, so no one scale fits sure and unsure joints alike (both were
-    measured: studies/results/covariance-dev.json).
+    however uncertain the network is, so no one scale fits certain and uncertain joints alike (both
+    were measured: studies/results/covariance-dev.json).
     """
     moments = []
     for axis, logits in enumerate((x_logits, y_logits)):
@@ -118,13 +118,13 @@ def expected_oks(
 
 
 def widen(covariance: Float64, confidence: Float64, odds_power: float) -> Float64:
-    """Covariances (N, K, 2, 2) over the odds of the confidence (N, K) to a power.
+    """Covariances (N, K, 2, 2) divided by the odds of the confidence (N, K) to a power.
 
-    A joint that was taken for another's is far away, and no moment of its bins says so; its
-    confidence does, a little. `odds_power` is the spec's `covariance_odds_power`.
+    A joint that was mistaken for another person's is far off. The moments of its bins do not show
+    that; its confidence does, a little. `odds_power` is the spec's `covariance_odds_power`.
     """
-    sure = np.clip(confidence, 1e-6, 1 - 1e-6)
-    factor = np.exp(-odds_power * (np.log(sure) - np.log1p(-sure)))
+    clipped = np.clip(confidence, 1e-6, 1 - 1e-6)
+    factor = np.exp(-odds_power * (np.log(clipped) - np.log1p(-clipped)))
     wider: Float64 = covariance * factor[..., None, None]
     return wider
 
@@ -148,14 +148,14 @@ def _decode_axis(
     centre = np.asarray(logits).argmax(axis=-1).astype(np.float64)
     if decode == "argmax":
         return centre / split_ratio, mass.max(axis=-1)
-    near = mass
+    inside = mass
     for _ in range(SUBBIN_STEPS):
         # an Epanechnikov window: mean shift converges to the same point from neighbouring bins,
         # so a bin that wins by a rounding error does not move the result
         distance = (bins - centre[..., None]) / (SUBBIN_RADIUS_PX * split_ratio)
-        near = mass * np.maximum(0.0, 1.0 - distance**2)
-        centre = (near * bins).sum(axis=-1) / near.sum(axis=-1)
-    return centre / split_ratio, near.sum(axis=-1)
+        inside = mass * np.maximum(0.0, 1.0 - distance**2)
+        centre = (inside * bins).sum(axis=-1) / inside.sum(axis=-1)
+    return centre / split_ratio, inside.sum(axis=-1)
 
 
 def _windowed_centroid(
@@ -167,8 +167,8 @@ def _windowed_centroid(
     widths = np.maximum(widths, 1 / split_ratio)[..., None]  # a narrower one sees no bin
     centre = start
     for _ in range(WINDOW_STEPS):
-        near = mass * np.exp(-0.5 * ((pixels - centre[..., None]) / widths) ** 2)
-        centre = (near * pixels).sum(axis=-1) / near.sum(axis=-1)
+        inside = mass * np.exp(-0.5 * ((pixels - centre[..., None]) / widths) ** 2)
+        centre = (inside * pixels).sum(axis=-1) / inside.sum(axis=-1)
     return centre
 
 

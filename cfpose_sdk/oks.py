@@ -1,4 +1,4 @@
-"""Object keypoint similarity (OKS): how near a joint is to the truth, by the size of the person.
+"""Object keypoint similarity (OKS): distance of a joint from the truth, relative to person size.
 
 OKS of a joint = exp(-d² / (2 s² k²)): d its distance in pixels, s² the person's area in pixels², k
 twice the joint's sigma. Source: the COCO keypoint evaluation.
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cfpose_sdk.arrays import Bools, Float64
 
-GOOD_OKS = 0.5  # a joint of at least this OKS counts as found
+GOOD_OKS = 0.5  # a joint of at least this OKS counts as correct
 
 
 def oks_variance(areas: ArrayLike, sigmas: ArrayLike) -> Float64:

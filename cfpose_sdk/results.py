@@ -1,4 +1,4 @@
-"""Poses: the people found in one image."""
+"""Poses: the people of one image and their joints."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from cfpose_sdk.skeleton import Skeleton
 
 Index = int | np.integer[Any] | slice | list[int] | list[bool] | NDArray[Any]
 
-# `visible` and the drawing begin here. Confidence is calibrated, so this reads: "the joint is where
-# it is said to be in 3 cases of 10". Coordinates below it are kept as they are.
+# A joint of at least this confidence is `visible` and drawn. Confidence is calibrated: of joints
+# with 0.3, 3 in 10 are where the model puts them. Less confident joints keep their coordinates.
 VISIBLE_FROM = 0.3
 
 _FLOATS = ("xy", "confidence", "boxes", "box_scores", "covariance", "xy_raw")
@@ -90,7 +90,7 @@ class Poses:
 
     @classmethod
     def empty(cls, skeleton: Skeleton, image_size_wh: tuple[int, int], **others: Any) -> Poses:
-        """Nobody: all arrays with N = 0. `others` are further fields."""
+        """No people: all arrays with N = 0. `others` are further fields."""
         joints = len(skeleton)
         return cls(
             xy=np.zeros((0, joints, 2), np.float32),

@@ -18,5 +18,5 @@ def my_detector(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 with PoseEstimator(detector=my_detector) as estimator:
     print(f"boxes given: {len(estimator.predict(photo, boxes=boxes))} poses")
-    print(f"boxes=[] means nobody: {len(estimator.predict(photo, boxes=[]))} poses")
+    print(f"boxes=[] means no people: {len(estimator.predict(photo, boxes=[]))} poses")
     print(f"own detector: {len(estimator.predict(photo))} poses")

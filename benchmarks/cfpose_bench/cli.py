@@ -1,4 +1,4 @@
-"""cfpose-bench: accuracy and latency of pose models on annotated photos, in one report."""
+"""Accuracy and latency of pose models on annotated photos, in one report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cfpose_bench.report.report import (
 )
 from cfpose_bench.run.protocol import PRESETS, Protocol, with_preset
 from cfpose_bench.run.session import Plan, measure
-from cfpose_bench.runtimes import command
+from cfpose_bench.runtimes import command as runtimes_command
 from cfpose_sdk.errors import InputError
 
 WORK = Path(".cfpose-bench")
@@ -36,16 +36,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Wrong use and bad input raise CfposeError, which the console script turns into exit code 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in peer_commands.COMMANDS:
-        return peer_commands.main(arguments)
-    if arguments and arguments[0] == "runtimes":
-        return command.main(arguments[1:])
-    options = _parser().parse_args(arguments)
-    bounds, plan = _bounds(options), _plan(options)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None and options.dataset is None:
+        parser.error("the following arguments are required: --dataset")
+    if options.command is not None and arguments[0] != options.command:
+        parser.error(f"options go behind the sub-command {options.command}, not before it")
+    return int(options.run(options))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    bounds, plan, limit = _bounds(options), _plan(options), options.limit
+    json, csv, html = options.json, options.csv, options.html
     dataset = find_dataset(options.dataset, options.images, options.data_root, options.mirror)
-    if options.limit is not None:
-        dataset = dataset.limited(options.limit)
+    if limit is not None:
+        dataset = dataset.limited(limit)
     _check_bounds(bounds, plan, dataset)
+    return measure_and_report(dataset, plan, bounds, json=json, csv=csv, html=html)
+
+
+def measure_and_report(
+    dataset: KeypointDataset,
+    plan: Plan,
+    bounds: Bounds,
+    *,
+    json: Path | None = None,
+    csv: Path | None = None,
+    html: Path | None = None,
+) -> int:
+    """Measure, print the tables, write the files that are named; returns 1 over a bound, else 0."""
     try:
         rows, protocol = measure(plan, dataset)
     except KeyboardInterrupt:
@@ -58,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     print()
     print(side_table(rows))
-    if options.json is not None:
-        write_json(record, options.json)
-    if options.csv is not None:
-        write_csv(record, options.csv)
-    if options.html is not None:
-        write_page(record, rows, dataset, options.html, failed)
+    if json is not None:
+        write_json(record, json)
+    if csv is not None:
+        write_csv(record, csv)
+    if html is not None:
+        write_page(record, rows, dataset, html, failed)
     for reason in failed:
         print(reason)
     return 1 if failed else 0
@@ -111,13 +130,13 @@ def _check_bounds(bounds: Bounds, plan: Plan, dataset: KeypointDataset) -> None:
 
 def _heading(protocol: Mapping[str, Any]) -> str:
     missing, others = protocol["missing_images"], protocol["unannotated_images"]
-    taken = protocol.get("taken_up")
+    resumed = protocol.get("taken_up")
     suppressed = ", ".join(f"{s}: {v or 'none'}" for s, v in protocol["oks_nms"].items())
     return (
         f"{protocol['dataset']}: {protocol['images']} photos, {protocol['instances']} people"
         + (f"; {missing} annotated photos are missing and take no part" if missing else "")
         + (f"; {others} photos have no annotation and take no part" if others else "")
-        + (f"; {taken} predictions are of an earlier run" if taken else "")
+        + (f"; {resumed} predictions are of an earlier run" if resumed else "")
         + f"; OKS-NMS {suppressed}; {'' if protocol['flip_test'] else 'no '}flip test; "
         f"{protocol['threads']} threads; times are medians a photo"
     )
@@ -127,13 +146,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cfpose-bench",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="%(prog)s --dataset DATASET [options]\n"
+        "       %(prog)s {boxes,simcc,peers,runtimes} [options]",
         epilog="exit codes: 0 done, 1 a bound is crossed, 2 wrong use or bad input, 130 "
-        "interrupted. Also: cfpose-bench boxes|simcc|peers|runtimes --help",
+        "interrupted",
     )
+    parser.set_defaults(run=_bench)
+    _add_options(parser)
+    _add_results(parser)
+    commands = parser.add_subparsers(
+        dest="command",
+        title="sub-commands, in place of a measurement; each has its own --help",
+        metavar="boxes|simcc|peers|runtimes",
+        prog="cfpose-bench",
+    )
+    peer_commands.add_commands(commands)
+    runtimes_command.add_command(commands)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a measurement; `--dataset` is required, which `main` checks."""
     add = parser.add_argument
     # fmt: off
-    add("--dataset", required=True, help="coco-val, crowdpose, demo, a folder, or a COCO file")
+    add("--dataset", help="coco-val, crowdpose, demo, a folder, or a COCO file; required")
     add("--data-root", help=f"folder of coco-val or crowdpose; without it, what {DATA_VARIABLE} "
         "names; without that, coco-val is downloaded")
     add("--mirror", help="another host than COCO's to download from")
@@ -143,36 +179,50 @@ def _parser() -> argparse.ArgumentParser:
         "adapter:A.py:F; may be repeated (default: default)")
     add("--reference", metavar="M", help="the FP32 artifact that drift is measured from")
     add("--boxes", action="append", metavar="gt|detector|F.json",
-        help="where person boxes come from; may be repeated (default: gt)")
+        help="where person boxes come from: the annotations, the detector, or a file; may be "
+        "repeated (default: gt)")
     add("--preset", choices=PRESETS, help="a whole protocol; see benchmarks/README.md")
-    add("--detector", help="person finder for `--boxes detector`; without it, the bundled one")
-    add("--flip-test", action="store_true", help="average with the mirror image's joints")
+    add("--detector", help="file of the detector for `--boxes detector`; without it, the bundled "
+        "finder")
+    add("--flip-test", action="store_true",
+        help="average the joints of each photo and of its mirror image")
     add("--joint-threshold", type=float, metavar="T",
         help="a pose's score is the mean of its joints' above T; without it, of all joints")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where models run")
-    add("--threads", type=int, help="CPU threads of a model; without it, the physical cores")
-    add("--rounds", type=int, default=10, help="blocks of photos between which models take turns")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"),
+        help="where models run (default: %(default)s)")
+    add("--threads", type=int, help="CPU threads of a model; without it, one a physical core")
+    add("--rounds", type=int, default=10,
+        help="blocks of photos between which models take turns (default: %(default)s)")
     add("--repeats", type=int, default=20,
-        help="runs of each point of the people curve and the throughput; 0: neither")
+        help="runs of each point of the people curve and the throughput; 0: neither (default: "
+        "%(default)s)")
     add("--in-process", action="store_true", help="all models in this process, for debugging")
     add("--peer-python", metavar="PYTHON",
         help="interpreter of the environment that has rtmlib or ultralytics")
     add("--limit", type=int, help="only the first photos by id")
-    add("--seed", type=int, default=0, help="of the confidence interval's resamples")
+    add("--seed", type=int, default=0,
+        help="random seed of the confidence interval (default: %(default)s)")
     add("--resume", action="store_true",
         help="keep finished predictions in --work, and go on from those that are there")
-    add("--work", type=Path, default=WORK, help="folder of --resume")
+    add("--work", type=Path, default=WORK, help="folder of --resume (default: %(default)s)")
+    # fmt: on
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """The options of what a measurement writes, and of the bounds that it is checked against."""
+    add = parser.add_argument
+    # fmt: off
     add("--json", type=Path, help="write the report here")
     add("--csv", type=Path, help="write the models' figures as a table here")
     add("--html", type=Path, help="write the report with plots as one page here")
-    add("--min-ap", type=float, help="exit 1 when a cfpose model's AP is below")
-    add("--max-drift", type=float, metavar="PX", help="exit 1 when a joint is further off the "
-        "reference")
-    add("--max-p99-ms", type=float, help="exit 1 when the p99 of a photo's time is above")
+    add("--min-ap", type=float, help="exit code 1 when a cfpose model's AP is below")
+    add("--max-drift", type=float, metavar="PX",
+        help="exit code 1 when a joint is further from the reference's")
+    add("--max-p99-ms", type=float, help="exit code 1 when the p99 of a photo's time is above")
     add("--baseline", type=Path, metavar="F.json",
-        help="exit 1 when AP fell by more than 0.005 or time grew by more than a fifth since")
+        help="exit code 1 when, since that report, AP fell by more than 0.005 or time grew by more "
+        "than a fifth")
     # fmt: on
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The machine and versions that figures were taken on, and percentiles of times in milliseconds."""
+"""Describe the machine and package versions of a measurement; time calls and take percentiles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit; what cannot be found out is left out."""
+    """Machine, versions and commit; what is not known is left out."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -77,13 +77,13 @@ def physical_cores(source: Path = CPU_INFO) -> tuple[int, ...]:
 
 
 def cpu_flags(source: Path = CPU_INFO) -> frozenset[str]:
-    """What the CPU can do, in Linux's words (amx_bf16, …); empty where the system does not say."""
+    """The CPU's features by Linux's names (amx_bf16, …); empty where the system does not say."""
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except OSError:
         return frozenset()
-    found = (line.split(":", 1)[1].split() for line in lines if line.startswith("flags"))
-    return frozenset(next(found, ()))
+    flags = (line.split(":", 1)[1].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, ()))
 
 
 def cpus_for(threads: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""`cfpose-bench boxes|simcc|peers`: what a comparison needs beside the models themselves."""
+"""`cfpose-bench boxes|simcc|peers`: prepare boxes, graphs and environments for a comparison."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from tqdm import tqdm
 
@@ -22,7 +22,9 @@ from cfpose_sdk.files import write_file
 from cfpose_sdk.formats import numbers
 from cfpose_sdk.media.image import read_image
 
-COMMANDS = ("boxes", "simcc", "peers")
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 # rtmlib asks for OpenCV with its windows, twice; the headless one, alone, serves it too
 PEERS = {
     "rtmlib": ("onnxruntime", "numpy", "opencv-python-headless", "tqdm", "rtmlib"),
@@ -33,20 +35,53 @@ WITHOUT_DEPENDENCIES = ("rtmlib",)
 SHARED = ("onnxruntime", "numpy", "opencv-python-headless")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one of COMMANDS."""
-    options = _parser().parse_args(argv)
-    if options.command == "boxes":
-        dataset = find_dataset(options.dataset, options.images, options.data_root)
-        if options.limit is not None:
-            dataset = dataset.limited(options.limit)
-        yolox = YoloX(options.detector, threshold=options.threshold, nms_iou=options.nms)
-        with closing(yolox):
-            write_boxes(yolox, dataset, options.output)
-    elif options.command == "simcc":
-        write_simcc_graph(options.model, options.output)
-    else:
-        print(install(options.peer, options.folder))
+def add_commands(commands: Commands) -> None:
+    """Add `boxes`, `simcc` and `peers` to the sub-commands of cfpose-bench."""
+    boxes = commands.add_parser("boxes", help="write a YOLOX's person boxes, for --boxes")
+    boxes.set_defaults(run=_boxes)
+    boxes.add_argument("detector", type=Path, help="YOLOX as ONNX with raw output")
+    boxes.add_argument("--dataset", required=True, help="as in cfpose-bench")
+    boxes.add_argument("--data-root", help="as in cfpose-bench")
+    boxes.add_argument("--images", help="as in cfpose-bench")
+    boxes.add_argument("--limit", type=int, help="only the first photos by id")
+    boxes.add_argument(
+        "--threshold", type=float, default=0.05, help="lowest score of a box (default: 0.05)"
+    )
+    boxes.add_argument(
+        "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
+    )
+    boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
+    simcc = commands.add_parser(
+        "simcc", help="cut the SimCC network out of an artifact, for rtmlib"
+    )
+    simcc.set_defaults(run=_simcc)
+    simcc.add_argument("model", type=Path, help="an exported artifact")
+    simcc.add_argument("-o", "--output", type=Path, required=True, help="the graph to write")
+    peers = commands.add_parser("peers", help="make a separate environment for a peer")
+    peers.set_defaults(run=_peers)
+    peers.add_argument("what", choices=("install",))
+    peers.add_argument("peer", choices=tuple(PEERS))
+    peers.add_argument("folder", type=Path, help="folder of the new environment")
+
+
+def _boxes(options: argparse.Namespace) -> int:
+    limit, target = options.limit, options.output
+    dataset = find_dataset(options.dataset, options.images, options.data_root)
+    if limit is not None:
+        dataset = dataset.limited(limit)
+    yolox = YoloX(options.detector, threshold=options.threshold, nms_iou=options.nms)
+    with closing(yolox):
+        write_boxes(yolox, dataset, target)
+    return 0
+
+
+def _simcc(options: argparse.Namespace) -> int:
+    write_simcc_graph(source=options.model, target=options.output)
+    return 0
+
+
+def _peers(options: argparse.Namespace) -> int:
+    print(install(peer=options.peer, folder=options.folder))
     return 0
 
 
@@ -91,27 +126,3 @@ def _pinned(package: str) -> str:
         return f"{package}=={importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return package
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cfpose-bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    boxes = commands.add_parser("boxes", help="person boxes of a YOLOX, for --boxes")
-    boxes.add_argument("detector", type=Path, help="YOLOX as ONNX with raw output")
-    boxes.add_argument("--dataset", required=True, help="as in cfpose-bench")
-    boxes.add_argument("--data-root", help="as in cfpose-bench")
-    boxes.add_argument("--images", help="as in cfpose-bench")
-    boxes.add_argument("--limit", type=int, help="only the first photos by id")
-    boxes.add_argument("--threshold", type=float, default=0.05, help="least score (default: 0.05)")
-    boxes.add_argument(
-        "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
-    )
-    boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
-    simcc = commands.add_parser("simcc", help="the SimCC network of an artifact, for rtmlib")
-    simcc.add_argument("model", type=Path, help="an exported artifact")
-    simcc.add_argument("-o", "--output", type=Path, required=True, help="the graph to write")
-    peers = commands.add_parser("peers", help="an environment of its own for a peer")
-    peers.add_argument("what", choices=("install",))
-    peers.add_argument("peer", choices=tuple(PEERS))
-    peers.add_argument("folder", type=Path, help="where the environment goes")
-    return parser

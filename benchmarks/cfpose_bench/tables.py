@@ -1,4 +1,4 @@
-"""Committed reports → the tables in the documents: no figure in a document is typed by hand.
+"""Write the tables of the documents from committed reports, so that no figure is typed by hand.
 
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
@@ -37,7 +37,7 @@ def results_block(report: Mapping[str, Any]) -> str:
         f"{environment['cpu']} with {threads} threads. Boxes: `gt` is the annotated ones, "
         f"`detector` those of our own finder{_files(protocol)}. Time is the median of a whole "
         f"photo with all its people, reading and finding included{_untimed(protocol)}."
-        f"{_found(protocol)}",
+        f"{_box_quality(protocol)}",
         "",
         "| " + " | ".join(HEAD) + " |",
         "|---|---|" + "---:|" * (len(HEAD) - 2),
@@ -75,8 +75,8 @@ def frame_block(record: Mapping[str, Any]) -> str:
 
 def _sampler(name: str) -> str:
     """A row's name in the record, as the documents say it."""
-    said = {"cv2": "OpenCV, bilinear", "area": "OpenCV, `INTER_AREA` first"}
-    return said.get(name) or f"the graph, `--{name.removeprefix('frame, ')}`"
+    names = {"cv2": "OpenCV, bilinear", "area": "OpenCV, `INTER_AREA` first"}
+    return names.get(name) or f"the graph, `--{name.removeprefix('frame, ')}`"
 
 
 def _file_names(protocol: Mapping[str, Any]) -> list[str]:
@@ -91,8 +91,8 @@ def _untimed(protocol: Mapping[str, Any]) -> str:
     return " (finding is not, where boxes come from a file)" if _file_names(protocol) else ""
 
 
-def _found(protocol: Mapping[str, Any]) -> str:
-    """How good the boxes are that somebody had to find."""
+def _box_quality(protocol: Mapping[str, Any]) -> str:
+    """A sentence for each kind of detected boxes: their AP50 and recall."""
     return "".join(
         f" Boxes of `{name}`: AP50 {facts['AP50']:.3f}, recall {facts['recall50']:.3f} at IoU .5."
         for name, facts in protocol.get("box_accuracy", {}).items()

@@ -1,4 +1,4 @@
-"""Runtimes behind one door: `open_backend` chooses by the file's suffix."""
+"""`open_backend`: a model file opened with the runtime that its suffix asks for."""
 
 from __future__ import annotations
 
@@ -38,12 +38,7 @@ def open_backend(
     the runtime, InputError for an option that it does not have.
     """
     file, options = Path(path), RuntimeOptions() if options is None else options
-    suffix = file.suffix.lower()
-    if suffix not in (*_SUFFIXES, CHECKPOINT, *plugin_suffixes()):
-        known = dict.fromkeys((*_SUFFIXES, CHECKPOINT, *plugin_suffixes()))
-        raise ArtifactError(f"{file} has suffix {suffix!r}; expected one of {', '.join(known)}")
-    if not file.is_file():
-        raise ArtifactError(f"{file} does not exist; expected a model file")
+    suffix = _known_suffix(file)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, got {threads}")
     if device == "auto" and not is_installed("onnxruntime") and is_installed("openvino"):
@@ -62,3 +57,14 @@ def open_backend(
     return OnnxBackend(
         file, device=device, threads=threads, spin=options.spin, allow_fallback=allow_fallback
     )
+
+
+def _known_suffix(file: Path) -> str:
+    """The file's suffix. Raises ArtifactError for one that nothing opens, and for no file."""
+    suffix = file.suffix.lower()
+    known = dict.fromkeys((*_SUFFIXES, CHECKPOINT, *plugin_suffixes()))
+    if suffix not in known:
+        raise ArtifactError(f"{file} has suffix {suffix!r}; expected one of {', '.join(known)}")
+    if not file.is_file():
+        raise ArtifactError(f"{file} does not exist; expected a model file")
+    return suffix

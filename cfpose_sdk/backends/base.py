@@ -1,4 +1,4 @@
-"""What every runtime offers: open, run, close."""
+"""Backend, the interface of every runtime: run and close; and RuntimeOptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from cfpose_sdk.errors import BackendError, InputError
 Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]
 Feeds = Mapping[str, NDArray[Any]]
-Precision = Literal["f32", "bf16", "int8"]
+# what a runtime computes in, by OpenVINO's names; the types inside a graph are "fp32", "fp16", …
+ArithmeticPrecision = Literal["f32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RuntimeOptions:
 
     # OpenVINO, where the CPU has it. bf16: all convolutions and products of the graph; int8: those
     # that `cfpose-export lower` quantised, and an error when none runs so
-    precision: Precision = "f32"
+    precision: ArithmeticPrecision = "f32"
     # onnxruntime: its threads spin while a call lasts and sleep after it: fewer milliseconds a
     # call, at the cost of what else wants the cores then, the person finder of a stream for one
     spin: bool = False
@@ -38,7 +39,8 @@ class RuntimeOptions:
     workers: int = 1  # engines: threads that run at the same time, each with memory of its own
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", get_args(Precision)), ("cuda", get_args(Cuda))):
+        choices_of = {"precision": get_args(ArithmeticPrecision), "cuda": get_args(Cuda)}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if self.workers < 1:
@@ -60,13 +62,13 @@ class Backend(ABC):
     """
 
     path: Path
-    provider: str  # what truly runs it, as the runtime names it
+    provider: str  # what really runs it, by the runtime's own name
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
     # of each input, where the runtime tells; None stands for a side that is left open
     input_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})
-    input_types: Mapping[str, str] = MappingProxyType({})  # in onnxruntime's words
+    input_types: Mapping[str, str] = MappingProxyType({})  # by onnxruntime's names
     max_batch: int | None = None  # people that one run takes; None: any number
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -119,6 +121,6 @@ class Backend(ABC):
 
 
 def onnxruntime_type(dtype: np.dtype[Any]) -> str:
-    """A type in onnxruntime's words: float32 is "tensor(float)"."""
-    words = {"float32": "float", "float64": "double", "bool": "bool"}
-    return f"tensor({words.get(dtype.name, dtype.name)})"
+    """onnxruntime's name of a type: float32 is "tensor(float)"."""
+    names = {"float32": "float", "float64": "double", "bool": "bool"}
+    return f"tensor({names.get(dtype.name, dtype.name)})"

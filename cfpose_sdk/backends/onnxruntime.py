@@ -1,4 +1,4 @@
-"""ONNX files through onnxruntime, on exactly the provider that was asked for."""
+"""ONNX files with onnxruntime, on exactly the provider that was asked for."""
 
 from __future__ import annotations
 

@@ -12,24 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends.base import (
+    ArithmeticPrecision,
     Backend,
     Device,
     Feeds,
-    Precision,
     RuntimeOptions,
     onnxruntime_type,
 )
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
 from cfpose_sdk.files import digest
 
-_TOLD = Path("/proc/cpuinfo")
+_CPU_INFO = Path("/proc/cpuinfo")
 _NAMES = ("flags", "features")  # on x86, on ARM
 
 
-def processor_flags(told: Path = _TOLD) -> frozenset[str] | None:
-    """Its instruction sets in Linux' words, as "avx512_bf16"; None where nobody tells."""
+def processor_flags(path: Path = _CPU_INFO) -> frozenset[str] | None:
+    """The CPU's instruction sets by Linux' names, as "avx512_bf16"; None where they are unknown."""
     try:
-        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     for line in lines:
@@ -77,15 +77,9 @@ class OpenvinoBackend(Backend):
         self._lock, self._idle = threading.Lock(), list[Any]()
         precision = _available(path, options.precision, allow_fallback)
         model, self._compiled = _compile(path, threads, precision)
-        found = _arithmetic(self._compiled)
-        _check_arithmetic(path, precision, found)
-        if model.has_rt_info([METADATA]):
-            record = model.get_rt_info([METADATA]).value
-            self.metadata = {
-                name: str(model.get_rt_info([METADATA, name]).value) for name in record
-            }
-        else:
-            self.metadata = {}
+        types = _arithmetic(self._compiled)
+        _check_arithmetic(path, precision, types)
+        self.metadata = _metadata(model)
         self._dtypes = {i.get_any_name(): np.dtype(i.element_type.to_dtype()) for i in model.inputs}
         self.inputs = tuple(self._dtypes)
         self.input_shapes = {
@@ -96,7 +90,7 @@ class OpenvinoBackend(Backend):
         }
         self.input_types = {name: onnxruntime_type(kind) for name, kind in self._dtypes.items()}
         self.outputs = tuple(output.get_any_name() for output in model.outputs)
-        self.provider = f"OpenVINO CPU {'+'.join(found) or precision}"
+        self.provider = f"OpenVINO CPU {'+'.join(types) or precision}"
 
     def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
@@ -134,8 +128,11 @@ def ir_record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def lacking(precision: Precision) -> str:
-    """Why OpenVINO cannot compute so on this CPU; "" when it can. OpenVINO must be installed."""
+def lacking(precision: ArithmeticPrecision) -> str:
+    """Why OpenVINO cannot compute in this precision on this CPU; "" when it can.
+
+    OpenVINO must be installed.
+    """
     import openvino
 
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -147,8 +144,10 @@ def lacking(precision: Precision) -> str:
     return ""
 
 
-def _available(path: Path, precision: Precision, allow_fallback: bool) -> Precision:
-    """The asked-for precision where the CPU has it, f32 where it may take its place."""
+def _available(
+    path: Path, precision: ArithmeticPrecision, allow_fallback: bool
+) -> ArithmeticPrecision:
+    """The asked-for precision where the CPU has it, else f32 if that fallback is allowed."""
     problem = "" if precision == "f32" else lacking(precision)
     if not problem:
         return precision
@@ -161,7 +160,7 @@ def _available(path: Path, precision: Precision, allow_fallback: bool) -> Precis
     return "f32"
 
 
-def _compile(path: Path, threads: int | None, precision: Precision) -> tuple[Any, Any]:
+def _compile(path: Path, threads: int | None, precision: ArithmeticPrecision) -> tuple[Any, Any]:
     import openvino
 
     core = openvino.Core()
@@ -181,6 +180,13 @@ def _compile(path: Path, threads: int | None, precision: Precision) -> tuple[Any
         ) from error
 
 
+def _metadata(model: Any) -> dict[str, str]:
+    if not model.has_rt_info([METADATA]):
+        return {}
+    record = model.get_rt_info([METADATA]).value
+    return {name: str(model.get_rt_info([METADATA, name]).value) for name in record}
+
+
 def _arithmetic(compiled: Any) -> list[str]:
     """The types that the compiled model's convolutions and products really have."""
     kinds = set()
@@ -191,17 +197,17 @@ def _arithmetic(compiled: Any) -> list[str]:
     return sorted({"int8" if kind in ("u8", "i8") else str(kind) for kind in kinds})
 
 
-def _check_arithmetic(path: Path, precision: Precision, found: list[str]) -> None:
-    if precision == "f32" or precision in found or (precision == "bf16" and not found):
+def _check_arithmetic(path: Path, precision: ArithmeticPrecision, types: list[str]) -> None:
+    if precision == "f32" or precision in types or (precision == "bf16" and not types):
         return
     if precision == "int8":
         raise ArtifactError(
             f"precision 'int8' was asked for, but {path.name} holds no quantised layer that "
-            f"OpenVINO runs so, only {found}; run: cfpose-export lower MODEL.onnx --precision int8 "
+            f"OpenVINO runs so, only {types}; run: cfpose-export lower MODEL.onnx --precision int8 "
             f"-o {path.stem}-int8.onnx"
         )
     raise BackendError(
-        f"precision {precision!r} was asked for, but OpenVINO compiled {path.name} to {found}; "
+        f"precision {precision!r} was asked for, but OpenVINO compiled {path.name} to {types}; "
         f"use precision='f32'"
     )
 

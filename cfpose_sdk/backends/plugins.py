@@ -23,13 +23,13 @@ def plugin_suffixes() -> tuple[str, ...]:
 
 
 def plugin_states() -> dict[str, str]:
-    """Suffix → what opens it, or why what is registered for it cannot be imported."""
+    """Suffix → the package that opens it, or why that package cannot be imported."""
     states = {}
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
             states[f".{entry.name.lower()}"] = f"opens with {entry.module.partition('.')[0]}"
-        except Exception as error:  # importing somebody's package can raise anything
+        except Exception as error:  # importing another package can raise anything
             states[f".{entry.name.lower()}"] = " ".join(str(error).split())[:300]
     return states
 
@@ -45,7 +45,8 @@ def open_plugin(
     """Open a file with the package that registered its suffix.
 
     Raises MissingDependencyError when what that package needs is absent, ArtifactError when two
-    packages registered the suffix, BackendError when the package does not keep to its side.
+    packages registered the suffix, BackendError when the package cannot be imported or gives no
+    Backend.
     """
     entry = _entry(path)
     try:
@@ -70,19 +71,19 @@ def open_plugin(
 
 def _entry(path: Path) -> EntryPoint:
     suffix = path.suffix.lower()
-    found = {
+    matching = {
         entry.value: entry
         for entry in entry_points(group=GROUP)
         if f".{entry.name.lower()}" == suffix
     }
-    if not found:
+    if not matching:
         raise MissingDependencyError(
             f"running the checkpoint {path.name} needs cfpose_training, which is not installed; "
             f"run: pip install 'cfpose-sdk[train]'"
         )
-    if len(found) > 1:
+    if len(matching) > 1:
         raise ArtifactError(
-            f"{path.name} is opened by several packages, {sorted(found)}; uninstall all but one"
+            f"{path.name} is opened by several packages, {sorted(matching)}; uninstall all but one"
         )
-    (entry,) = found.values()
+    (entry,) = matching.values()
     return entry

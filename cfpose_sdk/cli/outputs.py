@@ -1,7 +1,7 @@
-"""What `cfpose predict` writes: JSON, CSV, COCO results, OpenPose files, pictures and videos.
+"""Output files of `cfpose predict`: JSON, CSV, COCO results, OpenPose, pictures and videos.
 
-A sink takes one frame at a time and holds none of them, so that long videos fit. Files appear
-whole, at `finish`; after `abandon` nothing is left of them.
+A sink writes one frame at a time and keeps none in memory, so that videos may be long. Files appear
+whole, at `finish`; after `abandon` none is left.
 
 OpenPose's JSON, which motion-capture tools read, has BODY_25 or COCO-18 joints, one object a frame.
 Joints are taken by name. The neck is the midpoint of the shoulders (BODY_25's middle of the hips
@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -49,7 +49,7 @@ _MIDPOINTS = {
 def openpose_frame(poses: Poses, layout: OpenPoseFormat = "body25") -> dict[str, Any]:
     """One frame as OpenPose's `write_json` has it; x and y in pixels of the frame.
 
-    `person_id` holds the track id, or -1 as in OpenPose where nobody is tracked.
+    `person_id` holds the track id, or -1 as in OpenPose without tracking.
     """
     people = []
     for n in range(len(poses)):
@@ -83,7 +83,7 @@ class Sink(Protocol):
     """`add` every frame, then `finish` or `abandon`."""
 
     def begin(self, name: str, footage: Footage, video: bool) -> None:
-        """A new source follows: its name, what is known of it, and whether its frames are one."""
+        """A new source begins: its name, its footage, and whether it is a video."""
 
     def add(self, poses: Poses) -> None: ...
 
@@ -168,7 +168,7 @@ class OpenPoseSink(_ListSink):
 @dataclass
 class _FolderSink:
     folder: Path
-    taken: set[Path] = field(default_factory=set)
+    used: set[Path] = field(default_factory=set)
 
     def begin(self, name: str, footage: Footage, video: bool) -> None: ...
 
@@ -181,10 +181,10 @@ class _FolderSink:
     def place(self, stem: str, ending: str) -> Path:
         """A path in the folder that no earlier file of this run has."""
         place, count = self.folder / f"{stem}{ending}", 1
-        while place in self.taken:
+        while place in self.used:
             count += 1
             place = self.folder / f"{stem}-{count}{ending}"
-        self.taken.add(place)
+        self.used.add(place)
         return place
 
 
@@ -239,3 +239,42 @@ class PictureSink(_FolderSink):
         if self._recording is not None:
             self._recording.abandon()
             self._recording = None
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The files and folders that `cfpose predict` was asked to write; None: not asked for."""
+
+    coco: str | None = None
+    json: str | None = None
+    csv: str | None = None
+    openpose: Path | None = None  # a .json file, else a folder
+    openpose_format: OpenPoseFormat = "body25"
+    pictures: Path | None = None  # a folder for drawn photos and videos
+
+    def open(self) -> list[Sink]:
+        """A sink for each. Raises InputError, and leaves no file, when one cannot be written."""
+        sinks: list[Sink] = []
+        try:
+            for sink in self._opened():
+                sinks.append(sink)
+        except BaseException:
+            for sink in sinks:
+                sink.abandon()
+            raise
+        return sinks
+
+    def _opened(self) -> Iterator[Sink]:
+        if self.coco:
+            yield CocoSink(self.coco)
+        if self.json:
+            yield JsonSink(self.json)
+        if self.csv:
+            yield CsvSink(self.csv)
+        if self.openpose is not None:
+            if self.openpose.suffix.lower() == ".json":
+                yield OpenPoseSink(self.openpose, self.openpose_format)
+            else:
+                yield OpenPoseFolderSink(self.openpose, layout=self.openpose_format)
+        if self.pictures is not None:
+            yield PictureSink(self.pictures)

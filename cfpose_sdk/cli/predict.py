@@ -1,7 +1,8 @@
-"""`cfpose predict`: every source through the estimator into every output, with progress."""
+"""`cfpose predict`: all sources through the estimator into all outputs, with progress."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,8 @@ from typing import Self, TextIO
 
 import cv2
 
-from cfpose_sdk.cli.outputs import Sink
+from cfpose_sdk.backends import Device
+from cfpose_sdk.cli.outputs import OutputFiles, Sink
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media.frames import Footage, Unread, expand, is_url, is_video
@@ -20,70 +22,42 @@ from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses
 from cfpose_sdk.streaming.stream import StreamOptions
 
-_WIDTH = 30
-_EVERY_S = 0.1
-
-
-class Progress:
-    """`with Progress("clip.mp4", 340) as line: line.step()`. Prints nothing when piped."""
-
-    def __init__(self, label: str, total: int | None, stream: TextIO | None = None) -> None:
-        self._label, self._total = label, total
-        self._stream = sys.stderr if stream is None else stream
-        self._shown = self._stream.isatty()
-        self._begun = time.monotonic()
-        self._drawn = 0.0
-        self._done = 0
-
-    def step(self) -> None:
-        """One more is done."""
-        self._done += 1
-        now = time.monotonic()
-        if self._shown and (now - self._drawn >= _EVERY_S or self._done == self._total):
-            self._drawn = now
-            self._stream.write(f"\r\x1b[K{self._text(now)}")
-            self._stream.flush()
-
-    def clear(self) -> None:
-        """Wipe the line, for something else to be printed there."""
-        if self._shown and self._drawn:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-    def _text(self, now: float) -> str:
-        rate = self._done / max(1e-6, now - self._begun)
-        if not self._total:
-            return f"{self._label}  {self._done}  {rate:.1f}/s"
-        share = min(1.0, self._done / self._total)
-        bar = "#" * round(share * _WIDTH)
-        left = max(0, self._total - self._done) / rate
-        return (
-            f"{self._label}  [{bar:<{_WIDTH}}] {self._done}/{self._total}  {rate:.1f}/s  "
-            f"{left:.0f} s left"
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.clear()
-
-
 _STOP_KEYS = (27, ord("q"))  # escape, q
 Part = Path | str | int  # one photo or video, one URL, one camera
 
 
+def predict(
+    sources: Sequence[str],
+    *,
+    model: str | None,
+    detector: str | None,
+    device: Device,
+    allow_fallback: bool,
+    outputs: OutputFiles,
+    streaming: StreamOptions,
+    show: bool,
+) -> int:
+    """Poses of all SOURCEs of the command line into the files asked for; returns the exit code.
+
+    Raises CfposeError when the models or the files cannot be opened.
+    """
+    # FFmpeg would print each damaged block of a video to stderr; cfpose reports what matters
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    parts = [part for source in sources for part in parts_of(source)]
+    if outputs.pictures is not None:
+        _refuse_overwriting(parts, outputs.pictures)
+    with PoseEstimator(
+        model, detector=detector, device=device, allow_fallback=allow_fallback
+    ) as estimator:
+        return PredictRun(estimator, outputs.open(), streaming, show).run(parts)
+
+
 @dataclass
-class Harvest:
+class PredictRun:
     """One run over all sources.
 
-    Ctrl-C is the end of a camera or URL: its files are finished. Elsewhere, after an error, and
-    when nothing could be read, no file of the run is left, but for the photos and videos that were
+    Ctrl-C ends a camera or URL, and its files are finished. After Ctrl-C elsewhere, after an error,
+    and when nothing could be read, no file of the run is left, except photos and videos that were
     done before. Photos are not smoothed.
     """
 
@@ -95,7 +69,7 @@ class Harvest:
     failed: int = 0  # sources that could not be read, or not to their end
 
     def run(self, sources: Sequence[Part | Unread]) -> int:
-        """The exit code: 0 every source was read to its end, 1 some were not, 2 there was nothing.
+        """The exit code: 0 every source was read to its end, 1 some were not, 2 none could be read.
 
         Raises CfposeError when a sink cannot be written to or a window cannot be opened.
         """
@@ -106,7 +80,7 @@ class Harvest:
                     self._complain(group.error)
                     continue
                 live = _is_live(group[0])
-                if not self._take(group):
+                if not self._run_group(group):
                     break
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and live:
@@ -126,7 +100,7 @@ class Harvest:
             )
         return 0 if not self.failed else 1 if self.frames else 2
 
-    def _take(self, group: list[Part]) -> bool:
+    def _run_group(self, group: list[Part]) -> bool:
         """One video, or photos that share one stream; False when the viewer wants to stop."""
         video = not isinstance(group[0], Path) or is_video(group[0])
         try:
@@ -138,12 +112,12 @@ class Harvest:
         for sink in self.sinks:
             sink.begin(name, footage, video)
         with Progress(name if video else "photos", footage.count) as line:
-            going_on = self._drain(footage, line, name if video else None)
+            going_on = self._pose_frames(footage, line, name if video else None)
         for sink in self.sinks:
             sink.end()
         return going_on
 
-    def _drain(self, footage: Footage, line: Progress, video: str | None) -> bool:
+    def _pose_frames(self, footage: Footage, line: Progress, video: str | None) -> bool:
         failed_before, frames, people, spent_ms = self.failed, 0, 0, 0.0
 
         def complain(error: InputError) -> None:
@@ -188,7 +162,7 @@ class Harvest:
 
 
 def parts_of(source: str) -> list[Part | Unread]:
-    """A command-line SOURCE → photos, videos, URLs, camera indices; Unread: it holds none."""
+    """A SOURCE of the command line → photos, videos, URLs, camera numbers; or an Unread."""
     if is_url(source):
         return [source]
     if source.isdigit() and not Path(source).exists():
@@ -232,3 +206,70 @@ def _show(poses: Poses, *, still: bool) -> bool:
             "--show needs a display and an OpenCV with windows; use --save, or replace "
             "opencv-python-headless by opencv-python"
         ) from error
+
+
+def _refuse_overwriting(sources: Sequence[object], folder: Path) -> None:
+    for source in sources:
+        # of a link both are kept: the link, and the file that it leads to
+        if isinstance(source, Path) and folder.resolve() in (
+            source.parent.resolve(),
+            source.resolve().parent,
+        ):
+            raise InputError(
+                f"--save {folder} is the folder of {source.name}, which would be overwritten; "
+                f"choose another"
+            )
+
+
+_BAR_WIDTH = 30
+_REDRAW_S = 0.1
+
+
+class Progress:
+    """`with Progress("clip.mp4", 340) as line: line.step()`. Prints nothing when piped."""
+
+    def __init__(self, label: str, total: int | None, stream: TextIO | None = None) -> None:
+        self._label, self._total = label, total
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = self._stream.isatty()
+        self._begun = time.monotonic()
+        self._drawn = 0.0
+        self._done = 0
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if self._shown and (now - self._drawn >= _REDRAW_S or self._done == self._total):
+            self._drawn = now
+            self._stream.write(f"\r\x1b[K{self._text(now)}")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        """Wipe the line, for something else to be printed there."""
+        if self._shown and self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def _text(self, now: float) -> str:
+        rate = self._done / max(1e-6, now - self._begun)
+        if not self._total:
+            return f"{self._label}  {self._done}  {rate:.1f}/s"
+        share = min(1.0, self._done / self._total)
+        bar = "#" * round(share * _BAR_WIDTH)
+        left = max(0, self._total - self._done) / rate
+        return (
+            f"{self._label}  [{bar:<{_BAR_WIDTH}}] {self._done}/{self._total}  {rate:.1f}/s  "
+            f"{left:.0f} s left"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()

@@ -1,4 +1,4 @@
-"""Person detectors of others behind one door: `open_detector` chooses by the file."""
+"""`open_detector`: a person detector from a file, a cfpose finder or one of another project."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def open_detector(
     except BaseException:
         backend.close()
         raise
-    backend.close()  # cfpose's own: its class opens it and says what is wrong with a pose model
+    backend.close()  # cfpose's own: PersonFinder opens it, and raises for a pose model
     given = options.only("threshold", "nms_iou", what=f"{file.name}, which knows it")
     return PersonFinder(file, **given, **running)

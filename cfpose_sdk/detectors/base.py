@@ -1,4 +1,4 @@
-"""Person detectors: options, protocols, detections, and the bundled finder."""
+"""Detections, the options and protocols of detectors, and PersonFinder, cfpose's own finder."""
 
 from __future__ import annotations
 
@@ -94,8 +94,16 @@ class Detections:
         return len(self.boxes)
 
 
+@dataclass(frozen=True)
+class TimedDetections:
+    """The people of one frame, and the milliseconds that the detector took."""
+
+    people: Detections
+    milliseconds: float
+
+
 class Running(TypedDict):
-    """How `open_backend` runs a model."""
+    """The options of `open_backend` that a detector shares with the pose model."""
 
     device: Device
     threads: int | None
@@ -168,7 +176,7 @@ class PersonFinder:
         )
         self.spec = _finder_spec(self._backend)
         self.name = self.spec.name
-        self.provider = self._backend.provider  # what truly runs it, as the runtime names it
+        self.provider = self._backend.provider  # the runtime that really runs it
         self.threshold = self.spec.threshold if threshold is None else threshold
         self.nms_iou = self.spec.nms_iou if nms_iou is None else nms_iou
 
@@ -177,14 +185,17 @@ class PersonFinder:
         return self._again, ()
 
     def __call__(self, image: Image) -> Detections:
-        """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
+        """People in a BGR image by falling score, clipped to the frame.
+
+        Boxes that have no area there are dropped.
+        """
         canvas, scale = letterbox(image, self.spec.size_wh, self.spec.pad_value)
-        found = self._backend.run({"images": canvas[None]})
-        boxes, scores = found["boxes"][0], found["scores"][0]
-        sure = scores >= self.threshold
+        outputs = self._backend.run({"images": canvas[None]})
+        boxes, scores = outputs["boxes"][0], outputs["scores"][0]
+        confident = scores >= self.threshold
         height, width = image.shape[:2]
         edges = np.array([width, height, width, height], dtype=np.float32)
-        boxes, scores = (boxes[sure] / scale).clip(0, edges), scores[sure]
+        boxes, scores = (boxes[confident] / scale).clip(0, edges), scores[confident]
         solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         boxes, scores = boxes[solid], scores[solid]
         kept = nms(boxes, scores, self.nms_iou)

@@ -24,7 +24,7 @@ from cfpose_sdk.arrays import Float64
 from cfpose_sdk.detectors.base import Layout
 
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
-_SOON_AFTER = 8  # cells: raw offsets stay well below, decoded centres reach across the picture
+_MOST_RAW = 8  # cells: raw offsets stay well below, decoded centres reach across the picture
 
 
 def strides_of(size_wh: tuple[int, int], count: int) -> tuple[int, ...] | None:
@@ -69,7 +69,7 @@ def is_decoded(output: NDArray[np.floating], size_wh: tuple[int, int]) -> bool |
     The centres of all cells together span the picture when decoded, and a few cells when raw.
     """
     centres = np.abs(output[0, :, :2].astype(np.float64))
-    if centres.max() < _SOON_AFTER:
+    if centres.max() < _MOST_RAW:
         return False
     return True if (centres.max(axis=0) > np.array(size_wh) / 2).all() else None
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends import Backend
+from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import letterbox, nms
 from cfpose_sdk.detectors.base import Detections, DetectorOptions, Pixels, Running
 from cfpose_sdk.detectors.decoders import decode_detr, decode_end2end, decode_yolo
@@ -40,6 +40,16 @@ class GraphDetector:
         self.reading = self._read()
         self.threshold = _THRESHOLD if options.threshold is None else options.threshold
 
+    @classmethod
+    def open(cls, path: Path, options: DetectorOptions, running: Running) -> Self:
+        """Open the file of a foreign detector. Raises as the class and `open_backend`."""
+        backend = open_backend(path, **running)
+        try:
+            return cls(backend, options, running)
+        except BaseException:
+            backend.close()
+            raise
+
     def __call__(self, image: Image) -> Detections:
         """People in a BGR image by falling score, clipped to the frame; boxes without area go."""
         stretched = self.reading.layout == "detr"
@@ -63,9 +73,8 @@ class GraphDetector:
         self._backend.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from cfpose_sdk.detectors import open_detector  # it builds this class
-
-        return functools.partial(open_detector, self.path, self._options, **self._running), ()
+        """Pickled as its options, opened anew where it is unpickled."""
+        return functools.partial(type(self).open, self.path, self._options, self._running), ()
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """Ultralytics' own checkpoints (.pt), through their own package (AGPL-3.0; the extra ultralytics).
 
-An exported .onnx of the same model needs none of it; see `yolo` and `end2end`.
+An exported .onnx of the same model needs none of it; see `decoders`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class UltralyticsDetector:
                 f"detector_options=DetectorOptions(person_class=…)"
             )
         self._person = people[0] if options.person_class is None else options.person_class
-        # its device words: "auto" is None
+        # ultralytics chooses a device itself when it gets None
         device = running["device"]
         self._device = None if device == "auto" else device
         self.provider = f"ultralytics on {device}"
@@ -60,11 +60,11 @@ class UltralyticsDetector:
             given["imgsz"] = (options.size_wh[1], options.size_wh[0])
         if self._device is not None:
             given["device"] = self._device
-        found = self._model.predict(image, **given)[0].boxes
+        result = self._model.predict(image, **given)[0].boxes
         height, width = image.shape[:2]
-        boxes = np.asarray(found.xyxy.cpu().numpy(), np.float32).reshape(-1, 4)
+        boxes = np.asarray(result.xyxy.cpu().numpy(), np.float32).reshape(-1, 4)
         boxes = boxes.clip(0, np.array([width, height, width, height], np.float32))
-        scores = np.asarray(found.conf.cpu().numpy(), np.float32).reshape(-1).clip(0, 1)
+        scores = np.asarray(result.conf.cpu().numpy(), np.float32).reshape(-1).clip(0, 1)
         solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         return Detections(boxes[solid], scores[solid])
 
@@ -73,6 +73,7 @@ class UltralyticsDetector:
         self._model = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its options, opened anew where it is unpickled."""
         return functools.partial(type(self), self.path, self._options, self._running), ()
 
     def __enter__(self) -> Self:

@@ -1,1 +1,1 @@
-"""What works on this machine, and what the bundled models must answer."""
+"""`cfpose doctor`: checks of this machine and of the bundled models."""

@@ -1,4 +1,4 @@
-"""What works on this machine, found by running it."""
+"""`cfpose doctor`: runs the runtimes and the bundled models and reports what works."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device, RuntimeOptions
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.backends.openvino import lacking, processor_flags
 from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
 from cfpose_sdk.backends.tensorrt import open_memory
@@ -28,7 +28,7 @@ from cfpose_sdk.diagnostics.machine import (
 from cfpose_sdk.errors import CfposeError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 
-# what makes lower precisions fast, in Linux' words
+# instruction sets that make lower precisions fast, by Linux' names
 _FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16")
 # distribution → the extra of cfpose-sdk that brings it ("" where it is part of the core)
 _PACKAGES = {
@@ -50,24 +50,18 @@ _PACKAGES = {
 
 
 def examine() -> dict[str, Any]:
-    """A report as plain values; `ok` tells whether the defaults work, `problems` why not and what
-    else does not, and `advice` what would make more of this machine.
+    """A report as plain values.
+
+    `ok`: whether the defaults work. `problems`: why not, and what else does not work. `advice`: how
+    to make better use of this machine.
     """
     packages = {name: package_version(name) for name in _PACKAGES}
     listed = listed_providers()
     providers = running_providers(BUNDLED_MODEL, listed)
     gpus = nvidia_gpus()
-    devices: list[Device] = ["auto"]  # the default; the others are told of beside it
-    if "CPUExecutionProvider" in listed:
-        devices.append("cpu")
-    if "CUDAExecutionProvider" in listed:
-        devices.append("cuda")
-    precisions = _try_precisions(packages["openvino"])
-    if packages["openvino"]:
-        devices.append("openvino")
     runs: dict[str, str] = {}
     parity: dict[str, dict[str, str]] = {}
-    for device in devices:
+    for device in _devices(listed, packages["openvino"]):
         runs[device], parity[device] = _try_models(device)
     return {
         "ok": runs["auto"] == "ok",
@@ -83,7 +77,7 @@ def examine() -> dict[str, Any]:
         "cuda": _try_cuda(packages["cuda-bindings"]),
         "tensorrt": tensorrt_flavours(),
         "openvino_devices": openvino_devices(),
-        "openvino_precisions": precisions,
+        "openvino_precisions": _try_precisions(packages["openvino"]),
         "torch": torch_devices(),
         "checkpoints": plugin_states(),
         "models": {
@@ -97,8 +91,20 @@ def examine() -> dict[str, Any]:
     }
 
 
+def _devices(listed: list[str], openvino: str | None) -> list[Device]:
+    """What to run the bundled models on: the default, and each device that is there."""
+    devices: list[Device] = ["auto"]
+    if "CPUExecutionProvider" in listed:
+        devices.append("cpu")
+    if "CUDAExecutionProvider" in listed:
+        devices.append("cuda")
+    if openvino:
+        devices.append("openvino")
+    return devices
+
+
 def describe(report: dict[str, Any]) -> str:
-    """`examine`'s report for people."""
+    """The report of `examine` as text to read."""
     lines = [f"cfpose {report['cfpose']}, Python {report['python']}, {report['platform']}", ""]
     for name, version in report["packages"].items():
         if extra := _PACKAGES[name]:
@@ -119,7 +125,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _runtimes(report: dict[str, Any]) -> list[str]:
-    """What each runtime says of itself and of this machine."""
+    """Lines about the runtimes and their devices."""
     lines = [f"onnxruntime lists: {', '.join(report['providers']) or 'nothing'}"]
     lines += [f"  {name}: {state}" for name, state in report["providers_run"].items()]
     lines.append(f"CPU: {', '.join(report['cpu_flags']) or 'no instructions for bf16 or int8'}")
@@ -156,11 +162,11 @@ def _try_cuda(version: str | None) -> str | None:
 
 
 def _try_precisions(version: str | None) -> dict[str, str]:
-    """What OpenVINO's precisions do on this CPU with the bundled pose model; {} without it."""
+    """Whether each of OpenVINO's precisions works on this CPU; {} without OpenVINO."""
     if version is None:
         return {}
     states: dict[str, str] = {}
-    kinds: tuple[Precision, ...] = ("f32", "bf16", "int8")
+    kinds: tuple[ArithmeticPrecision, ...] = ("f32", "bf16", "int8")
     for kind in kinds:
         try:
             if problem := lacking(kind):
@@ -174,16 +180,16 @@ def _try_precisions(version: str | None) -> dict[str, str]:
     return states
 
 
-def _run_precision(kind: Precision) -> str:
+def _run_precision(kind: ArithmeticPrecision) -> str:
     options = RuntimeOptions(precision=kind)
     bound = FULL if kind == "f32" else BOUNDS[f"OpenVINO {kind}"]
     with PoseEstimator(device="openvino", options=options) as estimator:
-        said = pose_parity(estimator, bound=bound)
-        return f"{'runs' if said.passed is not False else 'wrong answer'}, {said.message}"
+        parity = pose_parity(estimator, bound=bound)
+        return f"{'runs' if parity.passed is not False else 'wrong answer'}, {parity.message}"
 
 
 def _try_models(device: Device) -> tuple[str, dict[str, str]]:
-    """Run both bundled models; "ok", or what went wrong, and how near the known answers are."""
+    """Run both bundled models; "ok", or what went wrong; and how close to the known answers."""
     image = np.full((32, 24, 3), 128, dtype=np.uint8)
     answers: dict[str, Parity] = {}
     try:
@@ -195,9 +201,9 @@ def _try_models(device: Device) -> tuple[str, dict[str, str]]:
             answers["pose"] = pose_parity(estimator)
     except CfposeError as error:
         return str(error), {name: answer.message for name, answer in answers.items()}
-    said = {name: answer.message for name, answer in answers.items()}
-    wrong = [f"{name}: {said[name]}" for name, answer in answers.items() if answer.passed is False]
-    return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), said
+    messages = {name: answer.message for name, answer in answers.items()}
+    wrong = [f"{name}: {messages[name]}" for name in answers if answers[name].passed is False]
+    return ("wrong answer, " + "; ".join(wrong) if wrong else "ok"), messages
 
 
 def _advice(

@@ -1,4 +1,4 @@
-"""What the bundled models must answer to the bundled photo, and how far runtimes may differ.
+"""The bundled models' known results on the bundled photo, and how far a runtime may differ.
 
 `models/known_answers.json` holds the answers by the SHA-256 of the model file, so that another
 model is never measured against them. After bundling new models, with the new ones in place:
@@ -32,8 +32,8 @@ from cfpose_sdk.results import VISIBLE_FROM
 
 @dataclass(frozen=True)
 class Bound:
-    """`max_px` of any joint; where a joint between two peaks may jump it is infinite, and `far` is
-    the share of joints that may be further off than a pixel.
+    """How far joints may differ, in pixels. `max_px`: any joint; infinite where a joint with two
+    peaks may jump. `far`: the share of joints that may differ by more than a pixel.
     """
 
     max_px: float
@@ -70,16 +70,16 @@ class Parity:
 
 
 def pose_parity(estimator: PoseEstimator, answers: Path = ANSWERS, bound: Bound = FULL) -> Parity:
-    """Distances in pixels over the joints that the known answer is sure of."""
+    """Distances in pixels of the joints that are confident in the known answer."""
     known = _known(Path(estimator.info.model), answers)
     if known is None:
         return Parity(None, "no known answer for this model file")
     poses = estimator.predict(read_image(PHOTO), boxes=[known["box"]])
-    sure = np.asarray(known["confidence"]) >= VISIBLE_FROM
+    confident = np.asarray(known["confidence"]) >= VISIBLE_FROM
     expected = np.asarray(known["xy"], dtype=np.float64)
-    if poses.xy.shape[1:] != expected.shape or not sure.any():
+    if poses.xy.shape[1:] != expected.shape or not confident.any():
         return Parity(False, f"answered with {poses.xy.shape[1]} joints, known {len(expected)}")
-    distances = np.linalg.norm(poses.xy[0] - expected, axis=-1)[sure]
+    distances = np.linalg.norm(poses.xy[0] - expected, axis=-1)[confident]
     most, half = float(distances.max()), float(np.median(distances))
     if math.isinf(bound.max_px):
         message = f"half of the joints within {half:.4f} px of the known answer, the worst at "
@@ -89,24 +89,24 @@ def pose_parity(estimator: PoseEstimator, answers: Path = ANSWERS, bound: Bound 
 
 
 def finder_parity(finder: PersonFinder, answers: Path = ANSWERS) -> Parity:
-    """Smallest overlap of the boxes found with the known ones."""
+    """Smallest overlap of the detected boxes with the known ones."""
     known = _known(finder.path, answers)
     if known is None:
         return Parity(None, "no known answer for this finder file")
     boxes = np.asarray(known["boxes"], dtype=np.float64).reshape(-1, 4)
-    found = finder(read_image(PHOTO))
-    if len(found) != len(boxes):
-        return Parity(False, f"found {len(found)} people, known {len(boxes)}")
-    overlap = float(np.diag(iou_matrix(found.boxes, boxes)).min(initial=1.0))
+    detections = finder(read_image(PHOTO))
+    if len(detections) != len(boxes):
+        return Parity(False, f"found {len(detections)} people, known {len(boxes)}")
+    overlap = float(np.diag(iou_matrix(detections.boxes, boxes)).min(initial=1.0))
     message = f"boxes overlap the known ones by {overlap:.4f}, at least {MIN_IOU}"
     return Parity(overlap >= MIN_IOU, message)
 
 
 def write_answers(path: Path = ANSWERS) -> Path:
-    """Ask the bundled models on the CPU and write what they say."""
+    """Run the bundled models on the CPU and write their results."""
     image = read_image(PHOTO)
     with PersonFinder(device="cpu") as finder:
-        found = finder(image)
+        detections = finder(image)
     with PoseEstimator(device="cpu") as estimator:
         poses = estimator.predict(image, boxes=[_BOX])
     answers = {
@@ -118,7 +118,7 @@ def write_answers(path: Path = ANSWERS) -> Path:
         },
         digest(BUNDLED_FINDER): {
             "model": BUNDLED_FINDER.name,
-            "boxes": [numbers(box) for box in found.boxes],
+            "boxes": [numbers(box) for box in detections.boxes],
         },
     }
     return write_file(path, json.dumps(answers, indent=1) + "\n")

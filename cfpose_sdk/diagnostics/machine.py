@@ -1,4 +1,4 @@
-"""What this machine offers, found by asking or running it, never by trusting a list."""
+"""Runtimes and devices of this machine, tried out rather than taken from a list."""
 
 from __future__ import annotations
 
@@ -84,28 +84,28 @@ def _convolution(torch: Any, device: str) -> str:
 
 
 def _zeros(node: Any) -> Any:
-    """A single person, or frame, of nothing, as an onnxruntime input wants it."""
+    """Zeros for one person or frame, of the shape and type of an onnxruntime input."""
     shape = [side if isinstance(side, int) else 1 for side in node.shape]
-    words = {"float": "float32", "double": "float64"}
+    names = {"float": "float32", "double": "float64"}
     kind = str(node.type).removeprefix("tensor(").removesuffix(")")
-    return np.zeros(shape, words.get(kind, kind))
+    return np.zeros(shape, names.get(kind, kind))
 
 
 def nvidia_gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of each NVIDIA GPU, as `nvidia-smi` tells; [] without it."""
+    """Name, driver and memory of each NVIDIA GPU, as `nvidia-smi` reports; [] without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    asked = "name,driver_version,memory.total,compute_cap"
+    fields = "name,driver_version,memory.total,compute_cap"
     try:
         run = subprocess.run(
-            [program, f"--query-gpu={asked}", "--format=csv,noheader"],
+            [program, f"--query-gpu={fields}", "--format=csv,noheader"],
             capture_output=True, text=True, check=True, timeout=20,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in run.stdout.splitlines()]
-    return [dict(zip(asked.split(","), row, strict=False)) for row in rows if row]
+    return [dict(zip(fields.split(","), row, strict=False)) for row in rows if row]
 
 
 def openvino_devices() -> list[str] | str | None:

@@ -1,4 +1,4 @@
-"""Photos, videos, cameras: where images come from, and how they are written."""
+"""Reading photos, videos and cameras; drawing; writing pictures and videos."""
 
 from cfpose_sdk.media.image import read_image
 

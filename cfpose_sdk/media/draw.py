@@ -1,4 +1,4 @@
-"""Plain arrays in, a picture of the poses out."""
+"""Draw poses on an image: joints, limbs, boxes, ids, ellipses of the covariance."""
 
 from __future__ import annotations
 

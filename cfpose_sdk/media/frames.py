@@ -1,4 +1,4 @@
-"""A frame, footage, and the frames that a source expands to."""
+"""Frame, one image with its name; Footage, an opened source; the files of a path or glob."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Unread:
-    """What stands in the place of a photo or frame that could not be read."""
+    """The error in the place of a photo or frame that could not be read."""
 
     error: InputError
 
@@ -53,7 +53,7 @@ Item = Frame | Unread
 
 @dataclass(frozen=True)
 class Footage:
-    """An opened source: its items in order, and what is known of it beforehand.
+    """An opened source: its items in order, and its rate and length if known.
 
     `items` is a generator: closing it, or `close`, frees files and devices.
     """
@@ -83,18 +83,18 @@ def expand(source: PathLike) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if _is_photo(file) and file.is_file())
+        files = sorted(file for file in path.iterdir() if _is_photo(file) and file.is_file())
         expected = "photos"
     elif path.exists() or not glob.has_magic(str(path)):
         return [path]  # a missing one is reported where it is read
     else:
         matches = map(Path, glob.glob(str(path), recursive=True))
-        found = sorted(m for m in matches if (_is_photo(m) or is_video(m)) and m.is_file())
+        files = sorted(m for m in matches if (_is_photo(m) or is_video(m)) and m.is_file())
         expected = "photos or videos"
-    if not found:
+    if not files:
         known = _PHOTO_SUFFIXES + (() if expected == "photos" else _VIDEO_SUFFIXES)
         raise InputError(f"{path} holds no {expected}; they are known by {', '.join(known)}")
-    return found
+    return files
 
 
 def is_video(path: PathLike) -> bool:
@@ -103,12 +103,12 @@ def is_video(path: PathLike) -> bool:
 
 
 def is_url(source: object) -> TypeGuard[str]:
-    """Whether the source is a string like rtsp://…"""
+    """Whether the source is a string such as rtsp://…"""
     return isinstance(source, str) and "://" in source
 
 
 def printable(name: str) -> str:
-    """A file name as text that every file and terminal takes: what is no UTF-8 becomes U+FFFD."""
+    """A file name that every file and terminal accepts: what is not UTF-8 becomes U+FFFD."""
     return _NOT_UTF8.sub("\ufffd", name)
 
 
@@ -131,7 +131,7 @@ def opencv_path(path: PathLike) -> str:
 
 
 def _read_photo(path: PathLike) -> Image:
-    """`read_image`; of a file that is none by its name, the error says what is."""
+    """`read_image`; for a name that is no photo's, the error names the suffixes that are."""
     try:
         return read_image(path)
     except ImageError as error:

@@ -80,7 +80,7 @@ def check_image(image: object) -> Image:
 
 
 class _OpenCvLog:
-    """OpenCV's log level, silenced while anybody reads; counted, so that threads may overlap."""
+    """OpenCV's log level, silent while a photo or video is read; counts readers, for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Where frames come from: `open_source` opens photos, folders, globs, videos, cameras, URLs."""
+"""`open_source`: the frames of photos, folders, globs, videos, cameras, URLs and arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cfpose_sdk.media.image import Image, check_image, quiet_opencv
 
 TIMEOUT_S = 10.0  # of opening a URL and of waiting for its next frame
 # OpenCV answers "no frame" both at the end and at a frame that is damaged, after which it can go
-# on. In a file that announced more frames it is asked this often before that is called the end.
+# on. A file that announced more frames is tried this often before that counts as its end.
 _PATIENCE = 64
 
 
@@ -92,15 +92,15 @@ class _Video:
                     yield frame
                 number += 1
                 frame = self._grab(number)
-            yield from self._verdict(number - missed)
+            yield from self._early_end(number - missed)
         finally:
             self.capture.release()
 
     def _may_go_on(self, number: int, missed: int) -> bool:
         return self.count is not None and number < self.count and missed < _PATIENCE
 
-    def _verdict(self, read: int) -> Iterator[Unread]:
-        """What is wrong with the end, if anything."""
+    def _early_end(self, read: int) -> Iterator[Unread]:
+        """An Unread when the source ended too early."""
         if self.live:
             yield Unread(
                 InputError(f"{self.label} ended or was lost after {read} frames; open it again")

@@ -1,4 +1,4 @@
-"""Annotated videos: frames in, a whole file out."""
+"""Write a video frame by frame; the file appears whole, at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cfpose_sdk.media.image import Image, quiet_opencv
 
 # Motion JPEG for .avi, MPEG-4 for the rest: what every build of OpenCV can write.
 _CODECS = {".avi": "MJPG", ".mp4": "mp4v"}
-FALLBACK_FPS = 25.0  # of a camera that does not tell
+FALLBACK_FPS = 25.0  # for a camera of unknown rate
 
 
 class VideoRecording:
-    """An .mp4 or .avi that grows frame by frame and takes its name at the end.
+    """An .mp4 or .avi that grows frame by frame and is renamed to its path at the end.
 
     The first frame gives the size. Raises InputError when the video cannot be written.
     """
@@ -47,7 +47,7 @@ class VideoRecording:
     def finish(self) -> None:
         """Close the video and give it its name; one without a frame is not kept.
 
-        Raises InputError when not all frames are in the file: OpenCV says nothing of a full disk.
+        Raises InputError when not all frames are in the file: OpenCV does not report a full disk.
         """
         if self._writer is None:
             self._file.discard()

@@ -1,1 +1,1 @@
-"""Videos frame by frame: prefetching, tracking and smoothing around the estimator."""
+"""Poses of videos frame by frame, with prefetching, tracking and smoothing."""

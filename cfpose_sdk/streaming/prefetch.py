@@ -1,4 +1,4 @@
-"""An iterator that a thread keeps a bounded number of items ahead."""
+"""Run an iterator in a thread, a bounded number of items ahead of its reader."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 JOIN_S = 5.0  # a thread that is held longer by a device ends when the device lets go
 
 
-class Ahead(Generic[T]):
-    """Items of `items` in their order, made in a thread, at most `size` of them waiting.
+class Prefetcher(Generic[T]):
+    """The items of `items` in order, made in a thread; at most `size` of them wait.
 
-    What the thread raises is raised here after the items before it. `close` stops the thread; the
+    An error of the thread is raised here, after the items before it. `close` stops the thread; the
     thread closes `items` if it is a generator.
     """
 
@@ -83,7 +83,7 @@ class Ahead(Generic[T]):
             item = next(self._items)
         except StopIteration:
             return False
-        except BaseException as error:  # it belongs to whoever takes the items
+        except BaseException as error:  # raised again where the items are read
             self._error = error
             return False
         with self._change:

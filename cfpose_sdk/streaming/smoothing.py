@@ -64,7 +64,7 @@ class OneEuro:
 
 
 class Smoother:
-    """One-Euro filters by id. The poses must carry ids; a filter never sees two of them."""
+    """One-Euro filters by id. The poses must have ids; each id has its own filter."""
 
     def __init__(self, options: SmoothOptions | None = None) -> None:
         self.options = options or SmoothOptions()
@@ -87,7 +87,7 @@ class Smoother:
         return replace(poses, xy=smooth.astype(np.float32), xy_raw=poses.xy)
 
     def forget(self) -> None:
-        """Another video follows, whose time starts at 0 again."""
+        """Start another video, whose time begins at 0 again."""
         self._filters = {}
         self._frames = 0
 

@@ -1,6 +1,6 @@
-"""A source becomes poses, frame by frame: decoding, finding and posing overlap in threads.
+"""Poses of a video or camera, frame by frame; decoding, detector and pose network overlap.
 
-    source ─ thread: decode ─ [prefetch] ─ thread: find people ─ [prefetch] ─ caller: pose,
+    source ─ thread: decode ─ [prefetch] ─ thread: detect people ─ [prefetch] ─ caller: poses,
     ids, smoothing
 
 Each bracket holds at most `prefetch` frames, so that memory stays bounded however long the source.
@@ -14,12 +14,12 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, get_args
 
-from cfpose_sdk.detectors.lazy import Found
+from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.results import Poses
-from cfpose_sdk.streaming.prefetch import Ahead
+from cfpose_sdk.streaming.prefetch import Prefetcher
 from cfpose_sdk.streaming.smoothing import Smoother, SmoothOptions
 from cfpose_sdk.streaming.tracking import Tracker, TrackOptions, carried_boxes
 
@@ -28,12 +28,12 @@ _PREFETCH = 4
 
 
 class Engine(Protocol):
-    """What a stream needs of an estimator."""
+    """The two steps of an estimator that a stream runs."""
 
     @property
-    def find(self) -> Callable[[Image], Found]: ...
+    def detect(self) -> Callable[[Image], TimedDetections]: ...
 
-    def pose(self, frame: Frame, found: Found) -> Poses: ...
+    def pose(self, frame: Frame, people: TimedDetections) -> Poses: ...
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class StreamOptions:
         return Smoother(self.smooth if isinstance(self.smooth, SmoothOptions) else None)
 
 
-# an item, its people (None: not searched, the last poses carry their boxes), and whether a
-# sequence begins there
-Step = tuple[Item, Found | None, bool]
+# an item, its people (None: the detector did not run, boxes come from the last poses), and whether
+# a sequence begins there
+Step = tuple[Item, TimedDetections | None, bool]
 Response = Callable[[InputError], None]
 
 
@@ -119,11 +119,11 @@ class PoseStream:
 def _poses(
     engine: Engine, footage: Footage, options: StreamOptions, broken: Response
 ) -> Generator[Poses, None, None]:
-    threads: list[Ahead[Item] | Ahead[Step]] = []
+    threads: list[Prefetcher[Item] | Prefetcher[Step]] = []
     tracker, smoother = options.tracker, options.smoother
     last: Poses | None = None
     try:
-        for item, found, begins in _steps(engine, footage, options, threads):
+        for item, people, begins in _steps(engine, footage, options, threads):
             if isinstance(item, Unread):
                 broken(item.error)
                 continue
@@ -131,18 +131,18 @@ def _poses(
                 tracker.forget()
             if begins and smoother is not None:
                 smoother.forget()
-            if found is None and last is not None:
-                found = Found(carried_boxes(last), 0.0)
-            poses = engine.pose(item, found or engine.find(item.image))
-            last = replace(poses, image=None)  # a frame that nobody holds can go
+            if people is None and last is not None:
+                people = TimedDetections(carried_boxes(last), 0.0)
+            poses = engine.pose(item, people or engine.detect(item.image))
+            last = replace(poses, image=None)  # lets the memory of the frame go
             if tracker is not None:
                 poses = tracker.update(poses)
             if smoother is not None:
                 poses = smoother.update(poses)
             yield poses
-            del poses, item, found
+            del poses, item, people
     finally:
-        for thread in threads:  # the reader first: the finder then sees the end of its frames
+        for thread in threads:  # the reader first: the detector then sees the end of its frames
             thread.close()
         if not any(thread.alive for thread in threads):
             footage.close()
@@ -152,22 +152,23 @@ def _steps(
     engine: Engine,
     footage: Footage,
     options: StreamOptions,
-    threads: list[Ahead[Item] | Ahead[Step]],
+    threads: list[Prefetcher[Item] | Prefetcher[Step]],
 ) -> Iterator[Step]:
     """Items with their people, by two threads (which it adds to `threads`) or by the caller."""
     ahead = options.prefetch
     if ahead is None:
         ahead = _PREFETCH if footage.own else 0
     if ahead == 0:
-        return _searched(engine, footage.items, options.detect_every)
-    read = Ahead(footage.items, ahead, "cfpose-read")
+        return _detected(engine, footage.items, options.detect_every)
+    read = Prefetcher(footage.items, ahead, "cfpose-read")
     threads.append(read)
-    found = Ahead(_searched(engine, read, options.detect_every), ahead, "cfpose-find")
-    threads.append(found)
-    return found
+    detected = Prefetcher(_detected(engine, read, options.detect_every), ahead, "cfpose-find")
+    threads.append(detected)
+    return detected
 
 
-def _searched(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Step]:
+def _detected(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Step]:
+    """Every item; the detector runs on every n-th frame of a sequence."""
     frames, before = 0, None
     for item in items:
         if isinstance(item, Unread):
@@ -176,13 +177,13 @@ def _searched(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Ste
         sequence = _sequence(item)
         begins = sequence != before or item.number == 0
         frames = 0 if begins else frames + 1
-        yield item, engine.find(item.image) if frames % every == 0 else None, begins
+        yield item, engine.detect(item.image) if frames % every == 0 else None, begins
         before = sequence
 
 
 def _sequence(frame: Frame) -> tuple[object, ...]:
-    """What two neighbours of one sequence share: that both are a caller's arrays, frames of videos,
-    or photos of one size. Of the last, extracted frames are such a sequence.
+    """Equal for neighbours of one sequence: a caller's arrays, frames of a video, or photos of one
+    size, such as extracted frames.
     """
     if frame.name is None:
         return ("arrays",)

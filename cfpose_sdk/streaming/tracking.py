@@ -1,9 +1,9 @@
-"""Numbers for tracked people, and the boxes that poses carry to the next frame.
+"""Tracking: the ids of people from frame to frame, and boxes for the next frame from the poses.
 
 A track is matched to a pose by the mean of two similarities: the object keypoint similarity of the
-joints that both are sure of, and the intersection over union of the boxes. The track is compared
-where it was last seen and where its mean velocity would have brought it. The best pairs are taken
-first. An id is never given twice.
+joints that are confident in both, and the intersection over union of the boxes. The track is
+compared where it was last seen and where its mean velocity would have brought it. The best pairs
+are matched first. An id is never given twice.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TrackOptions:
 class _Track:
     id: int
     xy: Float64  # (K, 2)
-    sure: NDArray[np.bool_]  # (K,)
+    confident: NDArray[np.bool_]  # (K,)
     box: Float64  # (4,)
     velocity: Float64  # (2,) pixels a frame
     missing: int = 0  # frames since it was seen
@@ -106,12 +106,12 @@ class Tracker:
             ids[person] = self._next_id
             self._next_id += 1
             self._tracks.append(_begin(int(ids[person]), poses, int(person)))
-        # a person who was away for max_gap frames is seen again with missing = max_gap + 1
+        # a person missed for max_gap frames is seen again with missing = max_gap + 1
         self._tracks = [t for t in self._tracks if t.missing <= self.options.max_gap]
         return replace(poses, ids=ids)
 
     def forget(self) -> None:
-        """Another video follows: nobody of this one is known there, and the numbers go on."""
+        """Start another video: its people get new ids, which go on counting."""
         self._tracks = []
 
     def _pairs(self, poses: Poses) -> list[tuple[int, int]]:
@@ -145,8 +145,8 @@ def _similarities(track: _Track, poses: Poses, least: float) -> Float64:
 
 
 def _oks(track: _Track, poses: Poses, shift: Float64) -> Float64:
-    """(N,) mean over the joints that both are sure of; 0 where there is none."""
-    both = track.sure & (poses.confidence >= VISIBLE_FROM)
+    """(N,) mean over the joints that are confident in both; 0 where there is none."""
+    both = track.confident & (poses.confidence >= VISIBLE_FROM)
     area = max(1.0, float(np.prod(track.box[2:] - track.box[:2])))
     sigmas = _LOOSER * np.asarray(poses.skeleton.oks_sigmas)
     return mean_oks(joint_oks(poses.xy, track.xy + shift, area, sigmas), both)
@@ -164,7 +164,7 @@ def _begin(number: int, poses: Poses, person: int) -> _Track:
 
 def _follow(track: _Track, poses: Poses, person: int) -> None:
     new = _begin(track.id, poses, person)
-    both = track.sure & new.sure
+    both = track.confident & new.confident
     if both.any():
         # the median joint: one that jumps to another person does not drag the track along
         moved = np.median(new.xy[both] - track.xy[both], axis=0)
@@ -172,4 +172,4 @@ def _follow(track: _Track, poses: Poses, person: int) -> None:
         moved = (new.box - track.box).reshape(2, 2).mean(axis=0)
     velocity = moved / track.missing
     track.velocity = _VELOCITY_MEMORY * track.velocity + (1 - _VELOCITY_MEMORY) * velocity
-    track.xy, track.sure, track.box, track.missing = new.xy, new.sure, new.box, 0
+    track.xy, track.confident, track.box, track.missing = new.xy, new.confident, new.box, 0

@@ -56,11 +56,11 @@ function shrink(image, width, height) {
   const across = coverage(image.width, width);
   const down = coverage(image.height, height);
   const bgr = new Uint8Array(width * height * 3);
-  // rows across, then down, in float32: in OpenCV's order and precision, for means often lie half
-  // way between two bytes, and the last bit then decides
-  // and halves of a picture of twice the size go up there
+  // of a picture of twice the size OpenCV rounds halves up, of any other to even
   const halved = image.width === 2 * width && image.height === 2 * height;
   const round = halved ? Math.round : roundEven;
+  // rows across, then down, in float32: in OpenCV's order and precision, for means often lie half
+  // way between two bytes, and the last bit then decides
   const row = new Float32Array(width * 3);
   const sum = new Float32Array(width * 3);
   for (let y = 0; y < height; y++) {

@@ -1,7 +1,8 @@
-"""What a model file holds, as JSON, and proven artifacts as the models that the SDK ships."""
+"""`inspect`: what a model file holds. `bundle`: proven files become the SDK's default models."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -19,6 +20,29 @@ from cfpose_sdk.errors import ArtifactError, ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
+
+MAX_BYTES = 20_000_000  # of all bundled weights together
+
+
+def add_commands(commands: Any) -> None:
+    """Add `inspect` and `bundle` to argparse's sub-parsers."""
+    inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("model", type=Path, help="the .onnx, .engine, .plan or .xml file")
+    put = commands.add_parser("bundle", help="make proven files the SDK's default models")
+    put.set_defaults(run=_bundle)
+    put.add_argument("--pose", type=Path, help="proven pose .onnx")
+    put.add_argument("--finder", type=Path, help="finder .onnx")
+    put.add_argument("--folder", type=Path, help="default: the installed SDK's models folder")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    print(json.dumps(describe(arguments.model), indent=2))
+
+
+def _bundle(arguments: argparse.Namespace) -> None:
+    for path in bundle(arguments.pose, arguments.finder, arguments.folder):
+        print(path)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -91,14 +115,11 @@ def _value(text: str) -> Any:
         return text
 
 
-MAX_BYTES = 20_000_000  # of all bundled weights together
-
-
 def bundle(pose: Path | None, finder: Path | None, folder: Path | None = None) -> list[Path]:
     """Put a pose model, a finder or both where `PoseEstimator()` looks for its defaults.
 
     Returns the files written. Raises ExportError when a pose model carries no proof or the bundle
-    grows too large, ArtifactError when a file is not what it is said to be.
+    grows too large, ArtifactError when `finder` is no finder or a file cannot be read.
     """
     folder = BUNDLED_MODEL.parent if folder is None else folder
     targets: dict[Path, bytes] = {}

@@ -87,3 +87,32 @@ def test_help_names_every_promised_flag(capsys: pytest.CaptureFixture[str]) -> N
     flags += ["preset", "flip-test", "threads", "rounds", "repeats", "resume", "peer-python"]
     for flag in flags:
         assert f"--{flag} " in text
+
+
+def test_help_lists_the_sub_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for command in ("boxes", "simcc", "peers", "runtimes"):
+        assert f"\n    {command} " in shown
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: cfpose-bench {command} ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simcc", "--dataset", "demo"],  # an option of the bare form
+        ["--dataset", "demo", "simcc", "a.onnx", "-o", "b.onnx"],  # both forms at once
+        ["--dataset", "demo", "more"],
+    ],
+)
+def test_a_sub_command_and_a_measurement_do_not_mix(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().out == ""

@@ -94,7 +94,7 @@ def test_an_impossible_bound_fails_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "cfpose_export.checkpoint_commands.build_pose", lambda _: model
+        "cfpose_export.proof.checkpoint.build_pose", lambda _: model
     )  # tracing takes long
     target = tmp_path / "out" / "pose.onnx"
     checkpoint = str(folder / "pose.safetensors")

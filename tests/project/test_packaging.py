@@ -75,9 +75,9 @@ def test_the_bundled_models_travel(wheel: dict[str, bytes], sdist: set[str]) -> 
     assert sum(len(wheel[name]) for name in MODELS) < 20 * 1000 * 1000
 
 
-def test_the_photos_of_the_proofs_travel(root: Path, wheel: dict[str, bytes]) -> None:
+def test_the_demo_photos_travel(root: Path, wheel: dict[str, bytes]) -> None:
     photos = {path.name: path.read_bytes() for path in (root / "examples" / "photos").iterdir()}
-    folder = "cfpose_export/photos/"
+    folder = "cfpose_sdk/photos/"
     assert {
         name.removeprefix(folder): data for name, data in wheel.items() if name.startswith(folder)
     } == photos

@@ -1,11 +1,14 @@
-"""The repository itself: size, names, length of files, nothing of anybody's machine."""
+"""The repository itself: size, names, rooms, length of files, nothing of anybody's machine."""
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,15 @@ SOURCES = {
 }  # fmt: skip
 BARE_NAMES = {".ci/run", ".gitattributes", ".gitignore", "Makefile"}
 NO_PACKAGE = ("training", "export", "benchmarks", "studies", "tests", "examples")
+PACKAGES = {
+    "cfpose_sdk": "cfpose_sdk",
+    "cfpose_training": "training/cfpose_training",
+    "cfpose_export": "export/cfpose_export",
+    "cfpose_bench": "benchmarks/cfpose_bench",
+}
+MOST_FLOORS = {"SDK floors": 9, "Training floors": 9, "Export floors": 5, "Bench floors": 5}
+MOST_IN_A_PACKAGE, MOST_IN_A_ROOM = 14, 9  # modules beside `__init__`
+MOST_IN_THE_WHEEL = 175  # there are about 150
 
 # The brackets keep this file from matching itself.
 FOREIGN = {
@@ -72,6 +84,100 @@ def test_no_source_is_long(root: Path, tracked: list[Path]) -> None:
 def test_no_file_is_named_after_nothing(tracked: list[Path]) -> None:
     nothing = {"common", "helper", "helpers", "misc", "tools", "util", "utils"}
     assert [path for path in tracked if path.stem in nothing or path.parent.name in nothing] == []
+
+
+def _modules(folder: Path) -> list[Path]:
+    """Every module below a package's folder, without the `__init__` of each room."""
+    return [path for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_are_small(root: Path, package: str) -> None:
+    top = root / PACKAGES[package]
+    rooms: dict[Path, list[str]] = {}
+    for path in _modules(top):
+        rooms.setdefault(path.parent, []).append(path.name)
+    assert top in rooms
+    full = {
+        room.relative_to(root).as_posix(): names
+        for room, names in rooms.items()
+        if len(names) > (MOST_IN_A_PACKAGE if room == top else MOST_IN_A_ROOM)
+    }
+    assert full == {}, "give a part of it a room of its own"
+
+
+def test_the_wheel_holds_few_modules(root: Path) -> None:
+    assert sum(len(_modules(root / top)) for top in PACKAGES.values()) <= MOST_IN_THE_WHEEL
+
+
+def test_the_floors_are_few(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    floors = {c["name"]: len(c["layers"]) for c in contracts if c["name"] in MOST_FLOORS}
+    assert floors.keys() == MOST_FLOORS.keys()
+    assert {name: n for name, n in floors.items() if n > MOST_FLOORS[name]} == {}
+
+
+def _imports_on_loading(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements that run when a module is loaded: none inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from (n for part in node.orelse for n in _imports_on_loading(part))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _imports_on_loading(node)
+
+
+def _import_graph(top: Path) -> dict[str, set[str]]:
+    """Module → the modules of the same package that it imports when it is loaded."""
+    files = {}
+    for path in top.rglob("*.py"):
+        parts = path.relative_to(top.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, set[str]] = {name: set() for name in files}
+    for name, path in files.items():
+        for node in _imports_on_loading(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                targets = {alias.name for alias in node.names}
+            else:
+                assert node.level == 0, f"{path} has a relative import; write the whole name"
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                targets = (inside & files.keys()) | ({str(node.module)} - {name})
+                if inside <= files.keys():
+                    targets.discard(str(node.module))
+            graph[name] |= targets & files.keys()
+    return graph
+
+
+def _circle(top: Path) -> list[str]:
+    """The modules of an import circle, the first twice; [] where there is none."""
+    try:
+        graphlib.TopologicalSorter(_import_graph(top)).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_files_import_each_other_in_a_circle(root: Path, package: str) -> None:
+    assert _circle(root / PACKAGES[package]) == []
+
+
+def test_a_circle_is_seen(tmp_path: Path) -> None:
+    room = tmp_path / "house" / "room"
+    room.mkdir(parents=True)
+    (room / "__init__.py").write_text("from house.room.first import A\n")
+    first = "try:\n    from house import second\nexcept OSError:\n    A = 1\n"
+    (room / "first.py").write_text(first)
+    second = room.parent / "second.py"
+    second.write_text("def later():\n    import house.room\n")
+    assert _circle(room.parent) == []
+    second.write_text("if TYPE_CHECKING:\n    import house.room\n")
+    assert _circle(room.parent) == []
+    second.write_text("class A:\n    import house.room\n")
+    circle = _circle(room.parent)
+    assert sorted(circle[1:]) == ["house.room", "house.room.first", "house.second"]
 
 
 @pytest.mark.parametrize("folder", NO_PACKAGE)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.test_ablation import differences
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import CROWDPOSE_14
@@ -19,6 +18,7 @@ from cfpose_training.config import Recipe, load_recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.pose.train import pose_spec, train_stage1, train_stage2, train_teacher
 from cfpose_training.run.loop import RunOptions
+from tests.training.ablation.test_ablation import differences
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 

@@ -1,7 +1,7 @@
-"""The mean of several trained networks: one checkpoint from the weights of many.
+"""Average the weights of several trained networks into one checkpoint.
 
-Runs that start from one another, or from the same one, stay in one basin, and the middle of it is
-better than its sides ("Model soups", Wortsman et al., ICML 2022). It costs nothing to run.
+The mean of runs that start from the same weights, or from one another, is often better than each of
+them ("Model soups", Wortsman et al., ICML 2022), and it runs at the cost of one network.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def average_students(
     check_average(checkpoints, checkpoint)
     spec, networks = pose_spec(recipe), []
     for path in checkpoints:
-        network, found = load_pose(path)
+        network, own_spec = load_pose(path)
         if isinstance(network, RefinedPoseNet):
             raise TrainingError(f"{path} has a refiner; give checkpoints of stage 1")
-        same = dataclasses.replace(found, name=spec.name, metrics={}) == spec
+        same = dataclasses.replace(own_spec, name=spec.name, metrics={}) == spec
         if not same or network.backbone.config != recipe.pose.backbone:
             raise TrainingError(f"{path} is not of the network in the recipe's [pose]")
         networks.append(network)

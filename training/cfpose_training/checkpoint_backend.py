@@ -1,6 +1,6 @@
-"""Checkpoints of a training run behind the SDK's door: `PoseEstimator("refined.safetensors")`.
+"""A backend of the SDK that runs training checkpoints: `PoseEstimator("refined.safetensors")`.
 
-For development: what `cfpose-export onnx` would write answers the same, without PyTorch.
+For development. The graph that `cfpose-export onnx` writes gives the same results without PyTorch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class CheckpointBackend(Backend):
     """A pose or finder checkpoint in PyTorch, float32, with the inputs and outputs of its graph.
 
     `device` "auto" is CUDA where this PyTorch can reach a GPU, else the CPU; `provider` says which.
-    With `allow_fallback` a CUDA that was asked for and is not there is a warning and the CPU.
-    `threads` are set for the length of a run, which then excludes other such runs: PyTorch has one
-    number of them for the whole process. It can be pickled. Raises ArtifactError (SpecError) for a
-    file that is no checkpoint of cfpose, BackendError for a device that is not there.
+    With `allow_fallback`, device "cuda" without a GPU gives a warning and runs on the CPU.
+    `threads` are set while a network runs, and no other one with `threads` runs at that time:
+    PyTorch has one number of threads for the whole process. It can be pickled. Raises ArtifactError
+    (SpecError) for a file that is no checkpoint of cfpose, BackendError for a missing device.
     """
 
     _settings: ClassVar[threading.Lock] = threading.Lock()
@@ -130,7 +130,7 @@ def _load(path: Path) -> FusedPose | FusedFinder:
 
 
 def _graph_outputs(values: Any) -> tuple[torch.Tensor, ...]:
-    """Without the logits, which do not leave the graph."""
+    """The outputs that a graph has: all but the logits."""
     return values[: len(_POSE_OUTPUTS)] if isinstance(values, FusedOutput) else values
 
 

@@ -1,11 +1,11 @@
-"""cfpose-train: the stages of training, from a recipe to checkpoints."""
+"""cfpose-train: one sub-command for each stage of training, from a recipe to a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,36 @@ from cfpose_training.data_commands import (
     add_convert,
     add_data,
     add_label,
-    convert,
-    data,
-    label,
+    given,
     whole_number,
 )
 
 if TYPE_CHECKING:
     from cfpose_training.config import OptimConfig, PhotoSource, Source
     from cfpose_training.data.crop_dataset import DataOptions
+    from cfpose_training.data_commands import Commands
     from cfpose_training.run.loop import RunOptions
+
+# the options that `_data_options` and `_run_options` take
+DATA = ("data_root", "out", "cache")
+RUN = ("out", "resume", "max_minutes", "devices", "accelerator", "threads", "keep_last")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    finally:
+        _leave_processes()
+    return code
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:  # `convert --help` and the like never import it
+        from cfpose_training.processes import leave_processes
+
+        leave_processes()
 
 
 def teacher(arguments: argparse.Namespace) -> int:
@@ -30,11 +50,17 @@ def teacher(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe, teacher_recipe
     from cfpose_training.pose.train import TEACHER_FILE, train_teacher
 
-    recipe = load_recipe(arguments.recipe)
+    recipe, init = load_recipe(arguments.recipe), arguments.init
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / TEACHER_FILE
+    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+
     swapped = teacher_recipe(recipe)
-    if arguments.dry_run:
-        return _say(arguments, swapped.pose.name, swapped.stage1, swapped.sources, TEACHER_FILE)
-    return _report(train_teacher(recipe, *_options(arguments), init=arguments.init))
+    if dry_run:
+        title = f"teacher of {swapped.pose.name}"
+        _say_run(title, swapped.stage1, [("init", init)], swapped.sources, data_root, checkpoint)
+        return 0
+    return _report(train_teacher(recipe, data, run, init=init))
 
 
 def stage1(arguments: argparse.Namespace) -> int:
@@ -42,12 +68,16 @@ def stage1(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.pose.train import STUDENT_FILE, train_stage1
 
-    recipe = load_recipe(arguments.recipe)
-    if arguments.dry_run:
-        return _say(arguments, recipe.pose.name, recipe.stage1, recipe.sources, STUDENT_FILE)
-    return _report(
-        train_stage1(recipe, *_options(arguments), arguments.teacher, init=arguments.init)
-    )
+    recipe, teacher, init = load_recipe(arguments.recipe), arguments.teacher, arguments.init
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / STUDENT_FILE
+    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+
+    if dry_run:
+        title, files = f"stage1 of {recipe.pose.name}", [("teacher", teacher), ("init", init)]
+        _say_run(title, recipe.stage1, files, recipe.sources, data_root, checkpoint)
+        return 0
+    return _report(train_stage1(recipe, data, run, teacher, init=init))
 
 
 def stage2(arguments: argparse.Namespace) -> int:
@@ -55,10 +85,16 @@ def stage2(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.pose.train import REFINED_FILE, train_stage2
 
-    recipe = load_recipe(arguments.recipe)
-    if arguments.dry_run:
-        return _say(arguments, recipe.pose.name, recipe.stage2.optim, recipe.sources, REFINED_FILE)
-    return _report(train_stage2(recipe, arguments.student, *_options(arguments), arguments.teacher))
+    recipe, student, teacher = load_recipe(arguments.recipe), arguments.student, arguments.teacher
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / REFINED_FILE
+    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+
+    if dry_run:
+        title, files = f"stage2 of {recipe.pose.name}", [("student", student), ("teacher", teacher)]
+        _say_run(title, recipe.stage2.optim, files, recipe.sources, data_root, checkpoint)
+        return 0
+    return _report(train_stage2(recipe, student, data, run, teacher))
 
 
 def finder(arguments: argparse.Namespace) -> int:
@@ -67,15 +103,18 @@ def finder(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.finder.train import FINDER_FILE, train_finder
 
-    recipe = load_recipe(arguments.recipe)
-    if arguments.dry_run:
+    recipe, labeller, init = load_recipe(arguments.recipe), arguments.labeller, arguments.init
+    data_root, dry_run = arguments.data_root, arguments.dry_run
+    checkpoint = arguments.out / FINDER_FILE
+    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+
+    if dry_run:
         if recipe.finder is None:
             raise TrainingError("the recipe has no [finder] table")
-        finder = recipe.finder
-        return _say(arguments, finder.name, finder.optim, finder.sources, FINDER_FILE)
-    return _report(
-        train_finder(recipe, arguments.labeller, *_options(arguments), init=arguments.init)
-    )
+        title, files = f"finder of {recipe.finder.name}", [("labeller", labeller), ("init", init)]
+        _say_run(title, recipe.finder.optim, files, recipe.finder.sources, data_root, checkpoint)
+        return 0
+    return _report(train_finder(recipe, labeller, data, run, init=init))
 
 
 def average(arguments: argparse.Namespace) -> int:
@@ -87,19 +126,21 @@ def average(arguments: argparse.Namespace) -> int:
     from cfpose_training.finder.train import FINDER_FILE
     from cfpose_training.pose.train import STUDENT_FILE
 
-    recipe = load_recipe(arguments.recipe)
-    kind = "student" if arguments.student else "finder"
-    checkpoints = arguments.student or arguments.finder
-    target = arguments.out / (STUDENT_FILE if kind == "student" else FINDER_FILE)
+    recipe, students, finders = load_recipe(arguments.recipe), arguments.student, arguments.finder
+    out, threads, dry_run = arguments.out, arguments.threads, arguments.dry_run
+    data = _data_options(**given(arguments, DATA))
+
+    kind, checkpoints = ("student", students) if students else ("finder", finders)
+    target = out / (STUDENT_FILE if kind == "student" else FINDER_FILE)
     check_average(checkpoints, target)
-    if arguments.dry_run:
-        _say_files(arguments, kind)
+    if dry_run:
+        _say_files((kind, path) for path in checkpoints)
         print(f"  writes {target}")
         return 0
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    if threads:
+        torch.set_num_threads(threads)
     average = average_students if kind == "student" else average_finders
-    return _report(average(recipe, checkpoints, _data(arguments), arguments.out))
+    return _report(average(recipe, checkpoints, data, out))
 
 
 def ablation(arguments: argparse.Namespace) -> int:
@@ -108,66 +149,57 @@ def ablation(arguments: argparse.Namespace) -> int:
     from cfpose_training.ablation.table import MARKDOWN_FILE
     from cfpose_training.config import load_recipe
 
-    recipe = load_recipe(arguments.recipe)
-    if arguments.dry_run:
-        _say_files(arguments, "teacher", "init")
-        own = arguments.teacher is None
-        for job in plan(recipe, arguments.schemes, arguments.seeds, own_teacher=own)[0]:
-            done = (arguments.out / job.checkpoint).is_file()
-            print(f"{'done  ' if done else 'to run'} {arguments.out / job.checkpoint}")
+    recipe, teacher, init = load_recipe(arguments.recipe), arguments.teacher, arguments.init
+    schemes, seeds = arguments.schemes, arguments.seeds
+    out, dry_run = arguments.out, arguments.dry_run
+    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+
+    if dry_run:
+        _say_files([("teacher", teacher), ("init", init)])
+        for job in plan(recipe, schemes, seeds, own_teacher=teacher is None)[0]:
+            done = (out / job.checkpoint).is_file()
+            print(f"{'done  ' if done else 'to run'} {out / job.checkpoint}")
         return 0
-    rows = run_ablation(
-        recipe, arguments.schemes, arguments.seeds, *_options(arguments), arguments.teacher,
-        init=arguments.init,
-    )  # fmt: skip
-    return _report(None if rows is None else arguments.out / MARKDOWN_FILE)
+    rows = run_ablation(recipe, schemes, seeds, data, run, teacher, init=init)
+    return _report(None if rows is None else out / MARKDOWN_FILE)
 
 
-def _say(
-    arguments: argparse.Namespace,
-    name: str,
-    optim: OptimConfig,
-    sources: Sequence[Source | PhotoSource],
-    file: str,
-) -> int:
-    """What a command would do, a line a fact."""
-    print(f"{arguments.command} of {name}: {optim.epochs} epochs, batches of {optim.batch_size}")
-    print(f"  {optim}")
-    _say_files(arguments, "student", "teacher", "labeller", "init")
-    for source in sources:
-        for part in filter(None, (source.annotations, source.images)):
-            path = arguments.data_root / part
-            print(f"  {source.name}: {path}{'' if path.exists() else ' (missing)'}")
-    print(f"  writes {arguments.out / file}")
-    return 0
-
-
-def _say_files(arguments: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        given = getattr(arguments, name, None)
-        for path in given if isinstance(given, list) else filter(None, [given]):
-            print(f"  {name}: {path}{'' if path.is_file() else ' (missing)'}")
-
-
-def _options(arguments: argparse.Namespace) -> tuple[DataOptions, RunOptions]:
-    from cfpose_training.run.loop import RunOptions
-
-    run = RunOptions(
-        folder=arguments.out,
-        resume=arguments.resume,
-        max_minutes=arguments.max_minutes,
-        devices=arguments.devices,
-        accelerator=arguments.accelerator,
-        threads=arguments.threads,
-        keep_last=arguments.keep_last,
-    )
-    return _data(arguments), run
-
-
-def _data(arguments: argparse.Namespace) -> DataOptions:
+def _data_options(*, data_root: Path, out: Path, cache: Path | None) -> DataOptions:
     from cfpose_training.data.crop_dataset import DataOptions
 
-    return DataOptions(arguments.data_root, arguments.cache or arguments.out / "cache")
+    return DataOptions(data_root, cache or out / "cache")
+
+
+def _run_options(*, out: Path, **options: Any) -> RunOptions:
+    from cfpose_training.run.loop import RunOptions
+
+    return RunOptions(folder=out, **options)
+
+
+def _say_run(
+    title: str,
+    optim: OptimConfig,
+    files: Iterable[tuple[str, Path | None]],
+    sources: Sequence[Source | PhotoSource],
+    data_root: Path,
+    checkpoint: Path,
+) -> None:
+    """Print what a stage would read, do and write, a line a fact."""
+    print(f"{title}: {optim.epochs} epochs, batches of {optim.batch_size}")
+    print(f"  {optim}")
+    _say_files(files)
+    for source in sources:
+        for part in filter(None, (source.annotations, source.images)):
+            path = data_root / part
+            print(f"  {source.name}: {path}{'' if path.exists() else ' (missing)'}")
+    print(f"  writes {checkpoint}")
+
+
+def _say_files(files: Iterable[tuple[str, Path | None]]) -> None:
+    """Print the files that are given: their role and path, and whether they are missing."""
+    for role, path in files:
+        if path is not None:
+            print(f"  {role}: {path}{'' if path.is_file() else ' (missing)'}")
 
 
 def _report(checkpoint: Path | None) -> int:
@@ -180,33 +212,6 @@ def _report(checkpoint: Path | None) -> int:
     else:
         print(f"wrote {checkpoint}")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    handlers = {
-        "teacher": teacher,
-        "stage1": stage1,
-        "stage2": stage2,
-        "finder": finder,
-        "average": average,
-        "ablation": ablation,
-        "convert": convert,
-        "data": data,
-        "label": label,
-    }
-    try:
-        return handlers[arguments.command](arguments)
-    finally:
-        _leave_processes()
-
-
-def _leave_processes() -> None:
-    if "torch" in sys.modules:  # `convert --help` and the like never import it
-        from cfpose_training.processes import leave_processes
-
-        leave_processes()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,19 +227,43 @@ def _parser() -> argparse.ArgumentParser:
         prog="cfpose-train", description="Train pose models and person finders from a recipe."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    place, start = _place_parser(), _start_parser()
+    common = _run_parser(place)
+    _add_stages(commands, common, start)
+    _add_finder(commands, common)
+    _add_average(commands, place)
+    _add_ablation(commands, common, start)
+    add_convert(commands)
+    add_data(commands)
+    add_label(commands)
+    return parser
+
+
+def _place_parser() -> argparse.ArgumentParser:
+    """What a command reads and where it writes; the parent of all that train or average."""
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--recipe", type=Path, required=True, help="TOML file, see training/recipes")
-    place.add_argument("--data-root", type=Path, required=True, help="folder of the recipe's paths")
+    place.add_argument(
+        "--data-root", type=Path, required=True, help="folder that the recipe's paths start from"
+    )
     place.add_argument("--out", type=Path, required=True, help="folder of this run")
     place.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
     place.add_argument(
-        "--threads", type=whole_number(0), default=0, help="CPU threads; 0: torch's choice"
+        "--threads", type=whole_number(0), default=0, help="CPU threads; 0: PyTorch chooses"
     )
-    place.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    place.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    return place
+
+
+def _run_parser(place: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options of a training run; the parent of every command that trains."""
     common = argparse.ArgumentParser(add_help=False, parents=[place])
-    common.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+    common.add_argument("--resume", action="store_true", help="continue the run in OUT")
     common.add_argument(
-        "--max-minutes", type=float, default=math.inf, help="stop after this long, resumable"
+        "--max-minutes",
+        type=float,
+        default=math.inf,
+        help="stop after this many minutes; --resume continues",
     )
     common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
     common.add_argument("--devices", type=whole_number(1), default=1, help="number of devices")
@@ -242,8 +271,13 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-last",
         type=whole_number(0),
         default=0,
-        help="keep the checkpoints of so many last epochs",
+        help="keep the checkpoints of this many last epochs",
     )
+    return common
+
+
+def _start_parser() -> argparse.ArgumentParser:
+    """The option of commands that can start from given weights."""
     start = argparse.ArgumentParser(add_help=False)
     start.add_argument(
         "--init",
@@ -251,40 +285,64 @@ def _parser() -> argparse.ArgumentParser:
         help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's, "
         "EfficientNet-Lite0's)",
     )
-    commands.add_parser("teacher", parents=[common, start], help="the recipe's teacher, on labels")
-    stage1 = commands.add_parser("stage1", parents=[common, start], help="the student")
-    stage1.add_argument("--teacher", type=Path, help="checkpoint to distil from")
-    stage2 = commands.add_parser("stage2", parents=[common], help="the refiner, student frozen")
-    stage2.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
-    stage2.add_argument("--teacher", type=Path, help="checkpoint whose poses are the target")
-    finder = commands.add_parser("finder", parents=[common], help="the person finder")
-    finder.add_argument(
-        "--labeller", type=Path, required=True, help="YOLOX ONNX that labels what has no boxes"
-    )
-    finder.add_argument("--init", type=Path, help="ImageNet weights of its body, or a finder")
-    _add_average(
-        commands.add_parser(
-            "average", parents=[place], help="the mean of several students or finders"
-        )
-    )
-    _add_ablation(
-        commands.add_parser("ablation", parents=[common, start], help="schemes of Table IV")
-    )
-    add_convert(commands)
-    add_data(commands)
-    add_label(commands)
-    return parser
+    return start
 
 
-def _add_average(parser: argparse.ArgumentParser) -> None:
+def _add_stages(
+    commands: Commands, common: argparse.ArgumentParser, start: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        "teacher", parents=[common, start], help="train the recipe's teacher on labels"
+    )
+    parser.set_defaults(run=teacher)
+    parser = commands.add_parser(
+        "stage1", parents=[common, start], help="train the student, with or without a teacher"
+    )
+    parser.set_defaults(run=stage1)
+    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher to learn from")
+    parser = commands.add_parser(
+        "stage2", parents=[common], help="train the refiner; the student does not change"
+    )
+    parser.set_defaults(run=stage2)
+    parser.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
+    parser.add_argument("--teacher", type=Path, help="checkpoint whose poses are the target")
+
+
+def _add_finder(commands: Commands, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "finder", parents=[common], help="train our person detector, the finder"
+    )
+    parser.set_defaults(run=finder)
+    parser.add_argument(
+        "--labeller",
+        type=Path,
+        required=True,
+        help="YOLOX ONNX file that labels the people without annotated boxes",
+    )
+    parser.add_argument(
+        "--init", type=Path, help="start from ImageNet weights of its body, or from a finder"
+    )
+
+
+def _add_average(commands: Commands, place: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "average", parents=[place], help="average the weights of several students or finders"
+    )
+    parser.set_defaults(run=average)
     which = parser.add_mutually_exclusive_group(required=True)
     for kind in ("student", "finder"):
         which.add_argument(
-            f"--{kind}", type=Path, action="append", help="checkpoint; twice or more"
+            f"--{kind}", type=Path, action="append", help="checkpoint; give it twice or more"
         )
 
 
-def _add_ablation(parser: argparse.ArgumentParser) -> None:
+def _add_ablation(
+    commands: Commands, common: argparse.ArgumentParser, start: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        "ablation", parents=[common, start], help="train and compare the schemes of Table IV"
+    )
+    parser.set_defaults(run=ablation)
     parser.add_argument(
         "--schemes", type=_names, default=_names("baseline,1,2,3,4,5,6"), help="comma-separated"
     )

@@ -1,7 +1,7 @@
-"""Training options: frozen dataclasses, filled from one TOML recipe.
+"""Every option of training: frozen dataclasses, filled from one TOML recipe.
 
-Every difference between two runs is a visible field here. A recipe file names each field it sets;
-an unknown or mistyped key is refused.
+Every difference between two runs is a field here. A recipe names each field that it sets; an
+unknown key, or a value of another type, is an error.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PhotoSource:
     name: str
     images: str
     annotations: str = ""
-    empty: bool = False  # nobody is in these photos: whatever is found there is false
+    empty: bool = False  # no people are in these photos: every detection there is false
     repeat: int = 1
     holdout_every: int = 0  # 1: all of them
     files: str = "*"  # only photos whose name fits this pattern
@@ -157,7 +157,7 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Stage-1 distillation, eq. (1)-(3): gamma (alpha L_fea + beta (L1 + L_cst)) joins the KL.
+    """Stage-1 distillation, eq. (1)-(3): L_KL + gamma (alpha L_fea + beta (L1 + L_cst)).
 
     Poses are in crop pixels; each term is summed over joints and averaged over crops, which is the
     scale of `smoothed` labels. Labels whose KL is a mean over joints need alpha, beta and
@@ -240,7 +240,7 @@ def _the_one(hrnet: HRNetConfig | None, lite: LiteConfig | None) -> HRNetConfig 
 
 @dataclass(frozen=True)
 class RefinerConfig:
-    """IGP-GCN widths and stage 2 (eq. 6-7: weights of the three outputs)."""
+    """Stage 2: widths of the refiner (IGP-GCN), its target and its loss (eq. 6-7)."""
 
     optim: OptimConfig
     gcn: GcnTarget = "gt"  # what it learns; off: an ablation trains no refiner
@@ -293,7 +293,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _contradiction(recipe: Recipe) -> str:
-    """What options mean only together, and do not; empty when all is well."""
+    """The first problem of options that do not fit together; empty when there is none."""
     networks: list[PoseConfig | TeacherConfig] = [recipe.pose]
     if recipe.teacher is not None:
         networks.append(recipe.teacher)

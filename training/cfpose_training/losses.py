@@ -1,12 +1,18 @@
-"""The losses of both stages. B crops, K joints, E limbs.
+"""The losses of both stages, with the paper's equation numbers. B crops, K joints, E limbs.
 
-SimCC's label losses, the distillation losses of stage 1, eq. (1)-(3), and the refiner's, eq. (7).
-`weight` (B, K) is 0 where no target exists. Of several processes each has as many crops, but not as
-many labelled joints: these they count together.
+    SimCC's label losses  `simcc_loss`
+    eq. (1), features     `feature_loss`
+    eq. (2), pose         `pose_l1`; its second term, structure (limbs): `structure_loss`
+    eq. (3), decay        `decay`, gamma(t)
+    eq. (6)-(7), stage 2  `refinement_loss`, on the poses that RefinerStage makes
+    not in the paper      `logit_loss`
 
-Poses of the distillation losses are soft-argmax poses in crop pixels. Every one of them but the
-mean form of `feature_loss` is summed over what one crop holds and averaged over crops, as the
-label-smoothed KL is; the paper's alpha and beta mean something on that scale only.
+`weight` (B, K) is 0 where no target exists. All processes have the same number of crops, but not
+of labelled joints; where a loss is a mean over labelled joints, they count these together.
+
+The distillation losses compare soft-argmax poses in crop pixels. Each is summed over one crop and
+averaged over crops, as the label-smoothed KL is (except `feature_loss` with "mean"). The paper's
+alpha and beta fit this scale only.
 """
 
 from __future__ import annotations
@@ -75,7 +81,11 @@ def refinement_loss(
     weight: Tensor,
     output_weights: tuple[float, float, float],
 ) -> Tensor:
-    """Eq. (7): weighted mean L1 of the three refined poses (B, K, 2) in [-1, 1] to the target."""
+    """Eq. (6)-(7), stage 2: mean L1 of the three refined poses to the target, weighted and added.
+
+    Poses are (B, K, 2) in [-1, 1]; only joints with a weight count. `output_weights` are those of
+    the three poses.
+    """
     labelled = shared_count(weight.sum()) * 2
     return sum(
         (
@@ -90,12 +100,15 @@ LENGTH_EPSILON = 1e-6  # px², keeps the gradient of a limb of length 0 finite
 
 
 def decay(epoch: int, epochs: int) -> float:
-    """Eq. (3): gamma(t) = 1 - (t - 1) / T, epoch t from 1."""
+    """Eq. (3): gamma(t) = 1 - (t - 1) / T, the factor of both distillation terms; t from 1."""
     return 1 - (epoch - 1) / epochs
 
 
 def feature_loss(student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
-    """Eq. (1): squared difference of maps (B, C, h, w); mean over crops of its sum, or its mean."""
+    """Eq. (1), L_fea: squared difference of the student's and the teacher's maps (B, C, h, w).
+
+    "sum": summed over a crop, averaged over crops; "mean": averaged over all, as the paper prints.
+    """
     squared = (full_precision(student) - full_precision(teacher)).square()
     return squared.mean() if reduction == "mean" else squared.sum() / len(squared)
 
@@ -106,7 +119,7 @@ def soft_pose(logits_xy: tuple[Tensor, Tensor], split_ratio: float, tau: float) 
 
 
 def pose_l1(student: Tensor, teacher: Tensor, joint_weights: Tensor | None = None) -> Tensor:
-    """Eq. (2), first term: L1 of poses (B, K, 2), over all joints, labelled or not.
+    """Eq. (2), first term, L1: difference of poses (B, K, 2), over all joints, labelled or not.
 
     `joint_weights` (B, K): of each joint's two coordinates.
     """
@@ -124,7 +137,7 @@ def structure_loss(
     form: Literal["length", "vector"] = "length",
     joint_weights: Tensor | None = None,
 ) -> Tensor:
-    """Eq. (2), second term: weighted L1 of limb lengths of poses (B, K, 2); weights (E,).
+    """Eq. (2), second term, L_cst: weighted L1 of limb lengths of poses (B, K, 2); weights (E,).
 
     `vector` compares the limbs themselves, so their direction counts too. With `joint_weights`
     (B, K) a limb also weighs as the lighter of its ends: it is known no better.

@@ -1,6 +1,6 @@
-"""The processes of one run: which is the first, what they count together, how they part.
+"""The processes of one run: which one is the first, barriers, shared counts, and their end.
 
-Without a group of processes each of these speaks of the one that there is.
+Without a group of processes these functions are about the only process there is.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ REST_S = 0.5
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of the processes, or the only one: the one that writes files."""
+    """Whether this process is the first one, or the only one: the one that writes files."""
     return not _is_group() or distributed.get_rank() == 0
 
 
 def wait_for_processes() -> None:
-    """Until every process has come here."""
+    """Wait until every process has called this."""
     if _is_group():
         distributed.barrier()
 
 
 def shared_count(count: Tensor) -> Tensor:
-    """What a process divides its share of a sum by, for `count` () of its own samples; at least 1.
+    """The mean count of samples over all processes, at least 1; `count` () is this process's own.
 
-    That is the mean of all processes' counts. Their gradients are averaged, so each sample weighs
-    the same, wherever it is; divided by its own count it would weigh more among fewer. Every
-    process has to call this, as often as the others.
+    Each process divides its sum of losses by it. The gradients of the processes are averaged, so
+    each sample then has the same weight in every process; divided by the process's own count, a
+    sample in a process with few samples would weigh more. Every process has to call this, as often
+    as the others.
     """
     if not _is_group():
         return count.clamp(min=1)
@@ -38,12 +39,13 @@ def shared_count(count: Tensor) -> Tensor:
 
 
 def leave_processes() -> None:
-    """End this process's part in a group of processes; without one, nothing.
+    """Leave the group of processes; without a group, do nothing.
 
-    The last call of a program that trains under torchrun, also when it fails. A process that exits
-    with its group open aborts now and then, because its threads outlive it. And one whose group
-    goes while a thread of gloo is about to drop its last message hangs: the thread waits for the
-    interpreter's lock, whose holder waits for the thread. So they get time to come to rest.
+    This is the last call of a program that trains under torchrun, also when it fails. A process
+    that exits with its group open sometimes aborts, because the group's threads outlive it. And a
+    process that destroys its group while a thread of gloo is about to drop its last message hangs:
+    the thread waits for the interpreter's lock, whose holder waits for the thread. So the threads
+    get some time to finish.
     """
     if _is_group():
         time.sleep(REST_S)  # lets go of the lock

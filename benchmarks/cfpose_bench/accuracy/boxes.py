@@ -1,4 +1,4 @@
-"""How good person boxes are: AP and recall at IoU .5 by pycocotools."""
+"""Accuracy of person boxes: AP and recall at IoU .5, by pycocotools."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def box_accuracy(
 ) -> dict[str, float | int] | None:
     """AP50, recall50 of (N, 4) xyxy boxes, or (N, 5) with scores, by photo.
 
-    Truth is everybody who is annotated, with keypoints or without; crowd regions are ignored. None
-    where nobody is.
+    Truth is every annotated person, with keypoints or without; crowd regions are ignored. None
+    without annotated people.
     """
     people = [{**p, "id": n, "area": p["bbox"][2] * p["bbox"][3]}
               for n, p in enumerate(truth["annotations"], start=1)]  # fmt: skip
@@ -31,8 +31,21 @@ def box_accuracy(
     counted = [p for p in people if p["image_id"] in wanted and not p["iscrowd"]]
     if not counted:
         return None
-    category = truth["categories"][0]["id"]
-    found = [
+    results = _results(boxes, wanted, truth["categories"][0]["id"])
+    evaluation = _evaluate(truth, people, results, wanted)
+    return {
+        "AP50": max(0.0, float(evaluation.eval["precision"].mean())),
+        "recall50": max(0.0, float(evaluation.eval["recall"].mean())),
+        "people": len(counted),
+        "boxes": len(results),
+    }
+
+
+def _results(
+    boxes: Mapping[int, NDArray[np.floating]], wanted: set[int], category: int
+) -> list[dict[str, Any]]:
+    """The boxes of the wanted photos as COCO annotations."""
+    results = [
         {
             "id": 0,
             "image_id": image_id,
@@ -46,12 +59,22 @@ def box_accuracy(
         if image_id in wanted
         for row in np.asarray(rows, dtype=np.float64).tolist()
     ]
-    for n, box in enumerate(found, start=1):
+    for n, box in enumerate(results, start=1):
         box["id"] = n
+    return results
+
+
+def _evaluate(
+    truth: Mapping[str, Any],
+    people: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    wanted: set[int],
+) -> COCOeval:
+    """pycocotools' evaluation at IoU .5, over boxes of all sizes."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth, detections = COCO(), COCO()
         ground_truth.dataset = {**truth, "annotations": people}
-        detections.dataset = {**truth, "annotations": found}
+        detections.dataset = {**truth, "annotations": results}
         ground_truth.createIndex()
         detections.createIndex()
         evaluation = COCOeval(ground_truth, detections, "bbox")
@@ -62,9 +85,4 @@ def box_accuracy(
         evaluation.params.maxDets = [MAX_BOXES]
         evaluation.evaluate()
         evaluation.accumulate()
-    return {
-        "AP50": max(0.0, float(evaluation.eval["precision"].mean())),
-        "recall50": max(0.0, float(evaluation.eval["recall"].mean())),
-        "people": len(counted),
-        "boxes": len(found),
-    }
+    return evaluation

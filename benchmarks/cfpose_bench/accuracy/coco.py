@@ -69,8 +69,8 @@ class Curves:
     """All poses of all photos, sorted by score, as pycocotools accumulates them."""
 
     photo: NDArray[np.intp]  # (D,) which photo a pose is in
-    right: NDArray[np.bool_]  # (T, D) matched to somebody who counts
-    wrong: NDArray[np.bool_]  # (T, D) matched to nobody
+    right: NDArray[np.bool_]  # (T, D) matched to a person who counts
+    wrong: NDArray[np.bool_]  # (T, D) matched to no person
     people: NDArray[np.intp]  # (photos,) people who count
     recalls: Float64  # (R,)
 
@@ -111,7 +111,7 @@ STAT_NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "
 
 
 class PhotoCount(NamedTuple):
-    """What one photo holds."""
+    """Counts of people and poses in one photo."""
 
     people: int  # counted by the evaluation
     poses: int  # given by the model, at most MAX_POSES counted
@@ -120,7 +120,7 @@ class PhotoCount(NamedTuple):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """COCO keypoint figures in [0, 1]; nan where there is nobody to count."""
+    """COCO keypoint figures in [0, 1]; nan where there are no people to count."""
 
     AP: float  # OKS .50:.95
     AP50: float
@@ -141,7 +141,7 @@ class Accuracy:
     AP_medium: float | None = None
     AP_hard: float | None = None
     per_image: Mapping[int, PhotoCount] = field(default_factory=dict, repr=False)
-    # (10 OKS thresholds, 101 recalls), people of all sizes; None where nobody is counted
+    # (10 OKS thresholds, 101 recalls), people of all sizes; None where no people are counted
     precision: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _run(
 
 
 def _stats(evaluation: COCOeval) -> dict[str, float]:
-    """The ten figures from pycocotools' tables; nan where pycocotools says −1 (nobody to count)."""
+    """The ten figures from pycocotools' tables; nan where it says −1 (no people to count)."""
     if not evaluation.eval:
         return dict.fromkeys(STAT_NAMES, math.nan)
 

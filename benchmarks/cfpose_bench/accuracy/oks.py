@@ -84,7 +84,7 @@ def pose_scores(
             f"rescoring needs (N,) box scores and (N, K) joint scores, got {boxes.shape} and "
             f"{joints.shape}"
         )
-    taken = np.ones_like(joints) if threshold is None else (joints > threshold).astype(np.float64)
-    counts = np.maximum(taken.sum(axis=1), 1)
-    scores: NDArray[np.float64] = boxes * (joints * taken).sum(axis=1) / counts
+    counted = np.ones_like(joints) if threshold is None else (joints > threshold).astype(np.float64)
+    counts = np.maximum(counted.sum(axis=1), 1)
+    scores: NDArray[np.float64] = boxes * (joints * counted).sum(axis=1) / counts
     return scores

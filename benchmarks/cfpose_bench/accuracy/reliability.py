@@ -1,4 +1,4 @@
-"""Whether confidence and covariance mean what they say, and whom a model gets most wrong.
+"""Calibration of confidence and covariance, and the people with the largest errors.
 
 Confidence is to be the probability that a joint lies within its OKS-good distance: a per-joint OKS
 of at least 0.5, d ≤ 2σ · sqrt(2 ln 2 · area), the definition that confidence is calibrated to.
@@ -51,16 +51,16 @@ def judge(photos: Photos, dataset: KeypointDataset, skeleton: Skeleton) -> list[
             judged.append(Judged(person["image_id"], box, truth, 0.0))
             continue
         labelled = truth[:, 2] > 0
-        away = np.linalg.norm(poses.xy - truth[:, :2], axis=-1)  # (N, K)
+        distance = np.linalg.norm(poses.xy - truth[:, :2], axis=-1)  # (N, K)
         area = person["area"] + np.spacing(1)
-        oks = oks_at(away**2, area, skeleton.oks_sigmas)[:, labelled].mean(axis=1)
+        oks = oks_at(distance**2, area, skeleton.oks_sigmas)[:, labelled].mean(axis=1)
         best = int(oks.argmax())
         reach = good_distance(area, skeleton.oks_sigmas)
         covariance = poses.covariance
         judged.append(
             Judged(
                 person["image_id"], box, truth, float(oks[best]), poses.xy[best].astype(np.float64),
-                poses.confidence[best].astype(np.float64), away[best] <= reach,
+                poses.confidence[best].astype(np.float64), distance[best] <= reach,
                 None if covariance is None else covariance[best].astype(np.float64),
             )
         )  # fmt: skip
@@ -87,9 +87,9 @@ def calibration(judged: list[Judged]) -> dict[str, Any] | None:
     for b in range(BINS):
         inside = index == b
         if n := int(inside.sum()):
-            said, share = float(score[inside].mean()), float(right[inside].mean())
-            bins.append({"confidence": said, "good": share, "joints": n})
-            error += n * abs(said - share)
+            confidence, share = float(score[inside].mean()), float(right[inside].mean())
+            bins.append({"confidence": confidence, "good": share, "joints": n})
+            error += n * abs(confidence - share)
     return {"ece": error / len(score), "joints": len(score), "bins": bins}
 
 

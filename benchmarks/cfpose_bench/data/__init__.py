@@ -1,4 +1,4 @@
-"""Annotated photos: their files, their annotations, and where they are fetched from."""
+"""Annotated photos: finding or downloading them, and reading their annotations."""
 
 from cfpose_bench.data.annotations import read_annotations
 

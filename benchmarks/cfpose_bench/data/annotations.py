@@ -1,4 +1,4 @@
-"""COCO-format keypoint annotations, checked; CrowdPose's dialect of them is understood.
+"""Read and check keypoint annotations in COCO's format, or in CrowdPose's variant of it.
 
 CrowdPose (Li et al., CVPR 2019) gives each photo a `crowdIndex` and its people no `area`.
 """

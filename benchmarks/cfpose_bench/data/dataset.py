@@ -1,4 +1,4 @@
-"""Annotated photos: found by name, folder or file, and the boxes of their people."""
+"""Annotated photos, opened by name, folder or file, and the boxes of their people."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cfpose_bench.data.annotations import Record, is_counted, read_annotations, read_json
 from cfpose_bench.data.download import COCO_HOST, COCO_VAL, Archive, coco_cache, fetch_archives
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
@@ -37,6 +38,7 @@ CROWDPOSE_FILES = (
     "crowdpose/annotations/crowdpose_test.json",
     "crowdpose/annotations/mmpose_crowdpose_test.json",
 )
+PEOPLE_FILE = "people.json"  # beside the demo photos: file name → list of xyxy boxes
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KNOWN = {"coco-val": COCO_VAL_FILES, "crowdpose": CROWDPOSE_FILES}  # name -> usual places
 
@@ -64,16 +66,16 @@ class KeypointDataset:
         return dataclasses.replace(self, photos=dict(list(self.photos.items())[:count]))
 
     def ground_truth_boxes(self) -> dict[int, NDArray[np.float64]]:
-        """(N, 4) boxes of each photo: everybody with a labelled keypoint who is not a crowd.
+        """(N, 4) boxes of each photo: people with a labelled keypoint, without crowds.
 
         These are the people that the evaluation counts. Crowd regions and people without keypoints
-        get no box; the evaluation ignores them and whatever matches them. Where nobody has
-        keypoints (`has_keypoints`), it is everybody but crowds.
+        get no box; the evaluation ignores them and whatever matches them. Where no person has
+        keypoints (`has_keypoints`), it is all people but crowds.
         """
         boxes: dict[int, list[list[float]]] = {image_id: [] for image_id in self.photos}
         for person in self.annotations["annotations"]:
-            taken = is_counted(person) or not (self.has_keypoints or person["iscrowd"])
-            if person["image_id"] in boxes and taken:
+            counts = is_counted(person) or not (self.has_keypoints or person["iscrowd"])
+            if person["image_id"] in boxes and counts:
                 x, y, w, h = person["bbox"]
                 if not (w > 0 and h > 0):
                     raise DatasetError(
@@ -112,14 +114,14 @@ def open_dataset(
             f"{path}: none of its {len(names)} photos is in {', '.join(map(str, folders))}; "
             f"name their folder with --images"
         )
-    found = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
-    missing = tuple(name for i, name in sorted(names.items()) if i not in found)
+    photos = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
+    missing = tuple(name for i, name in sorted(names.items()) if i not in photos)
     listed = {Path(name).name for name in names.values()}
     others = sum(
         path.suffix.lower() in PHOTO_SUFFIXES and path.name not in listed
         for path in folder.iterdir()
     )
-    return KeypointDataset(known or path.stem, annotations, found, missing, others)
+    return KeypointDataset(known or path.stem, annotations, photos, missing, others)
 
 
 def read_boxes(path: str | Path) -> dict[int, NDArray[np.float64]]:
@@ -205,19 +207,19 @@ def find_dataset(
     return open_dataset(source, images=images, data_root=data_root)
 
 
-PHOTOS = Path(__file__).resolve().parents[3] / "examples" / "photos"
-
-
-def open_demo(folder: Path = PHOTOS) -> KeypointDataset:
-    """The demo photos. Raises DatasetError where the repository's examples are not there."""
-    if not (folder / "people.json").is_file():
+def open_demo(folder: Path | None = None) -> KeypointDataset:
+    """The demo photos, of `demo_photos` or another folder. Raises DatasetError without them."""
+    folder = demo_photos() if folder is None else folder
+    listing = folder / PEOPLE_FILE
+    if not listing.is_file():
         raise DatasetError(
-            f"the demo photos are not in {folder}: they come with a clone of the repository, not "
-            f"with the wheel; name another data set with --dataset"
+            f"the demo photos are not in {folder}: a clone of the repository has them in "
+            f"examples/photos, and the wheel in cfpose_sdk/photos; name another data set with "
+            f"--dataset"
         )
     images: list[Record] = []
     people: list[Record] = []
-    for image_id, (name, boxes) in enumerate(sorted(read_json(folder / "people.json").items()), 1):
+    for image_id, (name, boxes) in enumerate(sorted(read_json(listing).items()), 1):
         height, width = read_image(folder / name).shape[:2]
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for x1, y1, x2, y2 in boxes:

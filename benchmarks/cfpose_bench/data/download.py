@@ -1,4 +1,4 @@
-"""Data sets fetched from their publishers: with progress, resumed where cut off, and checked."""
+"""Download data sets from their publishers: with progress, resumed where cut off, and checked."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ def fetch_archives(
     for archive in todo:
         path = folder / archive.name
         fetch(f"{host}/{archive.place}", path, archive.bytes)
-        found = digest(path)
-        if archive.sha256 is not None and found != archive.sha256:
+        actual = digest(path)
+        if archive.sha256 is not None and actual != archive.sha256:
             path.unlink()
             raise DatasetError(
-                f"{archive.name} from {host} has the SHA-256 {found}, expected {archive.sha256}; "
+                f"{archive.name} from {host} has the SHA-256 {actual}, expected {archive.sha256}; "
                 f"it was deleted, run the command again"
             )
         with zipfile.ZipFile(path) as packed:
             members = [n for n in packed.namelist() if n.startswith(archive.wanted)]
             packed.extractall(folder, members)
         path.unlink()
-        seen[archive.name] = found
+        seen[archive.name] = actual
         write_file(seen_file, json.dumps(seen, indent=1) + "\n")
     return folder
 

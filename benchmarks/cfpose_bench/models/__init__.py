@@ -1,1 +1,1 @@
-"""Models to measure: opened by name, wrapped, and run in processes of their own."""
+"""Models under test: opened by name, and run each in a process of its own."""

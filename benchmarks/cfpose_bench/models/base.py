@@ -1,26 +1,42 @@
-"""What the bench measures, and poses as JSON values."""
+"""The interface of a pose model under test, its facts, and its poses as JSON values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from cfpose_sdk.results import Poses
-from cfpose_sdk.skeleton import Skeleton
+from cfpose_sdk.skeleton import COCO_17, Skeleton
 
 
 class PoseModel(Protocol):
-    """What the harness measures: cfpose's PoseEstimator, or an adapter of a peer."""
+    """A pose model under test: cfpose's PoseEstimator, or an adapter of a peer."""
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
-        """One pose for each given box, (N, 4) or (N, 5) with scores; None: the model finds them."""
+        """One pose for each given box, (N, 4) or (N, 5) with scores; None: the model detects."""
         ...
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model once it is open."""
+
+    name: str
+    skeleton: Skeleton = COCO_17
+    precision: str | None = None
+    provider: str | None = None
+    size_wh: tuple[int, int] | None = None  # of the crop, in pixels
+    versions: Mapping[str, str] = field(default_factory=dict)  # in a peer's own environment
+    is_peer: bool = False
+    one_stage: bool = False  # detects the people itself, whatever boxes there are
+    needs_boxes: bool = False  # cannot open cfpose's detectors
+
+
 def plain_poses(poses: Poses) -> dict[str, Any]:
-    """What is measured of the poses of one photo, as JSON values; `poses_of` reads them back."""
+    """The poses of one photo as JSON values; `poses_of` reads them back."""
     return {
         "xy": poses.xy.tolist(),
         "confidence": poses.confidence.tolist(),

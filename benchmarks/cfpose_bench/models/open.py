@@ -1,4 +1,4 @@
-"""What can be measured: cfpose artifacts and peers, opened by name."""
+"""Models under test by name (`--model`): parsed, and opened in this process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench.models.base import PoseModel
+from cfpose_bench.models.base import Facts, PoseModel
 from cfpose_bench.models.wrappers import CountedFinder, FlipTested
 from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.backends import Device, RuntimeOptions
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.backends.openvino import ir_weights
 from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
-from cfpose_sdk.skeleton import COCO_17, Skeleton
+from cfpose_sdk.skeleton import COCO_17
 
 ENGINES = (".engine", ".plan")
 
@@ -50,7 +50,7 @@ def _external_data(path: Path) -> set[Path]:
         return {path.with_name(path.name + ending) for ending in (".data", "_data")}
     try:
         graph = onnx.load_model(path, load_external_data=False).graph
-    except DecodeError:  # whoever opens it says so
+    except DecodeError:  # opening it raises a better error
         return set()
     return {
         path.parent / entry.value
@@ -62,14 +62,14 @@ def _external_data(path: Path) -> set[Path]:
 
 def _tensors(graph: Any) -> list[Any]:
     """The constants of a graph and of those inside its nodes."""
-    found = list(graph.initializer)
+    tensors = list(graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                found.append(attribute.t)
+                tensors.append(attribute.t)
             if attribute.HasField("g"):
-                found += _tensors(attribute.g)
-    return found
+                tensors += _tensors(attribute.g)
+    return tensors
 
 
 # peers that run in an environment of their own, by the adapter file that serves them
@@ -78,8 +78,8 @@ PEERS = ("movenet", *ADAPTERS, "adapter")
 
 
 @dataclass(frozen=True)
-class Name:
-    """`--model` taken apart: `peer` is None for a cfpose artifact."""
+class ModelName:
+    """`--model`, parsed; `peer` is None for a cfpose artifact."""
 
     text: str
     peer: str | None
@@ -88,7 +88,7 @@ class Name:
 
     @property
     def label(self) -> str:
-        """What reports call it: no path of the machine that they were made on."""
+        """Its name in reports, without a path of the machine that they were made on."""
         if self.text == "default":
             return "default"
         if self.peer is None:
@@ -97,33 +97,28 @@ class Name:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that decide its answers, the named one first."""
+        """All files that decide its predictions, the named one first."""
         return files_of(self.path, sidecar=self.peer == "rtmlib")
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An opened model with the facts that the report states about it."""
+class OpenModel:
+    """A model that is open in this process; a worker holds one."""
 
-    name: str
+    facts: Facts
     model: PoseModel
-    skeleton: Skeleton
     close: Callable[[], None]
-    precision: str | None = None
-    provider: str | None = None
-    size_wh: tuple[int, int] | None = None  # of the crop, in pixels
-    is_peer: bool = False
-    finder: CountedFinder | None = None  # what it finds people with, where it must
+    finder: CountedFinder | None = None  # its detector, where it must detect the people
 
 
-def parse_name(text: str) -> Name:
+def parse_name(text: str) -> ModelName:
     """`default`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `ultralytics:F.pt`, `adapter:A.py:FILE`.
 
     Raises InputError for an unknown peer.
     """
     peer, separator, rest = text.partition(":")
     if not separator or len(peer) == 1:  # a single letter is a Windows drive
-        return Name(text, None, BUNDLED_MODEL if text == "default" else Path(text))
+        return ModelName(text, None, BUNDLED_MODEL if text == "default" else Path(text))
     if peer not in PEERS:
         raise InputError(
             f"--model {text}: no peer is called {peer!r}; expected one of {', '.join(PEERS)}"
@@ -132,24 +127,24 @@ def parse_name(text: str) -> Name:
         adapter, separator, path = rest.partition(":")
         if not separator:
             raise InputError(f"--model {text}: expected adapter:ADAPTER.py:FILE")
-        return Name(text, peer, Path(path), Path(adapter))
+        return ModelName(text, peer, Path(path), Path(adapter))
     folder = Path(__file__).parents[1] / "peers"
-    return Name(text, peer, Path(rest), folder / ADAPTERS[peer] if peer in ADAPTERS else None)
+    return ModelName(text, peer, Path(rest), folder / ADAPTERS[peer] if peer in ADAPTERS else None)
 
 
-def open_candidate(
-    name: Name,
+def open_model(
+    name: ModelName,
     *,
     find: bool = False,
     detector: str | None = None,
     device: Device = "auto",
     threads: int | None = None,
     flip_test: bool = False,
-    precision: Precision = "f32",
-) -> Candidate:
+    precision: ArithmeticPrecision = "f32",
+) -> OpenModel:
     """Open a cfpose artifact or MoveNet in this process.
 
-    `find` opens the person finder too (`detector`, or the bundled one), for photos without boxes.
+    `find` opens a detector too (`detector`, or the bundled finder), for photos without boxes.
     `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
     the runtime does, InputError for a precision that it does not have.
     """
@@ -167,52 +162,50 @@ def open_candidate(
             finder.close()
 
     model = FlipTested(opened.model) if flip_test else opened.model
-    return Candidate(**{**vars(opened), "model": model, "close": close, "finder": finder})
+    return OpenModel(opened.facts, model, close, finder)
 
 
 def open_finder(
     detector: str | None, device: Device = "auto", threads: int | None = None
 ) -> OpenDetector:
-    """The person finder of `--detector`; None is the bundled one. Raises as `open_detector`."""
+    """The detector of `--detector`; None is the bundled finder. Raises as `open_detector`."""
     if detector is None:
         return PersonFinder(None, device=device, threads=threads)
     return open_detector(detector, device=device, threads=threads)
 
 
 def _cfpose(
-    name: Name,
+    name: ModelName,
     finder: CountedFinder | None,
     device: Device,
     threads: int | None,
-    precision: Precision,
-) -> Candidate:
+    precision: ArithmeticPrecision,
+) -> OpenModel:
     path = None if name.text == "default" else name.path
     # other runtimes have no such option, and refuse it
     chosen: dict[str, Any] = {}
     if precision != "f32":
         chosen["options"] = RuntimeOptions(precision=precision)
     estimator = PoseEstimator(path, detector=finder, device=device, threads=threads, **chosen)
-    return Candidate(
+    facts = Facts(
         name=name.label,
-        model=estimator,
         skeleton=estimator.spec.skeleton,
-        close=estimator.close,
         precision=estimator.spec.precision,
         provider=estimator.info.provider,
         size_wh=estimator.spec.size_wh,
     )
+    return OpenModel(facts, estimator, estimator.close)
 
 
 def _movenet(
-    name: Name, finder: CountedFinder | None, device: Device, threads: int | None
-) -> Candidate:
+    name: ModelName, finder: CountedFinder | None, device: Device, threads: int | None
+) -> OpenModel:
     model = MoveNet(name.path, finder, device=device, threads=threads)
-    return Candidate(
+    facts = Facts(
         name=name.label,
-        model=model,
         skeleton=COCO_17,
-        close=model.close,
         provider=model.backend.provider,
         size_wh=(model.side, model.side),
         is_peer=True,
     )
+    return OpenModel(facts, model, model.close)

@@ -1,4 +1,7 @@
-"""`python -m cfpose_bench.models.serving OPTIONS`: a cfpose artifact or MoveNet behind a pipe."""
+"""Run a cfpose artifact or MoveNet behind a pipe, in a process of its own.
+
+`python -m cfpose_bench.models.serving OPTIONS`, options as JSON; `ProcessWorker` starts it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_bench.models.base import plain_poses
-from cfpose_bench.models.open import Candidate, open_candidate, parse_name
+from cfpose_bench.models.open import OpenModel, open_model, parse_name
 from cfpose_bench.peers.serve import Record, UnreadableError, pin, serve
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.backends.base import Feeds
@@ -53,22 +56,22 @@ def network_clock() -> Iterator[NetworkClock]:
         yield clock
 
 
-class ServedCandidate:
-    """A candidate's answers as plain values."""
+class ServedModel:
+    """An open model that returns plain values; the other end is a `ProcessWorker`."""
 
-    def __init__(self, candidate: Candidate) -> None:
-        self.candidate = candidate
+    def __init__(self, opened: OpenModel) -> None:
+        self.opened = opened
         self.facts: Record = {
-            "skeleton": dataclasses.asdict(candidate.skeleton),
-            "precision": candidate.precision,
-            "provider": candidate.provider,
-            "size_wh": candidate.size_wh,
+            "skeleton": dataclasses.asdict(opened.facts.skeleton),
+            "precision": opened.facts.precision,
+            "provider": opened.facts.provider,
+            "size_wh": opened.facts.size_wh,
         }
 
     def predict(self, image: str, boxes: Any) -> Record:
         """Poses of the photo at a path."""
         try:
-            poses = self.candidate.model.predict(image, boxes=boxes)
+            poses = self.opened.model.predict(image, boxes=boxes)
         except ImageError as error:
             raise UnreadableError(str(error)) from error
         return plain_poses(poses)
@@ -80,7 +83,7 @@ class ServedCandidate:
             frame = read_image(image)
         except ImageError as error:
             raise UnreadableError(str(error)) from error
-        finder, model = self.candidate.finder, self.candidate.model
+        finder, model = self.opened.finder, self.opened.model
         if boxes is None and finder is None:
             raise InputError("people are to be found, and this worker has no finder")
         given = None if boxes is None else np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -104,8 +107,8 @@ def main(options: Record) -> int:
     """Serve until the pipe is closed."""
     pin(options["cpus"], options["threads"])
     return serve(
-        lambda: ServedCandidate(
-            open_candidate(
+        lambda: ServedModel(
+            open_model(
                 parse_name(options["model"]),
                 find=options["find"],
                 detector=options["detector"],

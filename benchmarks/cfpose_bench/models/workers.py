@@ -1,4 +1,4 @@
-"""A model to measure, in a process of its own (`ProcessWorker`) or in this one (`InlineWorker`).
+"""A model under test in a process of its own (`ProcessWorker`) or in this one (`InlineWorker`).
 
 Several runtimes in one process disturb each other's times: their threads spin. A worker waits on
 its pipe while another one works, and reports the peak memory of its process alone.
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from cfpose_bench import peers
-from cfpose_bench.models.base import poses_of
-from cfpose_bench.models.open import Name, open_candidate
+from cfpose_bench.models.base import Facts, poses_of
+from cfpose_bench.models.open import ModelName, open_model
 from cfpose_bench.peers.serve import memory_mb
 from cfpose_sdk import errors
 from cfpose_sdk.backends import Device
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.errors import ArtifactError, BackendError, ImageError, InputError
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, Skeleton
@@ -32,35 +32,21 @@ from cfpose_sdk.skeleton import COCO_17, Skeleton
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What every worker of a run shares."""
+    """The options that all workers of a run share."""
 
     device: Device = "auto"
     threads: int = 1
     cpus: tuple[int, ...] = ()  # the worker stays on them; empty: wherever it likes
-    find: bool = False  # whether it must find people itself
-    detector: str | None = None  # the finder's file; None is the bundled one
+    find: bool = False  # whether it must detect the people
+    detector: str | None = None  # the detector's file; None is the bundled finder
     flip_test: bool = False
-    precision: Precision = "f32"  # OpenVINO: of the pose network's arithmetic
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What an opened model says of itself."""
-
-    name: str
-    skeleton: Skeleton = COCO_17
-    precision: str | None = None
-    provider: str | None = None
-    size_wh: tuple[int, int] | None = None
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    is_peer: bool = False
-    one_stage: bool = False  # finds the people itself, whatever boxes there are
-    needs_boxes: bool = False  # cannot open cfpose's finder
+    precision: ArithmeticPrecision = "f32"  # OpenVINO: of the pose network's arithmetic
 
 
 class Worker(Protocol):
-    """What the rounds run; also a PoseModel."""
+    """An opened model under test, in this process or in one of its own; also a PoseModel."""
 
+    name: ModelName
     facts: Facts
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
@@ -72,17 +58,18 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """End it."""
+        """End the worker, and free the model."""
         ...
 
 
 class InlineWorker:
     """A model in this process; for debugging and tests."""
 
-    def __init__(self, name: Name, setting: Setting) -> None:
+    def __init__(self, name: ModelName, setting: Setting) -> None:
         if name.adapter is not None:
             raise InputError(f"--model {name.text} needs a process of its own; omit --in-process")
-        self._candidate = open_candidate(
+        self.name = name
+        self._opened = open_model(
             name,
             find=setting.find,
             detector=setting.detector,
@@ -91,18 +78,11 @@ class InlineWorker:
             flip_test=setting.flip_test,
             precision=setting.precision,
         )
-        self.facts = Facts(
-            **{
-                f: getattr(self._candidate, f)
-                for f in ("name", "skeleton", "precision", "provider")
-            },
-            size_wh=self._candidate.size_wh,
-            is_peer=self._candidate.is_peer,
-        )
+        self.facts = self._opened.facts
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
         """As the model's own, without the frame."""
-        return dataclasses.replace(self._candidate.model.predict(image, boxes=boxes), image=None)
+        return dataclasses.replace(self._opened.model.predict(image, boxes=boxes), image=None)
 
     def memory(self) -> dict[str, float | None]:
         """Of this whole process."""
@@ -110,14 +90,14 @@ class InlineWorker:
 
     def close(self) -> None:
         """Free the model."""
-        self._candidate.close()
+        self._opened.close()
 
 
 class ProcessWorker:
     """A model in a child process that answers JSON lines."""
 
-    def __init__(self, name: Name, setting: Setting, python: str | None = None) -> None:
-        self._label = name.label
+    def __init__(self, name: ModelName, setting: Setting, python: str | None = None) -> None:
+        self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         limit = str(setting.threads)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -132,34 +112,36 @@ class ProcessWorker:
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         try:
-            said = self._read()["ready"]
+            answer = self._read()["ready"]
         except BaseException:
             self.close()
             raise
-        tables = said.get("skeleton")
+        tables = answer.get("skeleton")
         skeleton = COCO_17 if tables is None else _skeleton(tables)
         self.facts = Facts(
             name=name.label,
             skeleton=skeleton,
-            precision=said.get("precision"),
-            provider=said.get("provider"),
-            size_wh=tuple(said["size_wh"]) if said.get("size_wh") else None,
-            versions=said.get("versions", {}),
+            precision=answer.get("precision"),
+            provider=answer.get("provider"),
+            size_wh=tuple(answer["size_wh"]) if answer.get("size_wh") else None,
+            versions=answer.get("versions", {}),
             is_peer=name.peer is not None,
-            one_stage=said.get("one_stage", False),
+            one_stage=answer.get("one_stage", False),
             needs_boxes=name.adapter is not None,
         )
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:
         """Poses of the photo at a path."""
         given = None if boxes is None else np.asarray(boxes, dtype=np.float64).tolist()
-        said = self.ask({"do": "predict", "image": str(image), "boxes": given})
-        if "unreadable" in said:
-            raise ImageError(said["unreadable"])
+        answer = self.ask({"do": "predict", "image": str(image), "boxes": given})
+        if "unreadable" in answer:
+            raise ImageError(answer["unreadable"])
         try:
-            return poses_of(said, self.facts.skeleton)
+            return poses_of(answer, self.facts.skeleton)
         except ValueError as error:
-            raise BackendError(f"{self._label}: its answer is no set of poses ({error})") from error
+            raise BackendError(
+                f"{self.name.label}: its answer is no set of poses ({error})"
+            ) from error
 
     def memory(self) -> dict[str, float | None]:
         """Of the worker's process alone."""
@@ -189,26 +171,27 @@ class ProcessWorker:
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()
-        said: dict[str, Any] = json.loads(line)
-        if "error" in said:
-            kind, message = said["error"]
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind, message = answer["error"]
             known = getattr(errors, kind, None)
             if isinstance(known, type) and issubclass(known, errors.CfposeError):
                 raise known(message)
-            raise BackendError(f"{self._label}: {kind}: {message}")
-        return said
+            raise BackendError(f"{self.name.label}: {kind}: {message}")
+        return answer
 
     def _ended(self) -> BackendError:
         code = self._process.wait()
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().splitlines()[-3:]
         return BackendError(
-            f"{self._label}: its process ended with code {code}; it said last: {' | '.join(last)}"
+            f"{self.name.label}: its process ended with code {code}; it said last: "
+            f"{' | '.join(last)}"
         )
 
 
 def open_worker(
-    name: Name, setting: Setting, *, python: str | None = None, in_process: bool = False
+    name: ModelName, setting: Setting, *, python: str | None = None, in_process: bool = False
 ) -> Worker:
     """Open a model to measure; `python` is the interpreter of a peer's own environment."""
     if not name.path.is_file():
@@ -218,7 +201,7 @@ def open_worker(
     return ProcessWorker(name, setting, python)
 
 
-def _command(name: Name, setting: Setting, python: str | None) -> Sequence[str]:
+def _command(name: ModelName, setting: Setting, python: str | None) -> Sequence[str]:
     shared = {**dataclasses.asdict(setting), "cpus": list(setting.cpus)}
     if name.adapter is None:
         options = json.dumps({**shared, "model": name.text})

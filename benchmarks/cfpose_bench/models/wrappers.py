@@ -21,33 +21,33 @@ from cfpose_sdk.skeleton import Skeleton
 
 
 class CountedFinder:
-    """Runs an opened finder; with `people` set, its boxes are repeated or cut to that many.
+    """Runs an opened detector; with `people` set, its boxes are repeated or cut to that many.
 
     The boxes are taken by falling score, and from the first again when they are too few. It owns
-    and closes the finder. Raises InputError when people are to be repeated and none are found.
+    and closes the detector. Raises InputError when people are to be repeated and none are detected.
     """
 
     def __init__(self, finder: OpenDetector) -> None:
         self._finder = finder
-        self.people: int | None = None  # None: those that are found
+        self.people: int | None = None  # None: as many as are detected
 
     def __call__(self, image: Image) -> Detections:
         """People in a BGR image."""
-        found = as_detections(self._finder(image))
+        detections = as_detections(self._finder(image))
         if self.people is None:
-            return found
-        if len(found) == 0:
+            return detections
+        if len(detections) == 0:
             raise InputError("the finder found nobody to repeat; take another photo")
-        boxes = np.resize(found.boxes, (self.people, 4))
-        return Detections(boxes, np.resize(found.scores, self.people))
+        boxes = np.resize(detections.boxes, (self.people, 4))
+        return Detections(boxes, np.resize(detections.scores, self.people))
 
     def close(self) -> None:
-        """Free the finder."""
+        """Free the detector."""
         self._finder.close()
 
 
 class FlipTested:
-    """A model that looks twice; its times are the sums of both looks."""
+    """Runs a model on the photo and its mirror image; its times are the sums of both runs."""
 
     def __init__(self, model: PoseModel) -> None:
         self.model = model

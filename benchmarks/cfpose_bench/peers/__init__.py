@@ -1,1 +1,1 @@
-"""Adapters that put other projects' models behind the harness: same photos, boxes and figures."""
+"""Adapters for other projects' models, so that they get the same photos and boxes as cfpose's."""

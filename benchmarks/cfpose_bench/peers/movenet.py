@@ -1,4 +1,4 @@
-"""MoveNet single-pose (ONNX) as a peer.
+"""MoveNet single-pose (ONNX) as a model under test, in person boxes.
 
 Input int32 [1, S, S, 3] RGB; output [1, 1, 17, 3] = (y, x, score) relative to the square crop.
 """
@@ -25,7 +25,7 @@ VARIANTS = {"lightning": (192, 1.25), "thunder": (256, 1.1)}
 class MoveNet:
     """MoveNet Lightning or Thunder in person boxes; the file's name says which.
 
-    `detector` finds the people where no boxes are given. Raises ArtifactError for any other file
+    `detector` is used where no boxes are given. Raises ArtifactError for any other file
     name.
     """
 

@@ -1,4 +1,4 @@
-"""rtmlib's RTMPose behind `serve.py`: any SimCC graph, input (1, 3, H, W), outputs x and y vectors.
+"""Adapter of rtmlib's RTMPose for `serve.py`: SimCC graphs, (1, 3, H, W) → x and y vectors.
 
 A file NAME.json beside NAME.onnx may give `mean` and `std` (of BGR 0..255, null for a graph that
 normalises itself); without it, rtmlib's own. Its `score_unit` is what a score is divided by: 1 for
@@ -49,19 +49,19 @@ class Model:
 
     def predict(self, image: Any, boxes: Any) -> tuple[Any, Any]:
         """As RTMPose.__call__, with its three steps timed."""
-        spans, found = {"crop": 0.0, "infer": 0.0, "post": 0.0}, []
+        spans, poses = {"crop": 0.0, "infer": 0.0, "post": 0.0}, []
         for box in boxes:
             clock = [time.perf_counter()]
             crop, centre, scale = self.pose.preprocess(image, box)
             clock.append(time.perf_counter())
             outputs = self.pose.inference(crop)
             clock.append(time.perf_counter())
-            found.append(self.pose.postprocess(outputs, centre, scale))
+            poses.append(self.pose.postprocess(outputs, centre, scale))
             clock.append(time.perf_counter())
             for stage, span in zip(spans, np.diff(clock) * 1e3, strict=True):
                 spans[stage] += float(span)
         self.spans_ms = spans
-        xy, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        xy, scores = (np.concatenate(parts) for parts in zip(*poses, strict=True))
         return xy, np.clip(scores / self.score_unit, 0, 1)
 
 

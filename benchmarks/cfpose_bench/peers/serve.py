@@ -1,4 +1,4 @@
-"""A pose model behind a pipe: one JSON line asked, one answered. Needs NumPy and OpenCV only.
+"""Run a pose model behind a pipe: a JSON line in, a JSON line out. Needs NumPy and OpenCV only.
 
     PYTHON serve.py ADAPTER.py '{"path": F, "device": D, "threads": N, "cpus": [0, 1]}'
 
@@ -7,7 +7,7 @@ runs an adapter in an environment of its own. The adapter file defines
     open_model(path, *, device, threads) -> model
     model.predict(image, boxes) -> (xy (N, K, 2), scores (N, K) in [0, 1])
 
-with a BGR image and (N, 4) xyxy boxes, N ≥ 1, in pixels. A model that finds the people itself has
+with a BGR image and (N, 4) xyxy boxes, N ≥ 1, in pixels. A model that detects the people itself has
 `one_stage = True`, gets boxes None, and returns (xy, scores, boxes (N, 4), box_scores (N,)).
 Further attributes are optional: `facts`, a dict (precision, provider, versions), `spans_ms`, the
 milliseconds of the last call by stage (crop, infer, post), else the whole call is `infer`, and
@@ -39,7 +39,7 @@ class UnreadableError(Exception):
 
 
 class Served(Protocol):
-    """What answers: facts about the model, and poses of a photo as plain values."""
+    """The model behind the pipe: facts about it, and poses of a photo as plain values."""
 
     facts: Record
 
@@ -52,7 +52,7 @@ class Served(Protocol):
     ) -> AbstractContextManager[Callable[[], Record]]:
         """A call that poses `people` people of the photo, decoded once; it returns its stages.
 
-        `boxes`: (people, 4), or None, when those that are found are repeated or cut to `people`.
+        `boxes`: (people, 4), or None: the detections are repeated or cut to `people`.
         """
         ...
 
@@ -77,14 +77,14 @@ class Adapted:
         scores = given[:, 4] if given.shape[1] == 5 else np.ones(len(given))
         if self.one_stage:
             xy, confidence, people, scores = self.model.predict(frame, None)
-        elif len(given) == 0:  # nobody is nobody: some models would take the whole photo instead
+        elif len(given) == 0:  # no people: some models would take the whole photo instead
             xy, confidence, people = np.zeros((0, 0, 2)), np.zeros((0, 0)), given[:, :4]
         else:
             people = given[:, :4]
             xy, confidence = self.model.predict(frame, people)
         spent = (time.perf_counter() - read) * 1e3
-        asked = self.one_stage or len(given) > 0
-        spans = dict(getattr(self.model, "spans_ms", {}) or {}) if asked else {}
+        has_run = self.one_stage or len(given) > 0
+        spans = dict(getattr(self.model, "spans_ms", {}) or {}) if has_run else {}
         spans = spans or {"infer": spent}
         speed = {**dict.fromkeys(STAGES, 0.0), "read": (read - start) * 1e3, **spans}
         return {
@@ -112,10 +112,10 @@ class Adapted:
             chosen = given
             if chosen is None:
                 assert find is not None
-                found = np.asarray(find(frame), dtype=np.float64).reshape(-1, 4)
-                if len(found) == 0:
+                detected = np.asarray(find(frame), dtype=np.float64).reshape(-1, 4)
+                if len(detected) == 0:
                     raise ValueError(f"the detector found nobody in {image}")
-                chosen = np.resize(found, (people, 4))
+                chosen = np.resize(detected, (people, 4))
             detect = (time.perf_counter() - start) * 1e3
             xy, _ = self.model.predict(frame, chosen)
             spans = dict(getattr(self.model, "spans_ms", {}) or {})
@@ -124,22 +124,22 @@ class Adapted:
         yield call
 
 
-def timed(served: Served, asked: Record) -> Record:
+def timed(served: Served, question: Record) -> Record:
     """Wall milliseconds of each of `repeats` calls on a decoded photo, after `warmup` others.
 
-    `stages`: what each call says of itself. `cpu_s`: CPU seconds of this process before and after,
-    which tell how much its threads did between two questions.
+    `stages`: the times that each call reports by stage. `cpu_s`: CPU seconds of this process before
+    and after, which tell how much its threads did between two questions.
     """
     began = time.process_time()
-    with served.prepared(asked["image"], asked["boxes"], asked["people"]) as call:
-        for _ in range(asked["warmup"]):
+    with served.prepared(question["image"], question["boxes"], question["people"]) as call:
+        for _ in range(question["warmup"]):
             call()
         spent, stages = [], []
-        for _ in range(asked["repeats"]):
+        for _ in range(question["repeats"]):
             start = time.perf_counter()
-            said = call()
+            reported = call()
             spent.append((time.perf_counter() - start) * 1e3)
-            stages.append(said)
+            stages.append(reported)
     return {"ms": spent, "stages": stages, "cpu_s": [began, time.process_time()]}
 
 
@@ -199,13 +199,13 @@ def serve(open_served: Callable[[], Served]) -> int:
     return 0
 
 
-def _answer(served: Served, asked: Record) -> Record:
-    if asked["do"] == "memory":
+def _answer(served: Served, question: Record) -> Record:
+    if question["do"] == "memory":
         return memory_mb()
     try:
-        if asked["do"] == "time":
-            return timed(served, asked)
-        return served.predict(asked["image"], asked["boxes"])
+        if question["do"] == "time":
+            return timed(served, question)
+        return served.predict(question["image"], question["boxes"])
     except UnreadableError as error:
         return {"unreadable": str(error)}
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The SimCC network inside a cfpose artifact as a graph of its own, as RTMPose's runners take it.
+"""Cut the SimCC network out of a cfpose artifact, as a graph that RTMPose's runners can load.
 
 Input `input` float32 [1, 3, H, W], BGR 0..255; outputs `simcc_x`, `simcc_y` [1, K, bins]. What
 comes before (crop, uint8) and after (decoding, refinement) is left to the runner, so such a graph
@@ -58,10 +58,10 @@ def _planes(graph: Any, source: Path) -> str:
     """The tensor of BGR planes: crops, cast and transposed."""
     name = graph.input[0].name
     for kind in ("Cast", "Transpose"):
-        found = [n for n in graph.node if n.op_type == kind and n.input[0] == name]
-        if len(found) != 1:
+        readers = [n for n in graph.node if n.op_type == kind and n.input[0] == name]
+        if len(readers) != 1:
             raise ArtifactError(f"{source} does not begin with Cast and Transpose of its crops")
-        name = found[0].output[0]
+        name = readers[0].output[0]
     return str(name)
 
 

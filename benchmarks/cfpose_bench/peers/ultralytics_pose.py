@@ -1,4 +1,4 @@
-"""An ultralytics pose model (.pt) behind `serve.py`. One stage: it finds the people itself.
+"""Adapter of an ultralytics pose model (.pt) for `serve.py`; it detects the people itself.
 
 ultralytics is AGPL-3.0: it stays in an environment of its own, and cfpose does not import it.
 """
@@ -32,13 +32,13 @@ class Model:
 
     def predict(self, image: Any, boxes: None) -> tuple[Any, Any, Any, Any]:
         """Poses by the network's own boxes."""
-        (found,) = self.network.predict(image, conf=THRESHOLD, device=self.device, verbose=False)
-        spent = found.speed
+        (result,) = self.network.predict(image, conf=THRESHOLD, device=self.device, verbose=False)
+        spent = result.speed
         self.spans_ms = {
             "crop": spent["preprocess"], "infer": spent["inference"], "post": spent["postprocess"]
         }  # fmt: skip
-        keypoints = found.keypoints.data.cpu().numpy()
-        people = found.boxes
+        keypoints = result.keypoints.data.cpu().numpy()
+        people = result.boxes
         return (
             keypoints[..., :2],
             keypoints[..., 2],

@@ -1,1 +1,1 @@
-"""The report of a run: JSON, tables, bounds, HTML page, and what a graph costs."""
+"""The report of a run as JSON, tables and an HTML page; its bounds; the cost of a graph."""

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates (MACs) of an ONNX graph, counted from its nodes.
+"""Parameters and multiply-accumulate operations (MACs) of an ONNX graph, counted by node.
 
 Shapes come from ONNX's own inference with every free dimension set to `batch`; what a node costs is
 worked out here. Counted are the nodes that multiply matrices or kernels: Conv, ConvTranspose, Gemm,

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no request; readable on a phone."""
+"""The report as one HTML page, without scripts or downloads, readable on a phone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cfpose_bench.accuracy.reliability import Judged
 from cfpose_bench.data.dataset import KeypointDataset
-from cfpose_bench.report.report import STAGES, Measured
+from cfpose_bench.report.report import STAGES, Row
 from cfpose_sdk.errors import ImageError, require
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.draw import draw_poses
@@ -28,20 +28,20 @@ RECALLS = np.linspace(0, 1, 101)
 OKS = np.linspace(0.5, 0.95, 10)
 
 
-def plots(rows: Sequence[Measured]) -> dict[str, str]:
+def plots(rows: Sequence[Row]) -> dict[str, str]:
     """title -> SVG of every plot that the rows have figures for."""
     require("matplotlib", extra="bench", why="the plots of --html")
-    found = {
+    drawn = {
         "Time of a photo": _latency(rows),
         "AP against time": _trade(rows),
         "Time by people a photo": _people(rows),
         "Reliability of the confidence (expected calibration error)": _reliability(rows),
     }
-    found |= {f"Precision and recall: {r.model}, boxes {r.boxes}": _precision(r) for r in rows}
-    return {title: svg for title, svg in found.items() if svg is not None}
+    drawn |= {f"Precision and recall: {r.model}, boxes {r.boxes}": _precision(r) for r in rows}
+    return {title: svg for title, svg in drawn.items() if svg is not None}
 
 
-def _latency(rows: Sequence[Measured]) -> str | None:
+def _latency(rows: Sequence[Row]) -> str | None:
     """Share of photos done by a time."""
     figure, axes = _figure("ms a photo (logarithmic)", "share of photos")
     for row in rows:
@@ -52,7 +52,7 @@ def _latency(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "latency")
 
 
-def _trade(rows: Sequence[Measured]) -> str | None:
+def _trade(rows: Sequence[Row]) -> str | None:
     figure, axes = _figure("median ms a photo", "AP")
     for row in rows:
         total = row.latency_ms.get("total")
@@ -64,7 +64,7 @@ def _trade(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "trade")
 
 
-def _people(rows: Sequence[Measured]) -> str | None:
+def _people(rows: Sequence[Row]) -> str | None:
     figure, axes = _figure("people a photo", "median ms, without reading")
     shown = set()
     for row in rows:
@@ -76,21 +76,21 @@ def _people(rows: Sequence[Measured]) -> str | None:
     return _svg(figure, axes, "people")
 
 
-def _reliability(rows: Sequence[Measured]) -> str | None:
-    figure, axes = _figure("confidence said", "share of good joints")
+def _reliability(rows: Sequence[Row]) -> str | None:
+    figure, axes = _figure("predicted confidence", "share of good joints")
     drawn = False
     for row in rows:
         if row.calibration:
             bins, drawn = row.calibration["bins"], True
-            said = [b["confidence"] for b in bins]
+            confidence = [b["confidence"] for b in bins]
             label = f"{_label(row)} ({row.calibration['ece']:.2f})"
-            axes.plot(said, [b["good"] for b in bins], marker=".", label=label)
+            axes.plot(confidence, [b["good"] for b in bins], marker=".", label=label)
     if drawn:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     return _svg(figure, axes, "reliability") if drawn else None
 
 
-def _precision(row: Measured) -> str | None:
+def _precision(row: Row) -> str | None:
     """One curve an OKS threshold, .50 the darkest."""
     if row.accuracy.precision is None:
         return None
@@ -135,7 +135,7 @@ def _svg(figure: Any, axes: Any, name: str, *, title: str | None = None) -> str 
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
 
 
-def _label(row: Measured) -> str:
+def _label(row: Row) -> str:
     return f"{row.model}, {row.boxes}"
 
 
@@ -187,7 +187,7 @@ COLUMNS: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 def write_page(
     record: Mapping[str, Any],
-    rows: Sequence[Measured],
+    rows: Sequence[Row],
     dataset: KeypointDataset,
     path: str | Path,
     reasons: Sequence[str] = (),
@@ -198,7 +198,7 @@ def write_page(
 
 def page(
     record: Mapping[str, Any],
-    rows: Sequence[Measured],
+    rows: Sequence[Row],
     dataset: KeypointDataset,
     reasons: Sequence[str] = (),
 ) -> str:
@@ -263,7 +263,7 @@ def _at(record: Any, keys: Sequence[str]) -> Any:
     return record
 
 
-def _worst(row: Measured, dataset: KeypointDataset) -> str:
+def _worst(row: Row, dataset: KeypointDataset) -> str:
     figures = []
     for person in row.details["worst"]:
         try:
@@ -273,7 +273,8 @@ def _worst(row: Measured, dataset: KeypointDataset) -> str:
         data = base64.b64encode(picture).decode()
         name = dataset.photos[person.image_id].name
         figures.append(
-            f'<figure><img alt="annotated and found joints" src="data:image/jpeg;base64,{data}">'
+            f'<figure><img alt="annotated and predicted joints" '
+            f'src="data:image/jpeg;base64,{data}">'
             f"<figcaption>{_e(name)}: OKS {person.oks:.2f}</figcaption></figure>"
         )
     return (
@@ -283,7 +284,7 @@ def _worst(row: Measured, dataset: KeypointDataset) -> str:
 
 
 def worst_case(person: Judged, dataset: KeypointDataset, skeleton: Skeleton) -> bytes:
-    """JPEG of one person's surroundings with the annotated and the found joints."""
+    """JPEG of one person's surroundings with the annotated and the predicted joints."""
     image: NDArray[np.uint8] = read_image(dataset.photos[person.image_id])
     if person.xy is not None and person.confidence is not None:
         image = draw_poses(

@@ -1,4 +1,4 @@
-"""The report of a run and the bounds that it must keep to, with the machine and the protocol."""
+"""The report of a run (JSON, CSV, tables), and the check of its figures against bounds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ FIGURES = (
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model under one kind of boxes; None is what was not measured."""
+class Row:
+    """The figures of one model under one kind of boxes; None where one was not measured."""
 
     model: str
     boxes: str  # gt, detector, own, or a file of boxes
@@ -61,7 +61,7 @@ class Measured:
         return {key: value for key, value in record.items() if value is not None}
 
 
-def report(protocol: Mapping[str, Any], models: Sequence[Measured]) -> dict[str, Any]:
+def report(protocol: Mapping[str, Any], models: Sequence[Row]) -> dict[str, Any]:
     """The whole report as JSON-ready values, by the stable keys of `--json`."""
     return {
         "schema": SCHEMA,
@@ -106,7 +106,7 @@ def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def table(models: Sequence[Measured]) -> str:
+def table(models: Sequence[Row]) -> str:
     """The figures for a terminal: accuracy, then the median milliseconds of each stage."""
     is_crowdpose = any(row.accuracy.AP_easy is not None for row in models)
     classes = ("AP_easy", "AP_medium", "AP_hard") if is_crowdpose else ("APM", "APL")
@@ -125,13 +125,13 @@ def table(models: Sequence[Measured]) -> str:
     return _columns(rows, left=(0, 1, 3))
 
 
-def side_table(models: Sequence[Measured]) -> str:
+def side_table(models: Sequence[Row]) -> str:
     """What else was measured: tail, speed ratio, cost, size, memory, ECE, coverage, drift."""
     head = ["model", "boxes", "p99 ms", "ratio", "M params", "GMACs", "MB", "RSS MB", "ECE"]
     rows = [[*head, "1 sigma", "2 sigma", "drift px", "delta AP"]]
     for row in models:
         total = row.latency_ms.get("total")
-        away = row.drift or {}
+        drift = row.drift or {}
         cells = (
             (total.p99 if total else None, ".1f"),
             ((row.ratio or {}).get("total"), ".2f"),
@@ -142,8 +142,8 @@ def side_table(models: Sequence[Measured]) -> str:
             ((row.calibration or {}).get("ece"), ".3f"),
             ((row.coverage or {}).get("within_1_sigma"), ".3f"),
             ((row.coverage or {}).get("within_2_sigma"), ".3f"),
-            (away.get("max_px"), ".3g"),
-            (away.get("delta_ap"), "+.4f"),
+            (drift.get("max_px"), ".3g"),
+            (drift.get("delta_ap"), "+.4f"),
         )
         rows.append([row.model, row.boxes, *("-" if v is None else f"{v:{f}}" for v, f in cells)])
     return _columns(rows, left=(0, 1))
@@ -180,7 +180,7 @@ SAME: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """What may not be crossed; None is no bound."""
+    """Limits of the figures; None where there is no limit."""
 
     min_ap: float | None = None
     max_drift: float | None = None  # pixels, of the worst joint
@@ -190,30 +190,30 @@ class Bounds:
     slowdown: float = 1.2  # of a photo's median time, on the baseline's CPU and provider
 
 
-def reasons(record: Mapping[str, Any], rows: Sequence[Measured], bounds: Bounds) -> list[str]:
+def reasons(record: Mapping[str, Any], rows: Sequence[Row], bounds: Bounds) -> list[str]:
     """Why the run fails, a sentence each; empty when it passes.
 
     Peers and the reference are only compared with. Raises InputError when the baseline is no report
     or was taken under another protocol.
     """
     judged = [(row, row.to_dict()) for row in rows if not row.is_peer and not row.reference]
-    found = []
+    broken = []
     for row, entry in judged:
         where = f"{row.model} (boxes: {row.boxes})"
-        ap, away = entry["accuracy"].get("AP"), entry.get("drift", {}).get("max_px")
+        ap, drift = entry["accuracy"].get("AP"), entry.get("drift", {}).get("max_px")
         if bounds.min_ap is not None and (ap is None or ap < bounds.min_ap):
-            said = "is undefined, wanted" if ap is None else f"{ap:.3f} is below"
-            found.append(f"{where}: AP {said} {bounds.min_ap}")
-        if bounds.max_drift is not None and (away is None or away > bounds.max_drift):
-            said = "was not measured" if away is None else f"of a joint is {away:.3g} px, above"
-            found.append(f"{where}: drift {said} {bounds.max_drift}")
+            text = "is undefined, wanted" if ap is None else f"{ap:.3f} is below"
+            broken.append(f"{where}: AP {text} {bounds.min_ap}")
+        if bounds.max_drift is not None and (drift is None or drift > bounds.max_drift):
+            text = "was not measured" if drift is None else f"of a joint is {drift:.3g} px, above"
+            broken.append(f"{where}: drift {text} {bounds.max_drift}")
         p99 = entry["latency_ms"].get("total", {}).get("p99")
         if bounds.max_p99_ms is not None and (p99 is None or p99 > bounds.max_p99_ms):
-            said = "was not measured" if p99 is None else f"{p99:.1f} ms is above"
-            found.append(f"{where}: p99 of a photo {said} {bounds.max_p99_ms}")
+            text = "was not measured" if p99 is None else f"{p99:.1f} ms is above"
+            broken.append(f"{where}: p99 of a photo {text} {bounds.max_p99_ms}")
     if bounds.baseline is not None:
-        found += _against(_read(bounds.baseline), record, [e for _, e in judged], bounds)
-    return found
+        broken += _against(_read(bounds.baseline), record, [e for _, e in judged], bounds)
+    return broken
 
 
 def _against(
@@ -222,33 +222,33 @@ def _against(
 ) -> list[str]:  # fmt: skip
     sides = [{k: report["protocol"].get(k, absent) for k, absent in SAME.items()}
              for report in (old, new)]  # fmt: skip
-    # by kind of boxes: those that one report lacks are told of below
+    # by kind of boxes: those that one report lacks are reported below
     nms = [report["protocol"].get("oks_nms", {}) for report in (old, new)]
     both = nms[0].keys() & nms[1].keys()
     for side, values in zip(sides, nms, strict=True):
         side["oks_nms"] = {source: values[source] for source in sorted(both)}
-    told = ", ".join(f"{k} {sides[0][k]!r} → {sides[1][k]!r}" for k in sides[0]
+    text = ", ".join(f"{k} {sides[0][k]!r} → {sides[1][k]!r}" for k in sides[0]
                      if sides[0][k] != sides[1][k])  # fmt: skip
-    if told:
-        raise InputError(f"{bounds.baseline} was taken under another protocol ({told})")
+    if text:
+        raise InputError(f"{bounds.baseline} was taken under another protocol ({text})")
     before = {(e["model"], e["boxes"]): e for e in old["models"]}
     same_cpu = old["environment"].get("cpu") == new["environment"].get("cpu")
-    found = []
+    broken = []
     for entry in entries:
         past = before.get((entry["model"], entry["boxes"]))
         where = f"{entry['model']} (boxes: {entry['boxes']})"
         if past is None:
-            found.append(f"{where}: is not in the baseline {bounds.baseline}")
+            broken.append(f"{where}: is not in the baseline {bounds.baseline}")
             continue
         was, now = past["accuracy"].get("AP"), entry["accuracy"].get("AP")
         if was is not None and (now is None or now < was - bounds.ap_loss):
-            told = "undefined" if now is None else f"{now:.3f}"
-            found.append(f"{where}: AP fell from {was:.3f} to {told}")
+            text = "undefined" if now is None else f"{now:.3f}"
+            broken.append(f"{where}: AP fell from {was:.3f} to {text}")
         was, now = (e["latency_ms"].get("total", {}).get("p50") for e in (past, entry))
         alike = same_cpu and past.get("provider") == entry.get("provider")
         if alike and was and now and now > was * bounds.slowdown:
-            found.append(f"{where}: a photo takes {now:.1f} ms, it took {was:.1f}")
-    return found
+            broken.append(f"{where}: a photo takes {now:.1f} ms, it took {was:.1f}")
+    return broken
 
 
 def _read(path: Path) -> dict[str, Any]:

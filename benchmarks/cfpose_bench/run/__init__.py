@@ -1,1 +1,1 @@
-"""A run of the bench: models over photos in turns, and what comes of it."""
+"""One run of the bench: models predict all photos in turns, and figures are computed."""

@@ -1,7 +1,7 @@
-"""A pose model over a dataset: keypoint results, the time of each photo, and both on disk.
+"""Predict all photos of a data set with one model; keep predictions and times on disk.
 
 The `Store` lets an interrupted run go on: one file a model and kind of boxes, named by a hash of
-all that decides what the model answers: the bytes of the model's files, the finder's and the boxes,
+all that decides the predictions: the bytes of the model's files, the detector's and the boxes,
 the device, threads, flip test and photos' folder. A line a photo; a last line that was cut off is
 dropped.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from cfpose_bench.accuracy.oks import OKS_NMS, oks_nms, padded_area, pose_scores
 from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos
+from cfpose_bench.data.json_lines import JsonLines, read_whole_lines
 from cfpose_bench.models.base import PoseModel, plain_poses, poses_of
 from cfpose_sdk.errors import DatasetError, ImageError, InputError
 from cfpose_sdk.files import digest_of
@@ -33,11 +34,11 @@ class Store:
     def __init__(self, folder: Path, key: Mapping[str, Any], skeleton: Skeleton) -> None:
         self.path = folder / f"{digest_of(key)[:24]}.jsonl"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.done = self._read(skeleton) if self.path.is_file() else {}
-            self._file: TextIO = self.path.open("a", encoding="utf-8")
-            if self._file.tell() == 0:
-                self._line({"key": dict(key)})
+            lines = read_whole_lines(self.path)
+            self.done = _read_photos(lines, skeleton)
+            self._file = JsonLines(self.path, lines)
+            if not lines:
+                self._file.add({"key": dict(key)})
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
 
@@ -45,29 +46,22 @@ class Store:
         """Keep one photo's poses; None says that the photo cannot be read."""
         self.done[image_id] = (turn, poses)
         plain = None if poses is None else plain_poses(poses)
-        self._line({"photo": image_id, "turn": turn, "poses": plain})
+        self._file.add({"photo": image_id, "turn": turn, "poses": plain})
 
     def close(self) -> None:
         """Close the file; it stays for the next run."""
         self._file.close()
 
-    def _line(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
 
-    def _read(self, skeleton: Skeleton) -> dict[int, tuple[int, Poses | None]]:
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")  # the next line starts on its own
-        records = [json.loads(line) for line in whole.splitlines()]
-        done: dict[int, tuple[int, Poses | None]] = {}
-        for record in records:
-            if "photo" in record:
-                plain = record["poses"]
-                poses = None if plain is None else poses_of(plain, skeleton)
-                done[record["photo"]] = (record["turn"], poses)
-        return done
+def _read_photos(lines: Sequence[bytes], skeleton: Skeleton) -> dict[int, tuple[int, Poses | None]]:
+    """image id -> the round it ran in, and its poses."""
+    done: dict[int, tuple[int, Poses | None]] = {}
+    for record in map(json.loads, lines):
+        if "photo" in record:
+            plain = record["poses"]
+            poses = None if plain is None else poses_of(plain, skeleton)
+            done[record["photo"]] = (record["turn"], poses)
+    return done
 
 
 @dataclass(frozen=True)
@@ -90,10 +84,10 @@ def predict_dataset(
     warmup: int = 3,
     label: str = "",
 ) -> Predictions:
-    """Run the model on every photo, one at a time, and join what it found.
+    """Run the model on every photo, one at a time, and join its poses.
 
     `boxes` holds (N, 4) or, with a score, (N, 5) person boxes by photo, and none for photos that it
-    lacks; without it the model finds the people. The first photo runs `warmup` times unmeasured.
+    lacks; without it the model detects the people. The first photo runs `warmup` times unmeasured.
     The other options are those of `join_photos`.
     """
     for image_id in [next(iter(dataset.photos))] * warmup:
@@ -127,13 +121,13 @@ def join_photos(
     for image_id, poses in photos.items():
         if poses is None:
             continue
-        found = poses.to_coco(image_id)
+        entries = poses.to_coco(image_id)
         if joint_threshold is not None:
             scores = pose_scores(poses.box_scores, poses.confidence, joint_threshold)
-            found = [{**r, "score": float(s)} for r, s in zip(found, scores, strict=True)]
+            entries = [{**r, "score": float(s)} for r, s in zip(entries, scores, strict=True)]
         if oks_threshold is not None:
-            found = suppress_repeats(found, skeleton, oks_threshold, padded_to)
-        results += found
+            entries = suppress_repeats(entries, skeleton, oks_threshold, padded_to)
+        results += entries
     for name in unreadable:
         print(f"cfpose-bench: {name} cannot be read; it counts without poses", file=sys.stderr)
     speed = tuple(dict(poses.speed_ms) for poses in photos.values() if poses is not None)

@@ -1,4 +1,4 @@
-"""What a run measures and how; stored in every report."""
+"""The options of a run that decide its figures; stored in every report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Protocol:
     """Options of a run that decide its figures. Raises InputError when one is out of range."""
 
     boxes: tuple[str, ...] = ("gt",)  # gt, detector, or a COCO detection-results file
-    detector: str | None = None  # a finder's file; None is the bundled one
+    detector: str | None = None  # the detector's file; None is the bundled finder
     flip_test: bool = False
     joint_threshold: float | None = None  # joints that count in a pose's score; None: all
     padded_oks: bool = False  # the area of OKS-NMS: of the padded box, not of the box
@@ -41,9 +41,9 @@ class Protocol:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def oks_nms(self, source: str) -> float | None:
-        """Ground-truth boxes are one a person: nothing is found twice, nothing is suppressed.
+        """The OKS-NMS threshold. None for ground-truth boxes: they are one a person.
 
-        The papers' evaluation suppresses there too.
+        The preset `paper` suppresses there too, as the papers' evaluation does.
         """
         return None if source == "gt" and self.preset != "paper" else OKS_NMS
 
@@ -71,11 +71,11 @@ class Protocol:
 
 
 def with_preset(protocol: Protocol, preset: str | None, boxes: tuple[str, ...] | None) -> Protocol:
-    """The protocol under a preset; `boxes` are those that were asked for, None when none were.
+    """The protocol under a preset; `boxes` are those of the command line, None without any.
 
     `paper`: that of the paper's tables I (COCO val) and III (CrowdPose): flip test, joints above
     0.01, OKS-NMS 0.9 over padded boxes, and the published boxes, which must be given. Table II is
-    test-dev, which only COCO's server can evaluate. `deployed`: the finder's boxes, one look.
+    test-dev, which only COCO's server can evaluate. `deployed`: the detector's boxes, no flip test.
     """
     if preset == "paper":
         if not boxes or "detector" in boxes:

@@ -1,11 +1,11 @@
-"""What a model answered → its row of the report."""
+"""From a run's predictions to its row of the report: accuracy, drift, cost, calibration."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,16 @@ import numpy as np
 
 from cfpose_bench.accuracy.coco import Accuracy, evaluate
 from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
-from cfpose_bench.accuracy.reliability import calibration, coverage, judge
+from cfpose_bench.accuracy.reliability import Judged, calibration, coverage, judge
 from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_bench.data.dataset import KeypointDataset, Photos
 from cfpose_bench.measurement import stage_timings
-from cfpose_bench.models.open import Name
-from cfpose_bench.models.workers import Worker
+from cfpose_bench.models.base import Facts
 from cfpose_bench.report.graph_cost import GraphCost, graph_cost
-from cfpose_bench.report.report import Measured
+from cfpose_bench.report.report import Row
 from cfpose_bench.run.predictions import Predictions, join_photos
 from cfpose_bench.run.protocol import Protocol
-from cfpose_bench.run.rounds import Entrant, ratios
+from cfpose_bench.run.rounds import Run, ratios
 from cfpose_sdk.errors import ArtifactError, DatasetError, MissingDependencyError
 from cfpose_sdk.files import digest
 from cfpose_sdk.skeleton import CROWDPOSE_14, Skeleton
@@ -38,7 +37,7 @@ def drift(photos: Photos, reference: Photos) -> dict[str, float | int] | None:
     flat peak to another by rounding alone. Poses are paired by their boxes. None
     where no photo has a pose. Raises DatasetError when a photo has different boxes.
     """
-    distances, sure = [], []
+    distances, confident = [], []
     for image_id, theirs in reference.items():
         ours = photos.get(image_id)
         if ours is None or theirs is None:
@@ -50,10 +49,10 @@ def drift(photos: Photos, reference: Photos) -> dict[str, float | int] | None:
             )
         apart = np.linalg.norm(ours.xy.astype(np.float64) - theirs.xy, axis=-1)
         distances.append(apart.ravel())
-        sure.append((theirs.confidence >= SURE).ravel())
+        confident.append((theirs.confidence >= SURE).ravel())
     if not distances or not sum(map(len, distances)):
         return None
-    apart, seen = np.concatenate(distances), np.concatenate(sure)
+    apart, seen = np.concatenate(distances), np.concatenate(confident)
     record: dict[str, float | int] = {
         "max_px": float(apart.max()),
         "p99_px": float(np.percentile(apart, 99)),
@@ -73,61 +72,37 @@ def delta_ap(ap: float, reference_ap: float) -> float | None:
 
 
 WORST = 6  # people shown on the page
+OWN = "own"  # boxes of a model that detects the people itself
 
 
-@dataclass(frozen=True)
-class Subject:
-    """An opened model under its name in the report."""
-
-    name: Name
-    label: str
-    worker: Worker
-    is_reference: bool = False
-
-
-def measured(
-    subject: Subject,
-    entrant: Entrant,
-    boxes: str,
+def row_of(
+    run: Run,
     dataset: KeypointDataset,
     protocol: Protocol,
     *,
     oks_threshold: float | None,
-    base: Entrant,
-    reference: Entrant | None,
-) -> Measured:
-    """The row of one model under one kind of boxes; `base` is whom its times are compared with."""
-    facts, path = subject.worker.facts, subject.name.path
-
-    def join(taken: Entrant) -> Predictions:
-        return join_photos(
-            taken.photos,
-            dataset,
-            facts.skeleton,
-            joint_threshold=protocol.joint_threshold,
-            oks_threshold=oks_threshold,
-            padded_to=(facts.size_wh or (192, 256)) if protocol.padded_oks else None,
-        )
-
-    done = join(entrant)
+    base: Run,
+    reference: Run | None,
+) -> Row:
+    """The report's row of a run. Its times are compared with those of `base`."""
+    facts, name = run.worker.facts, run.worker.name
+    done = _join(run.photos, facts, dataset, protocol, oks_threshold)
     accuracy = accuracy_of(dataset, done.results, facts.skeleton, protocol)
-    away: Mapping[str, Any] | None = None
-    if reference is not None and not subject.is_reference and not facts.one_stage:
+    distance: Mapping[str, Any] | None = None
+    if reference is not None and not run.is_reference and not facts.one_stage:
+        other = _join(reference.photos, facts, dataset, protocol, oks_threshold)
         point = replace(protocol, bootstrap=0)
-        exact = accuracy_of(dataset, join(reference).results, facts.skeleton, point)
-        change = delta_ap(accuracy.AP, exact.AP)
-        away = drift(entrant.photos, reference.photos)
-        if away is not None and change is not None:
-            away = {**away, "delta_ap": change}
-    people = judge(entrant.photos, dataset, facts.skeleton)
-    cost = cost_of(path)
-    return Measured(
-        model=subject.label,
-        boxes=boxes,
+        exact = accuracy_of(dataset, other.results, facts.skeleton, point)
+        distance = _drift_and_ap(run.photos, reference.photos, delta_ap(accuracy.AP, exact.AP))
+    people = judge(run.photos, dataset, facts.skeleton)
+    cost = cost_of(name.path)
+    return Row(
+        model=run.label,
+        boxes=OWN if facts.one_stage else run.source,
         precision=facts.precision,
         provider=facts.provider,
-        bytes=sum(file.stat().st_size for file in subject.name.files),
-        sha256=digest(*subject.name.files),
+        bytes=sum(file.stat().st_size for file in name.files),
+        sha256=digest(*name.files),
         params=cost.params if cost else None,
         macs=cost.macs if cost else None,
         versions=facts.versions,
@@ -135,17 +110,49 @@ def measured(
         latency_ms=stage_timings(done.speed_ms),
         is_peer=facts.is_peer,
         unreadable=done.unreadable,
-        drift=away,
-        ratio=None if entrant is base else ratios(entrant, base),
+        drift=distance,
+        ratio=None if run is base else ratios(run, base),
         calibration=calibration(people),
         coverage=coverage(people),
-        reference=subject.is_reference or None,
-        details={
-            "total_ms": [speed["total"] for speed in done.speed_ms if "total" in speed],
-            "worst": sorted(people, key=lambda person: person.oks)[:WORST],
-            "skeleton": facts.skeleton,
-        },
+        reference=run.is_reference or None,
+        details=_details(done, people, facts.skeleton),
     )
+
+
+def _join(
+    photos: Photos,
+    facts: Facts,
+    dataset: KeypointDataset,
+    protocol: Protocol,
+    oks_threshold: float | None,
+) -> Predictions:
+    return join_photos(
+        photos,
+        dataset,
+        facts.skeleton,
+        joint_threshold=protocol.joint_threshold,
+        oks_threshold=oks_threshold,
+        padded_to=(facts.size_wh or (192, 256)) if protocol.padded_oks else None,
+    )
+
+
+def _drift_and_ap(
+    photos: Photos, reference: Photos, change: float | None
+) -> Mapping[str, Any] | None:
+    """The drift, with the change of AP where it is defined."""
+    distance = drift(photos, reference)
+    if distance is None or change is None:
+        return distance
+    return {**distance, "delta_ap": change}
+
+
+def _details(done: Predictions, people: list[Judged], skeleton: Skeleton) -> dict[str, Any]:
+    """What the HTML page shows beside the figures."""
+    return {
+        "total_ms": [speed["total"] for speed in done.speed_ms if "total" in speed],
+        "worst": sorted(people, key=lambda person: person.oks)[:WORST],
+        "skeleton": skeleton,
+    }
 
 
 def accuracy_of(

@@ -1,4 +1,4 @@
-"""One run: models opened, photos shown to them in turns, figures joined into rows."""
+"""A whole measurement: open the models, predict in turns under each kind of boxes, make rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from cfpose_bench.accuracy.boxes import box_accuracy
 from cfpose_bench.accuracy.coco import check_skeleton
 from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos, read_boxes
 from cfpose_bench.measurement import cpus_for
-from cfpose_bench.models.open import Name, files_of, open_finder, parse_name
+from cfpose_bench.models.open import ModelName, files_of, open_finder, parse_name
 from cfpose_bench.models.workers import Setting, Worker, open_worker
-from cfpose_bench.report.report import Measured
+from cfpose_bench.report.report import Row
 from cfpose_bench.run.predictions import Store, predict_photo
 from cfpose_bench.run.protocol import BATCHES, PEOPLE, Protocol, box_label
-from cfpose_bench.run.rounds import Entrant, people_timings, run_rounds
-from cfpose_bench.run.rows import Subject, measured, with_people
+from cfpose_bench.run.rounds import Run, people_timings, run_rounds
+from cfpose_bench.run.rows import row_of, with_people
 from cfpose_sdk import __version__
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, digest_of
@@ -35,65 +36,62 @@ def given_boxes(source: str, dataset: KeypointDataset) -> Boxes | None:
     return None if source == "detector" else read_boxes(source)
 
 
-def boxes_for(worker: Worker, boxes: Boxes | None, found: Photos) -> Boxes | None:
-    """What a model is handed: nothing where it finds people, else the boxes there are."""
+def boxes_for(worker: Worker, boxes: Boxes | None, detected: Photos) -> Boxes | None:
+    """What a worker is handed: nothing where it detects the people, else the boxes there are."""
     if worker.facts.one_stage or (boxes is None and not worker.facts.needs_boxes):
         return None
-    if boxes is not None:
-        return boxes
+    return boxes_of(detected) if boxes is None else boxes
+
+
+def boxes_of(photos: Photos) -> dict[int, Float64]:
+    """(N, 5) boxes with scores of the poses of each photo that was read."""
     return {
-        i: np.column_stack([poses.boxes, poses.box_scores]).astype(np.float64)
-        for i, poses in found.items()
+        image_id: np.column_stack([poses.boxes, poses.box_scores]).astype(np.float64)
+        for image_id, poses in photos.items()
         if poses is not None
     }
 
 
-def found_boxes(
-    subjects: Sequence[Subject],
+def detect_for_peers(
+    runs: Sequence[Run],
     dataset: KeypointDataset,
     protocol: Protocol,
     setting: Setting,
     in_process: bool,
 ) -> Photos:
-    """The finder's boxes for peers that cannot open it, by a pass of the bundled model."""
-    asking = [s for s in subjects if s.worker.facts.needs_boxes and not s.worker.facts.one_stage]
-    if "detector" not in protocol.boxes or not asking:
+    """The detector's boxes for peers that cannot open it, by a pass of the bundled model."""
+    needing = [r for r in runs if r.worker.facts.needs_boxes and not r.worker.facts.one_stage]
+    if "detector" not in protocol.boxes or not needing:
         return {}
     with closing(open_worker(parse_name("default"), setting, in_process=in_process)) as worker:
         return {i: predict_photo(worker, dataset, i, None) for i in dataset.image_ids}
 
 
-def add_detection(entrant: Entrant, found: Photos) -> None:
-    """A peer's photo takes as long to search as it took the finder."""
-    for image_id, poses in entrant.photos.items():
-        other = found.get(image_id)
+def add_detection(run: Run, detected: Photos) -> None:
+    """Add to each photo of a peer the time that the detector took on it."""
+    for image_id, poses in run.photos.items():
+        other = detected.get(image_id)
         if poses is not None and other is not None:
             spent, speed = other.speed_ms.get("detect", 0.0), dict(poses.speed_ms)
             speed |= {"detect": spent, "total": speed.get("total", 0.0) + spent}
-            entrant.photos[image_id] = replace(poses, speed_ms=speed)
+            run.photos[image_id] = replace(poses, speed_ms=speed)
 
 
 def note_boxes(
     source: str,
     boxes: Boxes | None,
-    subjects: Sequence[Subject],
-    entrants: Sequence[Entrant],
+    runs: Sequence[Run],
     dataset: KeypointDataset,
     record: dict[str, Any],
 ) -> None:
-    """Accuracy of boxes that were found, into the protocol; what a boxes file lacks is counted."""
+    """Write the accuracy of detected boxes into the protocol, and count what a boxes file lacks."""
     if source == "gt":
         return
     if boxes is None:
-        pairs = zip(subjects, entrants, strict=True)
-        finders = [e for s, e in pairs if not s.worker.facts.one_stage]
-        if not finders:
+        detecting = [run for run in runs if not run.worker.facts.one_stage]
+        if not detecting:
             return
-        boxes = {
-            i: np.column_stack([p.boxes, p.box_scores]).astype(np.float64)
-            for i, p in finders[0].photos.items()
-            if p is not None
-        }
+        boxes = boxes_of(detecting[0].photos)
     facts: dict[str, Any] = box_accuracy(dataset.annotations, boxes, dataset.image_ids) or {}
     facts["photos_without_boxes"] = sum(len(boxes.get(i, ())) == 0 for i in dataset.image_ids)
     known = {image["id"] for image in dataset.annotations["images"]}
@@ -101,26 +99,21 @@ def note_boxes(
     record.setdefault("box_accuracy", {})[box_label(source)] = facts
 
 
-OWN = "own"  # boxes of a model that finds the people itself
-
-
 @dataclass(frozen=True)
 class Plan:
-    """What to run, and where."""
+    """The models to measure, how, and where predictions are kept."""
 
     models: tuple[str, ...]
     protocol: Protocol
-    reference: str | None = None  # the model that the others drift from
+    reference: str | None = None  # the model that the others' drift is measured from
     work: Path | None = None  # folder of finished predictions, to go on from
     peer_python: str | None = None  # interpreter of the peers' environment
     in_process: bool = False
 
 
-def measure(plan: Plan, dataset: KeypointDataset) -> tuple[list[Measured], dict[str, Any]]:
+def measure(plan: Plan, dataset: KeypointDataset) -> tuple[list[Row], dict[str, Any]]:
     """Rows of all models under all kinds of boxes, and the report's protocol block."""
     protocol = plan.protocol
-    texts = list(dict.fromkeys([*plan.models, *([plan.reference] if plan.reference else [])]))
-    names = [parse_name(text) for text in texts]
     setting = Setting(
         device=protocol.device,
         threads=protocol.threads,
@@ -129,114 +122,119 @@ def measure(plan: Plan, dataset: KeypointDataset) -> tuple[list[Measured], dict[
         detector=protocol.detector,
         flip_test=protocol.flip_test,
     )
+    texts = list(dict.fromkeys([*plan.models, *([plan.reference] if plan.reference else [])]))
+    names = [parse_name(text) for text in texts]
     record = _protocol_record(plan, dataset)
     given: dict[str, Boxes | None] = {s: given_boxes(s, dataset) for s in protocol.boxes}
     with ExitStack() as opened:
-        subjects: list[Subject] = []
-        for name, label in zip(names, _labels(names), strict=True):
-            worker = opened.enter_context(
-                closing(
-                    open_worker(name, setting, python=plan.peer_python, in_process=plan.in_process)
-                )
-            )
-            check_skeleton(dataset.annotations, worker.facts.skeleton)
-            if protocol.flip_test and name.adapter is not None:
-                raise InputError(f"--model {name.text}: peers in processes of their own have no "
-                                 f"flip test; omit --flip-test and --preset paper")  # fmt: skip
-            subjects.append(Subject(name, label, worker, name.text == plan.reference))
-        found = found_boxes(subjects, dataset, protocol, setting, plan.in_process)
-        rows: list[Measured] = []
+        runs = [
+            _open(plan, name, label, setting, dataset, opened)
+            for name, label in zip(names, _labels(names), strict=True)
+        ]
+        detected = detect_for_peers(runs, dataset, protocol, setting, plan.in_process)
+        rows: list[Row] = []
         for source in protocol.boxes:
-            rows += _one_source(plan, dataset, subjects, source, given[source], found, record)
-        timed = _people(subjects, dataset, protocol)
-        rows = [_with_people(row, timed, subjects) for row in rows]
+            rows += _one_source(plan, dataset, runs, source, given[source], detected, record)
+        timed = _people(runs, dataset, protocol)
+        rows = [_with_people(row, timed, runs) for row in rows]
     if plan.reference is not None:
         record["reference"] = parse_name(plan.reference).label
     return rows, record
 
 
+def _open(
+    plan: Plan,
+    name: ModelName,
+    label: str,
+    setting: Setting,
+    dataset: KeypointDataset,
+    opened: ExitStack,
+) -> Run:
+    """A run without boxes yet. Raises as `open_worker`, and where the model does not fit."""
+    worker = opened.enter_context(
+        closing(open_worker(name, setting, python=plan.peer_python, in_process=plan.in_process))
+    )
+    check_skeleton(dataset.annotations, worker.facts.skeleton)
+    if plan.protocol.flip_test and name.adapter is not None:
+        raise InputError(
+            f"--model {name.text}: peers in processes of their own have no flip test; omit "
+            f"--flip-test and --preset paper"
+        )
+    return Run(label, worker, is_reference=name.text == plan.reference)
+
+
 def _one_source(
     plan: Plan,
     dataset: KeypointDataset,
-    subjects: Sequence[Subject],
+    models: Sequence[Run],
     source: str,
     boxes: Boxes | None,
-    found: Photos,
+    detected: Photos,
     record: dict[str, Any],
-) -> list[Measured]:
-    protocol, entrants = plan.protocol, []
+) -> list[Row]:
+    """Rows of all models under one kind of boxes; a one-stage model runs under the first alone."""
+    protocol, runs = plan.protocol, list[Run]()
     with ExitStack() as opened:
-        taking = [
-            s for s in subjects if not (s.worker.facts.one_stage and source != protocol.boxes[0])
-        ]
-        for subject in taking:
-            own = boxes_for(subject.worker, boxes, found)
+        for model in models:
+            if model.worker.facts.one_stage and source != protocol.boxes[0]:
+                continue
+            own = boxes_for(model.worker, boxes, detected)
             store = None
             if plan.work is not None:
-                key = _key(subject, source, own, plan, dataset)
+                key = _key(model.worker.name, source, own, plan, dataset)
                 store = opened.enter_context(
-                    closing(Store(plan.work, key, subject.worker.facts.skeleton))
+                    closing(Store(plan.work, key, model.worker.facts.skeleton))
                 )
-            entrants.append(Entrant(f"{subject.label}, boxes: {box_label(source)}",
-                                    subject.worker, own, store))  # fmt: skip
-        run_rounds(entrants, dataset, rounds=protocol.rounds, warmup=protocol.warmup)
-    for subject, entrant in zip(taking, entrants, strict=True):
-        facts = subject.worker.facts
+            runs.append(model.under(box_label(source), own, store))
+        run_rounds(runs, dataset, rounds=protocol.rounds, warmup=protocol.warmup)
+    for run in runs:
+        facts = run.worker.facts
         if source == "detector" and facts.needs_boxes and not facts.one_stage:
-            add_detection(entrant, found)
-    note_boxes(source, boxes, taking, entrants, dataset, record)
-    record["taken_up"] = record.get("taken_up", 0) + sum(len(e.taken_up) for e in entrants)
+            add_detection(run, detected)
+    note_boxes(source, boxes, runs, dataset, record)
+    record["taken_up"] = record.get("taken_up", 0) + sum(len(run.taken_up) for run in runs)
     return [
-        measured(
-            subject,
-            entrant,
-            OWN if subject.worker.facts.one_stage else box_label(source),
+        row_of(
+            run,
             dataset,
             protocol,
             oks_threshold=protocol.oks_nms(source),
-            base=_base(taking, entrants),
-            reference=_base(taking, entrants) if plan.reference is not None else None,
+            base=_base(runs),
+            reference=_base(runs) if plan.reference is not None else None,
         )
-        for subject, entrant in zip(taking, entrants, strict=True)
+        for run in runs
     ]
 
 
-def _base(subjects: Sequence[Subject], entrants: Sequence[Entrant]) -> Entrant:
-    """Whose times the others' are divided by: the reference's, else the first model's."""
-    for subject, entrant in zip(subjects, entrants, strict=True):
-        if subject.is_reference:
-            return entrant
-    return entrants[0]
+def _base(runs: Sequence[Run]) -> Run:
+    """The run whose times the others' are divided by: the reference's, else the first."""
+    return next((run for run in runs if run.is_reference), runs[0])
 
 
-def _people(
-    subjects: Sequence[Subject], dataset: KeypointDataset, protocol: Protocol
-) -> Mapping[str, Any]:
-    """Times by people a photo: on the photo with the most annotated people, its boxes repeated."""
+def _people(runs: Sequence[Run], dataset: KeypointDataset, protocol: Protocol) -> Mapping[str, Any]:
+    """Times by number of people, on the photo with the most annotated ones, boxes repeated."""
     boxes = dataset.ground_truth_boxes()
     image_id = max(boxes, key=lambda i: len(boxes[i]))
     if protocol.repeats == 0 or len(boxes[image_id]) == 0:
         return {}
-    entrants = [Entrant(s.label, s.worker, None) for s in subjects if not s.worker.facts.one_stage]
-    counts = sorted({*PEOPLE, *BATCHES})
     return people_timings(
-        entrants,
+        [run for run in runs if not run.worker.facts.one_stage],
         dataset,
         image_id,
         boxes[image_id],
-        counts,
+        sorted({*PEOPLE, *BATCHES}),
         repeats=protocol.repeats,
         warmup=protocol.warmup,
     )
 
 
-def _with_people(row: Measured, timed: Mapping[str, Any], subjects: Sequence[Subject]) -> Measured:
-    worker = next(s.worker for s in subjects if s.label == row.model)
+def _with_people(row: Row, timed: Mapping[str, Any], runs: Sequence[Run]) -> Row:
+    worker = next(run.worker for run in runs if run.label == row.model)
     more = with_people(timed.get(row.model, {}), worker.memory(), PEOPLE, BATCHES)
     return replace(row, **more)
 
 
-def _labels(names: Sequence[Name]) -> list[str]:
+def _labels(names: Sequence[ModelName]) -> list[str]:
     """Names for the report; those of equal file names are numbered."""
     labels: list[str] = []
     for name in names:
@@ -246,10 +244,10 @@ def _labels(names: Sequence[Name]) -> list[str]:
 
 
 def _key(
-    subject: Subject, source: str, boxes: Boxes | None, plan: Plan, dataset: KeypointDataset
+    name: ModelName, source: str, boxes: Boxes | None, plan: Plan, dataset: KeypointDataset
 ) -> dict[str, Any]:
-    """All that decides what a model answers to a photo."""
-    protocol, name = plan.protocol, subject.name
+    """All that decides what a model predicts for a photo."""
+    protocol = plan.protocol
     finder = Path(protocol.detector) if protocol.detector else BUNDLED_FINDER
     shown = {} if boxes is None else {str(i): np.asarray(b).tolist() for i, b in boxes.items()}
     return {

@@ -1,1 +1,1 @@
-"""`cfpose-bench runtimes`: pose runtimes side by side, as ratios."""
+"""`cfpose-bench runtimes`: the times of pose runtimes on one photo, compared as ratios."""

@@ -1,4 +1,4 @@
-"""`cfpose-bench runtimes`: pose runtimes side by side on one photo, in turns, as ratios."""
+"""Compare the times of pose runtimes on one photo: they take turns, and ratios are reported."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from cfpose_bench.data.annotations import read_json
-from cfpose_bench.data.dataset import PHOTOS
+from cfpose_bench.data.dataset import PEOPLE_FILE
 from cfpose_bench.measurement import cpu_flags, environment
 from cfpose_bench.models.workers import ProcessWorker
 from cfpose_bench.report.report import write_json
@@ -31,7 +31,11 @@ from cfpose_bench.runtimes.contestants import (
 from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PHOTO = "street.jpg"
 ROUNDS = {1: 8, 5: 6, 20: 4}  # by people: a round of few people takes less time
@@ -42,7 +46,7 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf
 
 @dataclass(frozen=True)
 class Plan:
-    """What takes part, and how often. A file that is None leaves its part out."""
+    """What is compared, and how often. A file that is None leaves its part out."""
 
     w32: Path | None = None
     w32_int8: Path | None = None
@@ -65,9 +69,13 @@ class Plan:
             raise InputError(f"threads must be 1 or more, got {self.threads}")
 
 
-def measure(plan: Plan, photo: Path = PHOTOS / PHOTO) -> dict[str, Any]:
-    """The whole record. Raises as the workers do; who is optional is left out with the reason."""
-    people = read_json(photo.parent / "people.json")[photo.name]
+def measure(plan: Plan) -> dict[str, Any]:
+    """The whole record, of the demo photo PHOTO.
+
+    Raises as the workers do; an optional runtime that cannot run is left out with the reason.
+    """
+    photo = demo_photos() / PHOTO
+    people = read_json(photo.parent / PEOPLE_FILE)[photo.name]
     boxes = np.array(people, dtype=np.float64)
     tasks: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
@@ -94,7 +102,7 @@ def _w32_tasks(
     plan: Plan, w32: Path, photo: Path, boxes: Any, left_out: list[dict[str, str]]
 ) -> list[dict[str, Any]]:
     """W32 in given boxes on all runtimes; then with a detector, rtmlib's and the two that count."""
-    found, detector = list[dict[str, Any]](), plan.detector
+    tasks, detector = list[dict[str, Any]](), plan.detector
     with (
         tempfile.TemporaryDirectory() as folder,
         Arena(plan.threads, plan.python, left_out) as arena,
@@ -108,17 +116,17 @@ def _w32_tasks(
             task = Task(photo, count, given, plan.rounds[count], plan.w32_repeats[count])
             record = _task_record("w32", workers, task, contestants, RTMLIB)
             _add_agreement(record["rows"], workers, task)
-            found.append(record)
+            tasks.append(record)
         if detector is None:
             left_out.append({"label": "W32 behind a detector", "why": "no --detector was given"})
-            return found
-        ours = [row for row in found[-1]["rows"] if row["label"] != RTMLIB]
+            return tasks
+        ours = [row for row in tasks[-1]["rows"] if row["label"] != RTMLIB]
         fastest = min(ours, key=lambda row: row["ms"])["label"]
         chosen = {label: workers[label] for label in workers if label in (RTMLIB, W32, fastest)}
         for count in plan.people:
             task = Task(photo, count, None, plan.rounds[count], plan.w32_repeats[count])
-            found.append(_task_record("w32", chosen, task, contestants, RTMLIB))
-    return found
+            tasks.append(_task_record("w32", chosen, task, contestants, RTMLIB))
+    return tasks
 
 
 def _default_tasks(plan: Plan, photo: Path, left_out: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -149,20 +157,20 @@ def _task_record(
     boxes = "found" if task.boxes is None else "given"
     print(f"cfpose-bench: {model}, boxes {boxes}, {task.people} people", file=sys.stderr)
     by_label = {contestant.label: contestant for contestant in contestants}
-    found = rows(run_task(workers, task), base)
-    for row in found:
+    measured = rows(run_task(workers, task), base)
+    for row in measured:
         row |= facts_of(workers[row["label"]], by_label[row["label"]])
     shared = {"model": model, "boxes": boxes, "people": task.people, "base": base}
-    return {**shared, "rounds": task.rounds, "repeats": task.repeats, "rows": found}
+    return {**shared, "rounds": task.rounds, "repeats": task.repeats, "rows": measured}
 
 
 def _add_agreement(
-    found: list[dict[str, Any]], workers: Mapping[str, ProcessWorker], task: Task
+    measured: list[dict[str, Any]], workers: Mapping[str, ProcessWorker], task: Task
 ) -> None:
     """Median distance of each runtime's joints from the base's: they did the same work."""
     xy = {label: w.predict(task.photo, boxes=task.boxes).xy for label, w in workers.items()}
     base = next(iter(xy.values()))
-    for row in found:
+    for row in measured:
         distance = np.linalg.norm(xy[row["label"]] - base, axis=-1)
         row["median_px_from_base"] = round(float(np.median(distance)), 3)
 
@@ -192,24 +200,12 @@ def _protocol(plan: Plan, photo: Path, boxes: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure, print the tables, write the record; returns 0, whatever the goals say."""
-    options = _parser().parse_args(argv)
-    plan = Plan(
-        options.w32, options.w32_int8, options.detector, options.thunder, options.peer_python,
-        options.threads, starts=options.starts,
-    )  # fmt: skip
-    if options.rounds is not None:
-        plan = replace(plan, rounds=dict.fromkeys(plan.people, options.rounds))
-    record = measure(plan)
-    print(runtimes_block(record))
-    if options.json is not None:
-        write_json(record, options.json)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cfpose-bench runtimes", description=__doc__)
+def add_command(commands: Commands) -> None:
+    """Add `runtimes` to the sub-commands of cfpose-bench."""
+    parser = commands.add_parser(
+        "runtimes", description=__doc__, help="times of cfpose's CPU runtimes, rtmlib and MoveNet"
+    )
+    parser.set_defaults(run=_runtimes)
     add = parser.add_argument
     # fmt: off
     add("--w32", type=Path, help="a W32 artifact, for cfpose's runtimes and rtmlib")
@@ -222,4 +218,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--starts", type=int, default=7, help="processes of the first result (default: 7)")
     add("--json", type=Path, help="write the record here")
     # fmt: on
-    return parser
+
+
+def _runtimes(options: argparse.Namespace) -> int:
+    """Measure, print the tables, write the record; returns 0, whatever the goals say."""
+    rounds, target = options.rounds, options.json
+    plan = Plan(
+        w32=options.w32,
+        w32_int8=options.w32_int8,
+        detector=options.detector,
+        thunder=options.thunder,
+        python=options.peer_python,
+        threads=options.threads,
+        starts=options.starts,
+    )
+    if rounds is not None:
+        plan = replace(plan, rounds=dict.fromkeys(plan.people, rounds))
+    record = measure(plan)
+    print(runtimes_block(record))
+    if target is not None:
+        write_json(record, target)
+    return 0

@@ -1,4 +1,4 @@
-"""Who takes part in the comparison of runtimes: labels, models, and how each one runs."""
+"""The runtimes that are compared: label, model, device and precision of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cfpose_bench.models.open import parse_name
 from cfpose_bench.models.workers import ProcessWorker, Setting, open_worker
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_sdk.backends import Device
-from cfpose_sdk.backends.base import Precision
+from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
 
 RTMLIB = "rtmlib, onnxruntime fp32"
@@ -33,14 +33,14 @@ class Contestant:
     label: str
     model: str  # as `--model`
     device: Device = "cpu"
-    precision: Precision = "f32"
+    precision: ArithmeticPrecision = "f32"
     arithmetic: str = "fp32"
     optional: bool = False  # left out, with the reason, where its package or CPU is not there
 
 
 def w32_contestants(w32: Path, simcc: Path, int8: Path | None) -> list[Contestant]:
     """rtmlib, which the others are compared with, and cfpose on each CPU backend."""
-    found = [
+    contestants = [
         Contestant(RTMLIB, f"rtmlib:{simcc}"),
         Contestant(W32, str(w32)),
         Contestant("cfpose, OpenVINO fp32", str(w32), "openvino", optional=True),
@@ -48,25 +48,25 @@ def w32_contestants(w32: Path, simcc: Path, int8: Path | None) -> list[Contestan
     ]
     if int8 is not None:
         label = "cfpose, OpenVINO int8"
-        found += [
+        contestants += [
             Contestant(label, str(int8), "openvino", arithmetic="int8", optional=True),
             # the layers that are not quantised, in bf16
             Contestant(f"{label} and bf16", str(int8), "openvino", "bf16", "int8+bf16", True),
         ]
-    return found
+    return contestants
 
 
 def default_contestants(thunder: Path | None) -> list[Contestant]:
     """MoveNet Thunder, which the others are compared with, and the bundled model."""
-    found = []
+    contestants = []
     if thunder is not None:
         label = "MoveNet Thunder, OpenVINO fp32"
-        found += [
+        contestants += [
             Contestant(THUNDER, f"movenet:{thunder}"),
             Contestant(label, f"movenet:{thunder}", "openvino", optional=True),
         ]
     return [
-        *found,
+        *contestants,
         Contestant("default, onnxruntime fp32", "default"),
         Contestant("default, OpenVINO fp32", "default", "openvino", optional=True),
         Contestant("default, OpenVINO bf16", "default", "openvino", "bf16", "bf16", optional=True),
@@ -87,7 +87,7 @@ def write_rtmlib_graph(w32: Path, folder: Path, detector: Path | None) -> Path:
 
 @dataclass
 class Arena:
-    """Opened workers, each a process, until the block ends; and who could not take part."""
+    """Opened workers, each a process, until the block ends; and the runtimes that could not run."""
 
     threads: int
     python: str | None = None  # interpreter of rtmlib's environment
@@ -146,7 +146,7 @@ def _open(contestant: Contestant, setting: Setting, python: str | None) -> Proce
 
 
 def facts_of(worker: ProcessWorker, contestant: Contestant) -> dict[str, Any]:
-    """What a row says of its runtime."""
+    """The facts of a runtime, for its row."""
     facts = worker.facts
     record = {"provider": facts.provider, "arithmetic": contestant.arithmetic}
     return record | ({"versions": dict(facts.versions)} if facts.versions else {})

@@ -1,4 +1,4 @@
-"""The record of `cfpose-bench runtimes` → its section in the document."""
+"""Goals and document tables, computed from the record of `cfpose-bench runtimes`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def goals(record: Record) -> list[dict[str, Any]]:
     The median decides; `sure` tells whether the unfavourable end of its interval says the same.
     """
     w32 = [task for task in record["tasks"] if task["model"] == "w32"]
-    found = [_against_rtmlib(task, best=False) for task in w32]
-    found += [_against_rtmlib(task, best=True) for task in w32]
+    verdicts = [_against_rtmlib(task, best=False) for task in w32]
+    verdicts += [_against_rtmlib(task, best=True) for task in w32]
     if not w32:
         for text in ("same onnxruntime as rtmlib", "best backend against rtmlib"):
-            found.append({"goal": text, "verdict": "not measured", "why": "no W32 was given"})
+            verdicts.append({"goal": text, "verdict": "not measured", "why": "no W32 was given"})
     return [
-        *found,
+        *verdicts,
         _outside(record["tasks"]),
         _first_result(record["first_result"]),
         *_amx(record, w32),
@@ -76,13 +76,13 @@ def _amx(record: Record, w32: Sequence[Record]) -> list[dict[str, Any]]:
     goal = "W32 in bf16 with AMX against onnxruntime fp32"
     if "amx_bf16" not in record["environment"]["cpu_features"]:
         return [{"goal": goal, "verdict": "not measured", "why": NO_AMX}]
-    found = []
+    verdicts = []
     for task in w32:
         plain, low = _row(task["rows"], W32), _row(task["rows"], W32_BF16)
         if plain is not None and low is not None:
             ratio = speedup(plain["samples_ms"], low["samples_ms"])
-            found.append(_judged(goal, _case(task), W32_BF16, ratio))
-    return found or [{"goal": goal, "verdict": "not measured", "why": "left out"}]
+            verdicts.append(_judged(goal, _case(task), W32_BF16, ratio))
+    return verdicts or [{"goal": goal, "verdict": "not measured", "why": "left out"}]
 
 
 def _judged(

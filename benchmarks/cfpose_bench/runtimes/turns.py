@@ -1,4 +1,4 @@
-"""Runtimes in processes of their own that do the same task in turns, and their ratios.
+"""Time the same task in several runtimes, each in its own process, in turns; compute ratios.
 
 `run/rounds.py` shows a data set to models; here a single decoded frame is posed again and again,
 and each worker times its own calls, so that no pipe and no JPEG is in the figures. The first
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cfpose_bench.accuracy.coco import bootstrap_median
 from cfpose_sdk.errors import BackendError, InputError
 
-# onnxruntime's threads spin for some tens of milliseconds of CPU after a call; nobody works then
+# onnxruntime's threads spin for some tens of milliseconds of CPU after a call; no worker runs then
 REST_S = 0.1
 STAGES = ("detect", "crop", "infer", "post", "networks")
 
@@ -38,11 +38,11 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What every runtime is given, and how often. Raises InputError when it makes no sense."""
+    """The work of every runtime, and how often. Raises InputError when it makes no sense."""
 
     photo: Path
     people: int
-    boxes: NDArray[np.float64] | None  # (people, 4); None: those that a detector finds
+    boxes: NDArray[np.float64] | None  # (people, 4); None: a detector's
     rounds: int
     repeats: int  # timed calls of a turn, after one that is not
 
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one worker did in one round."""
+    """The times of one worker in one round."""
 
     place: int  # among the workers of the round, from 0
     ms: tuple[float, ...]
@@ -67,9 +67,9 @@ Turns = Mapping[str, Sequence[Turn]]  # by label, one a round
 
 
 def order(count: int, turn: int) -> list[int]:
-    """Who works when in a round: everybody has every place once in `count` rounds.
+    """The order of the workers in a round: each has every place once in `count` rounds.
 
-    After that the other way round, so that nobody always follows the same one.
+    After that the other way round, so that no worker always follows the same one.
     """
     turned = np.roll(np.arange(count), -turn)
     return [int(n) for n in (turned if turn // count % 2 == 0 else turned[::-1])]
@@ -82,7 +82,7 @@ def run_task(
 
     Raises BackendError for a wrong number of people.
     """
-    labels, found = list(workers), dict[str, list[Turn]]()
+    labels, turns = list(workers), dict[str, list[Turn]]()
     question = {
         "do": "time",
         "image": str(task.photo),
@@ -93,17 +93,17 @@ def run_task(
     }
     for turn in range(task.rounds):
         for place, n in enumerate(order(len(labels), turn)):
-            said = workers[labels[n]].ask(question)
+            answer = workers[labels[n]].ask(question)
             time.sleep(rest_s)
-            if "unreadable" in said:
-                raise InputError(f"{task.photo} cannot be read: {said['unreadable']}")
-            wrong = {s["people"] for s in said["stages"]} - {task.people}
+            if "unreadable" in answer:
+                raise InputError(f"{task.photo} cannot be read: {answer['unreadable']}")
+            wrong = {s["people"] for s in answer["stages"]} - {task.people}
             if wrong:
                 raise BackendError(f"{labels[n]} posed {wrong} people, asked for {task.people}")
-            cpu = (said["cpu_s"][0], said["cpu_s"][1])
-            done = Turn(place, tuple(said["ms"]), tuple(said["stages"]), cpu)
-            found.setdefault(labels[n], []).append(done)
-    return {label: found[label] for label in labels}
+            cpu = (answer["cpu_s"][0], answer["cpu_s"][1])
+            done = Turn(place, tuple(answer["ms"]), tuple(answer["stages"]), cpu)
+            turns.setdefault(labels[n], []).append(done)
+    return {label: turns[label] for label in labels}
 
 
 def rows(turns: Turns, base: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from cfpose_sdk.errors import require
 
 
 def open_memory(cuda: Cuda, *, extra: str, why: str) -> DeviceMemory:
-    """CUDA through the asked-for package. `extra` brings cuda-bindings.
+    """CUDA memory by the package `cuda`. `extra` is the extra that installs cuda-bindings.
 
     Raises MissingDependencyError without the package, BackendError without driver or GPU.
     """

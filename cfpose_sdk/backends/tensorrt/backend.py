@@ -57,15 +57,8 @@ class TensorrtBackend(Backend):
         self._tensors = _tensors(trt, self._engine)
         self.inputs = tuple(tensor.name for tensor in self._tensors[0])
         self.outputs = tuple(tensor.name for tensor in self._tensors[1])
-        if (set(self.inputs), set(self.outputs)) != (
-            set(self.passport.profile),
-            set(self.passport.outputs),
-        ):
-            raise ArtifactError(
-                f"{path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
-                f"run: {rebuild_command(path, self.passport)}"
-            )
-        self._empty = {  # shapes of the outputs for nobody
+        self._check_names()
+        self._empty = {  # shapes of the outputs for no people
             name: [max(size, 0) for size in self._engine.get_tensor_shape(name)]
             for name in self.outputs
         }
@@ -74,15 +67,7 @@ class TensorrtBackend(Backend):
             f"{NAMES[self.passport.flavour]} {trt.__version__} {self.passport.precision} "
             f"on {memory.gpu().name}"
         )
-        profile = self.passport.profile
-        self.max_batch = min(
-            (profile[name][2][0] for name in self.inputs if name in ("crops", "boxes")),
-            default=None,
-        )
-        self.input_shapes = {
-            name: tuple(a if a == c else None for a, _, c in zip(*profile[name], strict=True))
-            for name in self.inputs
-        }
+        self._set_limits()
         self.input_types = {t.name: onnxruntime_type(t.dtype) for t in self._tensors[0]}
         self._idle: list[Worker] = []
         self._made = self._busy = 0
@@ -93,7 +78,7 @@ class TensorrtBackend(Backend):
             raise BackendError(f"{self.path.name} is closed; open it again")
         arrays = {name: np.asarray(array) for name, array in feeds.items()}
         if self._check(arrays):
-            return self._nobody()
+            return self._no_people()
         with self._memory.current(), self._borrowed() as worker:
             return worker.run(arrays)
 
@@ -119,6 +104,27 @@ class TensorrtBackend(Backend):
         if failures:
             raise failures[0]
 
+    def _check_names(self) -> None:
+        """Raise ArtifactError unless the engine has the passport's inputs and outputs."""
+        passport = self.passport
+        if (set(self.inputs), set(self.outputs)) != (set(passport.profile), set(passport.outputs)):
+            raise ArtifactError(
+                f"{self.path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
+                f"run: {rebuild_command(self.path, passport)}"
+            )
+
+    def _set_limits(self) -> None:
+        """`max_batch` and `input_shapes`, from the passport's profile."""
+        profile = self.passport.profile
+        self.max_batch = min(
+            (profile[name][2][0] for name in self.inputs if name in ("crops", "boxes")),
+            default=None,
+        )
+        self.input_shapes = {
+            name: tuple(a if a == c else None for a, _, c in zip(*profile[name], strict=True))
+            for name in self.inputs
+        }
+
     def _check(self, arrays: dict[str, NDArray[Any]]) -> bool:
         """Raise BackendError for what the engine does not take; whether there is nothing to run."""
         empty = False
@@ -143,8 +149,8 @@ class TensorrtBackend(Backend):
             empty = empty or array.size == 0
         return empty
 
-    def _nobody(self) -> dict[str, NDArray[Any]]:
-        """The answer to an empty batch, which engines do not take."""
+    def _no_people(self) -> dict[str, NDArray[Any]]:
+        """The outputs of an empty batch, which engines do not take."""
         return {t.name: np.zeros(self._empty[t.name], t.dtype) for t in self._tensors[1]}
 
     @contextmanager
@@ -186,7 +192,7 @@ def _discard(worker: Worker) -> None:
     try:
         worker.close()
     except BackendError:
-        return  # the run's own error is on its way, and says more
+        return  # the error of the run itself is being raised, and says more
 
 
 def _open_runtime(
@@ -212,9 +218,9 @@ def _deserialise(path: Path, passport: Passport, trt: Any, data: bytes) -> tuple
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        said = "; ".join(log.recent) or "it does not say why"
+        reason = "; ".join(log.recent) or "it does not say why"
         raise BackendError(
-            f"{NAMES[passport.flavour]} cannot open {path}: {said}; "
+            f"{NAMES[passport.flavour]} cannot open {path}: {reason}; "
             f"run: {rebuild_command(path, passport)}"
         )
     return runtime, engine

@@ -1,4 +1,4 @@
-"""GPU memory, streams and graphs: what an engine needs of CUDA, through cuda-bindings or pycuda.
+"""GPU memory, streams and graphs of CUDA, as far as engines need them; with cuda-bindings.
 
 Addresses, streams and graphs are integers, as TensorRT takes them. Every failure is a BackendError.
 """
@@ -32,7 +32,7 @@ class Gpu:
 
 
 class DeviceMemory(ABC):
-    """The few things that a worker asks of CUDA, in the primary context of the first device."""
+    """The CUDA calls that a worker needs, in the primary context of the first device."""
 
     can_capture = True  # CUDA graphs
 
@@ -58,7 +58,7 @@ class DeviceMemory(ABC):
 
     @abstractmethod
     def unpin(self, array: Bytes) -> None:
-        """Give back what `pin` gave; nobody may use the array any more."""
+        """Give back what `pin` gave; the array must not be used afterwards."""
 
     @abstractmethod
     def open_stream(self) -> int:
@@ -115,10 +115,10 @@ class CudaBindings(DeviceMemory):
             raise BackendError("this machine has no NVIDIA GPU that CUDA can see")
 
     def gpu(self) -> Gpu:
-        found = self._call("cudaGetDeviceProperties", 0)
+        properties = self._call("cudaGetDeviceProperties", 0)
         version = self._call("cudaRuntimeGetVersion")
-        name = bytes(found.name).split(b"\0")[0].decode(errors="replace")
-        return Gpu(name, f"{found.major}.{found.minor}", int(version) // 1000)
+        name = bytes(properties.name).split(b"\0")[0].decode(errors="replace")
+        return Gpu(name, f"{properties.major}.{properties.minor}", int(version) // 1000)
 
     def allocate(self, size: int) -> int:
         return int(self._call("cudaMalloc", size))

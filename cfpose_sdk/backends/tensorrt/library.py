@@ -22,25 +22,25 @@ EXTRAS: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
 
-def choose_flavour(asked: Flavour | Literal["auto"]) -> Flavour:
+def choose_flavour(choice: Flavour | Literal["auto"]) -> Flavour:
     """The flavour to build with. "auto" is the one that is installed.
 
     Raises MissingDependencyError when none is, InputError when both are.
     """
-    if asked != "auto":
-        return asked
-    found = [f for f, module in MODULES.items() if importlib.util.find_spec(module) is not None]
-    if not found:
+    if choice != "auto":
+        return choice
+    installed = [f for f, module in MODULES.items() if importlib.util.find_spec(module) is not None]
+    if not installed:
         raise MissingDependencyError(
             "building an engine needs TensorRT or TensorRT-RTX, and neither is installed; run: "
             "pip install 'cfpose-sdk[tensorrt]' or pip install 'cfpose-sdk[tensorrt-rtx]'"
         )
-    if len(found) > 1:
+    if len(installed) > 1:
         raise InputError(
             "TensorRT and TensorRT-RTX are both installed; choose: --flavour tensorrt or "
             "--flavour rtx"
         )
-    return found[0]
+    return installed[0]
 
 
 def open_flavour(flavour: Flavour, why: str) -> Any:

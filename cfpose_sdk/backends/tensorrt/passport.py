@@ -1,7 +1,7 @@
 """The passport of an engine: what it was built from, for what, and how to build it again.
 
-An engine holds code for one version of one runtime and some GPUs, and says none of it in a readable
-way. So `NAME.engine` travels with `NAME.engine.json`, and it is read before the engine is opened.
+An engine holds code for one version of one runtime and for some GPUs, and none of that can be read
+from it. So `NAME.engine` comes with `NAME.engine.json`, which is read before the engine is opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # minimum, be
 
 @dataclass(frozen=True)
 class Machine:
-    """What would run an engine."""
+    """The TensorRT, GPU and CUDA of this machine, which are to run an engine."""
 
     flavour: Flavour
     flavour_version: str
@@ -35,7 +35,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Passport:
-    """What stands beside an engine. All hashes are SHA-256 in hexadecimal."""
+    """The record beside an engine file. All hashes are SHA-256 in hexadecimal."""
 
     flavour: Flavour
     flavour_version: str

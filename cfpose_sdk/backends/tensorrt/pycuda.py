@@ -1,4 +1,4 @@
-"""GPU memory through pycuda, for programs that hold its contexts. Not run with pycuda itself."""
+"""GPU memory with pycuda, for programs that use its contexts. Not yet run with the real pycuda."""
 
 from __future__ import annotations
 

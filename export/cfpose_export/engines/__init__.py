@@ -1,1 +1,1 @@
-"""Engines of TensorRT and models of OpenVINO, built from a graph."""
+"""TensorRT engines and OpenVINO models, built from a graph."""

@@ -1,4 +1,4 @@
-"""An engine and its passport: built once for what it depends on, and written together."""
+"""An engine and its passport: written together, and built again only when their inputs change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Builder = Callable[[onnx.ModelProto, Flavour, BuildOptions], Built]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a graph comes from: the file as the user named it, and what was asked of it."""
+    """Where a graph comes from: the file as the user named it, and the options that changed it."""
 
     name: str  # as in the command
     data_sha256: str  # of the file
@@ -100,7 +100,7 @@ def write_engine(
 
 
 def _machine(flavour: Flavour) -> Machine:
-    """What the engine will depend on: of a GPU with TensorRT, of none with TensorRT-RTX."""
+    """The versions that the engine will depend on; with TensorRT also the GPU of this machine."""
     why = "building an engine"
     version = str(open_flavour(flavour, why).__version__)
     if flavour == "rtx":

@@ -1,4 +1,4 @@
-"""ONNX graph → OpenVINO's own files, proven against onnxruntime before they are written."""
+"""An ONNX graph as OpenVINO's files, compared with onnxruntime before they are written."""
 
 from __future__ import annotations
 

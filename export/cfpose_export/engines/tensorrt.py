@@ -1,4 +1,4 @@
-"""ONNX graph → serialised engine, by TensorRT or TensorRT-RTX: what both have in common.
+"""An ONNX graph becomes a serialised engine: the part that TensorRT and TensorRT-RTX share.
 
 Always a strongly typed network: the types are those of the graph, and nothing else. TensorRT 11
 knows no other kind.
@@ -162,7 +162,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine and what can be said of it without a GPU."""
+    """An engine, and the facts about it that need no GPU."""
 
     engine: bytes
     inputs: Mapping[str, str]
@@ -172,7 +172,7 @@ class Built:
 
 
 def check_buildable(model: onnx.ModelProto) -> None:
-    """Raise ExportError for what TensorRT refuses, or would take for something else."""
+    """Raise ExportError for what TensorRT refuses or reads wrongly."""
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("", 0) > OPSET:
         raise ExportError(
@@ -217,8 +217,8 @@ def build(model: onnx.ModelProto, flavour: Flavour, options: BuildOptions) -> Bu
     log.recent.clear()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        said = "; ".join(log.recent) or "it does not say why"
-        raise ExportError(f"{NAMES[flavour]} {trt.__version__} cannot build the graph: {said}")
+        reason = "; ".join(log.recent) or "it does not say why"
+        raise ExportError(f"{NAMES[flavour]} {trt.__version__} cannot build the graph: {reason}")
     if options.timing_cache is not None:
         write_file(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     ends = (ends_of(trt, network, "input"), ends_of(trt, network, "output"))
@@ -291,6 +291,6 @@ def _range(name: str, shape: tuple[int, ...], options: BuildOptions) -> Shapes:
 
 
 def _reason(description: str) -> str:
-    """The parser's words without its own sources and without a missing driver's aftermath."""
+    """The parser's message without lines of its sources and of a missing driver."""
     lines = [line for line in description.splitlines() if "cudaError" not in line]
     return " ".join(" ".join(lines or description.splitlines()).split())

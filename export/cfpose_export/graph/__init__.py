@@ -1,1 +1,1 @@
-"""The ONNX graphs: their rules, how they are traced, and the nodes put around them."""
+"""ONNX graphs: their rules, how PyTorch writes them, and the nodes that take whole frames."""

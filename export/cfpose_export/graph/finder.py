@@ -1,8 +1,6 @@
-"""A person finder's checkpoint → ONNX graph with decode and peak-picking inside, and its proof."""
+"""The ONNX graph of a finder: its network, with decoding and the choice of peaks inside."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +11,6 @@ from cfpose_export.graph.rules import check_graph
 from cfpose_export.graph.trace import trace
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
-from cfpose_training.checkpoints.files import load_finder, load_tensors
 from cfpose_training.nets.fused import FusedFinder
 
 MIN_ELEMENTS = 256  # smaller constants, biases among them, stay exact
@@ -43,16 +40,6 @@ def halve_weights(model: onnx.ModelProto) -> None:
 OUTPUTS = ("boxes", "scores")
 
 
-def is_finder(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds a finder. Raises ArtifactError when it is none at all."""
-    return FINDER_KEY in load_tensors(checkpoint)[1]
-
-
-def load_fused_finder(checkpoint: Path) -> FusedFinder:
-    """The finder of a checkpoint, ready to export. Raises ArtifactError, SpecError."""
-    return FusedFinder(*load_finder(checkpoint))
-
-
 def build_finder(fused: FusedFinder, *, half_weights: bool = False) -> onnx.ModelProto:
     """The graph of a finder, with its FinderSpec in the metadata. Raises ExportError.
 
@@ -76,8 +63,8 @@ def check_finder_spec(fused: FusedFinder, model: onnx.ModelProto) -> None:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if FINDER_KEY not in metadata:
         raise ExportError(f"the graph carries no {FINDER_KEY}, so it is not a cfpose finder")
-    if (found := FinderSpec.from_json(metadata[FINDER_KEY])) != fused.spec:
+    if (carried := FinderSpec.from_json(metadata[FINDER_KEY])) != fused.spec:
         raise ExportError(
-            f"the graph and the checkpoint carry different specs: {found.to_json()} and "
+            f"the graph and the checkpoint carry different specs: {carried.to_json()} and "
             f"{fused.spec.to_json()}; export it again"
         )

@@ -1,4 +1,4 @@
-"""A crops-in graph → the same graph with whole frames and boxes in, and frame pixels out.
+"""A graph that takes whole frames: crops are cut in front of the core, results moved behind it.
 
 The core keeps its nodes and weights: the sampler goes in front of it, the inverse map behind. Needs
 onnx alone, so a graph whose checkpoint is gone can be rebuilt too.
@@ -253,8 +253,8 @@ def core_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     readers = [node for node in graph.node if "crops" in node.input]
     targets = [a.i for node in readers for a in node.attribute if a.name == "to"]
     if [node.op_type for node in readers] != ["Cast"] or targets != [onnx.TensorProto.FLOAT]:
-        found = [f"{node.op_type} {node.name}" for node in readers]
-        raise ExportError(f"crops goes into {found}, expected one Cast to float32")
+        nodes = [f"{node.op_type} {node.name}" for node in readers]
+        raise ExportError(f"crops goes into {nodes}, expected one Cast to float32")
     graph.node.remove(readers[0])
     rename(graph, {readers[0].output[0]: CORE_INPUT})
     shape = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]

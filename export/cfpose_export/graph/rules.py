@@ -1,4 +1,4 @@
-"""What an exported graph holds: its spec, its types, and the rules that every runtime reads alike.
+"""The rules of every exported graph: its spec, its types, and what all runtimes read alike.
 
 Needs onnx alone, so that a graph can be typed, checked and built into an engine without PyTorch.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
 from cfpose_sdk.errors import ArtifactError, ExportError
+from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 
@@ -18,6 +20,11 @@ def report_path(path: Path) -> Path:
     """Where the gate's report of an artifact lies: `x.onnx` → `x.gate.json`."""
     return path.with_suffix(".gate.json")
 
+
+# Precisions by name, as the spec's `precision` and the commands spell them
+GraphPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+LowPrecision = Literal["fp16", "bf16", "int8"]  # what `lower` writes
+TypedPrecision = Literal["fp16", "bf16"]  # those that change the types of nodes, without ranges
 
 # from opset 20 on GridSample's bilinear mode is called "linear", which TensorRT has read as nearest
 OPSET = 18
@@ -30,6 +37,11 @@ ZERO_OUTSIDE = (SAMPLER_SCOPE, "'network.box_refiner'")  # scopes of GridSamples
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
 # TensorRT's parser refuses these, or their output shape depends on the data
 FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
+
+
+def model_path(name: str) -> Path:
+    """The file of a model as the commands name it; `default` is the bundled pose model."""
+    return BUNDLED_MODEL if name == "default" else Path(name)
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -65,7 +77,7 @@ def check_graph(
 
     Of `output_names` those in OPTIONAL_OUTPUTS may be missing. GridSamples read maps with their
     border repeated, but for the scopes in ZERO_OUTSIDE: the frame is black outside, and outside the
-    letterbox there is nothing for the finder's second look to see.
+    letterbox the box refiner of the finder reads zeros.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET}:
@@ -141,12 +153,12 @@ def scopes(node: onnx.NodeProto) -> str:
 
 
 def _check_grid_sample(node: onnx.NodeProto, types: Mapping[str, int]) -> None:
-    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     outside = any(scope in scopes(node) for scope in ZERO_OUTSIDE)
     padding = b"zeros" if outside else b"border"
     expected = {"mode": b"bilinear", "padding_mode": padding, "align_corners": 1}
-    if found != expected:
-        raise ExportError(f"{node.name} has {found}, expected {expected}")
+    if attributes != expected:
+        raise ExportError(f"{node.name} has {attributes}, expected {expected}")
     kinds = {name: types.get(name) for name in node.input}
     if set(kinds.values()) != {onnx.TensorProto.FLOAT}:
         raise ExportError(f"{node.name} has input types {kinds}, expected float32 for both")

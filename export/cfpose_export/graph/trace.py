@@ -1,4 +1,4 @@
-"""Fused module → one clean ONNX graph that describes itself."""
+"""PyTorch writes a module as one ONNX graph: equal weights give equal bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOLD_LIMIT = 1 << 24  # elements; the largest weights have a tenth of that
 def build_pose(fused: FusedPose) -> onnx.ModelProto:
     """The crops-in graph of a pose model, with its ModelSpec in the metadata.
 
-    Raises ExportError when the exporter wrote something else than was asked for.
+    Raises ExportError when the exporter's graph breaks the rules.
     """
     width, height = fused.spec.size_wh
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)

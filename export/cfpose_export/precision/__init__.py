@@ -1,1 +1,1 @@
-"""Graphs of lower precision, and the gate that lets only proven ones out."""
+"""Graphs in fp16, bf16 and int8, and the gate that writes only those that pass its limits."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ from cfpose_bench.data.dataset import KeypointDataset, open_dataset
 from cfpose_bench.measurement import environment
 from cfpose_bench.run.predictions import predict_dataset
 from cfpose_bench.tables import fill
-from cfpose_export.graph.rules import load_model, read_spec
-from cfpose_export.precision.gate import LIMITS, Limits, Precision, builder, digest, examine
-from cfpose_export.precision.int8 import calibrate
+from cfpose_export.graph.rules import LowPrecision, load_model, read_spec
+from cfpose_export.precision.gate import LIMITS, Limits, builder, digest, examine
+from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.precision.sensitivity import summary
-from cfpose_export.proof.crops import CALIBRATION_COUNT, CALIBRATION_SEED, read_hard
+from cfpose_export.proof.crops import read_hard
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
@@ -52,7 +53,7 @@ class DriftOptions:
     photos: Path | None = None  # folder with people.json; None: the demo photos
     crops: int = 240
     min_confidence: float = 0.3
-    precisions: tuple[Precision, ...] = get_args(Precision)
+    precisions: tuple[LowPrecision, ...] = get_args(LowPrecision)
     culprits: bool = True  # look for the modules that drift most where the gate refuses
     ap: tuple[ApSource, ...] = ()
 
@@ -71,10 +72,7 @@ def measure_drift(path: Path, options: DriftOptions) -> dict[str, Any]:
     base = [accuracy(model, dataset) for _, dataset in datasets]
     rows: list[dict[str, Any]] = [{"precision": "fp32", "ap": _ap(datasets, base, base)}]
     for precision in options.precisions:
-        ranges = None
-        if precision == "int8":
-            crops = read_hard(options.photos, spec, CALIBRATION_COUNT, seed=CALIBRATION_SEED).crops
-            ranges = calibrate(model, crops)
+        ranges = calibrate_on_people(model, options.photos) if precision == "int8" else None
         limits = _limits(precision, options.min_confidence)
         candidate, report = examine(
             model, builder(model, precision, ranges), precision, proof, limits,
@@ -117,7 +115,7 @@ def open_photos(source: ApSource) -> KeypointDataset:
 def accuracy(model: onnx.ModelProto, dataset: KeypointDataset) -> float:
     """COCO AP of a graph with the annotated boxes, in onnxruntime on the CPU."""
     with _saved(model) as path, PoseEstimator(path, device="cpu") as pose:
-        found = predict_dataset(
+        predictions = predict_dataset(
             pose,
             dataset,
             pose.spec.skeleton,
@@ -127,7 +125,7 @@ def accuracy(model: onnx.ModelProto, dataset: KeypointDataset) -> float:
         )
         skeleton = pose.spec.skeleton
     return evaluate(
-        dataset.annotations, found.results, skeleton=skeleton, image_ids=dataset.image_ids
+        dataset.annotations, predictions.results, skeleton=skeleton, image_ids=dataset.image_ids
     ).AP
 
 
@@ -142,6 +140,16 @@ def update(path: Path, command: str, models: Sequence[Mapping[str, Any]]) -> Non
     write_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
+def command_line(words: Sequence[str]) -> str:
+    """The command for the table: without the file of the result and the folders of one machine."""
+    words = list(words)
+    if "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
+    parts = [Path(word).parts[-2:] if Path(word).is_absolute() else (word,) for word in words]
+    return shlex.join(["cfpose-export", *("/".join(part) for part in parts)])
+
+
 @contextlib.contextmanager
 def _saved(model: onnx.ModelProto) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +158,7 @@ def _saved(model: onnx.ModelProto) -> Iterator[Path]:
         yield path
 
 
-def _limits(precision: Precision, floor: float) -> Limits:
+def _limits(precision: LowPrecision, floor: float) -> Limits:
     return dataclasses.replace(LIMITS[precision], floor=floor)
 
 
@@ -172,7 +180,7 @@ def _ap(
 
 
 def _finite(value: Any) -> Any:
-    """Rounded to 5 digits; null for what JSON cannot say."""
+    """Rounded to 5 digits; null for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

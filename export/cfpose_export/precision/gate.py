@@ -1,4 +1,4 @@
-"""A graph of lower precision leaves only after comparison with the float32 graph, on real crops.
+"""The gate: a lower precision is written only when it agrees with its float32 graph on crops.
 
 The reference is a float32 graph that carries its own proof against torch, so nothing here needs
 PyTorch.
@@ -12,13 +12,15 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import onnx
 
 from cfpose_export.graph.rules import (
     LOGITS,
     POSE_OUTPUTS,
+    LowPrecision,
+    TypedPrecision,
     check_graph,
     read_spec,
     report_path,
@@ -26,13 +28,12 @@ from cfpose_export.graph.rules import (
 )
 from cfpose_export.precision.int8 import Ranges, quantise, quantised_modules
 from cfpose_export.precision.sensitivity import Culprit, find_culprits
-from cfpose_export.precision.typed import Typed, emulate, lower, modules_of, plan
+from cfpose_export.precision.typed import emulate, lower, modules_of, plan
 from cfpose_export.proof.compare import Figures, compare_graphs, run_graph, spread_problem
 from cfpose_export.proof.crops import ProofSet
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.files import sha256, write_file
 
-Precision = Literal["fp16", "bf16", "int8"]
 AS_FILE = "the file, onnxruntime CPU"
 ROUNDED = "every lowered value rounded, sums in float32"
 
@@ -48,6 +49,13 @@ class Limits:
     floor: float = 0.3
     spread_median: float = 0.3  # of the covariances, as of `spread_gap`
 
+    def __str__(self) -> str:
+        return (
+            f"p99 {self.p99_px:g} px, rounded {self.rounded_p99_px:g} px, "
+            f"OKS {self.oks_mean:g}, confidence p99 {self.confidence_p99:g}, "
+            f"covariance {self.spread_median:g}"
+        )
+
 
 # fp16 may cost AP 0.001, the others 0.01. Those two move joints of which the model is unsure by
 # many pixels, so that the OKS decides, and the pixel bound only stops what is broken.
@@ -62,9 +70,9 @@ LIMITS: Mapping[str, Limits] = {
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate saw."""
+    """Figures, limits and broken limits of one lowered graph."""
 
-    precision: str
+    precision: LowPrecision
     reference_sha256: str  # of the float32 graph
     limits: Limits
     kept: tuple[str, ...]  # modules that stay float32 beyond the default ones
@@ -94,7 +102,7 @@ class GateReport:
 
 
 def failure(report: GateReport, *, auto_keep: bool = False) -> str:
-    """What a failed report says to a person."""
+    """The error text of a report that failed."""
     text = f"the {report.precision} graph is not the model: " + "; ".join(report.problems)
     if report.culprits:
         text += ". Most of it comes from " + ", ".join(map(str, report.culprits[:3]))
@@ -112,23 +120,23 @@ def problems_of(figures: Figures, limits: Limits) -> Sequence[str]:
             f"no joint of {figures.crops} crops reaches confidence {limits.floor}, so the "
             f"comparison says nothing; give photos of people (--photos)"
         ]
-    found = []
+    problems = []
     allowed = limits.p99_px if figures.how == AS_FILE else limits.rounded_p99_px
     if figures.nonfinite:
-        found.append(f"{figures.nonfinite} numbers are not finite")
+        problems.append(f"{figures.nonfinite} numbers are not finite")
     if not figures.p99_px <= allowed:  # NaN fails too
-        found.append(f"keypoints drift by {figures.p99_px:.3g} px (p99), allowed {allowed:g}")
+        problems.append(f"keypoints drift by {figures.p99_px:.3g} px (p99), allowed {allowed:g}")
     if not figures.oks_mean >= limits.oks_mean:
-        found.append(f"mean OKS is {figures.oks_mean:.4f}, expected {limits.oks_mean:g} or more")
+        problems.append(f"mean OKS is {figures.oks_mean:.4f}, expected {limits.oks_mean:g} or more")
     if not figures.confidence_p99 <= limits.confidence_p99:
-        found.append(
+        problems.append(
             f"confidences differ by {figures.confidence_p99:.3g} (p99), "
             f"allowed {limits.confidence_p99:g}"
         )
     spread = spread_problem(figures.spread_max, limits.spread_median, figures.spread_median)
     if spread is not None:
-        found.append(spread)
-    return [f"{problem} ({figures.how})" for problem in found]
+        problems.append(spread)
+    return [f"{problem} ({figures.how})" for problem in problems]
 
 
 def _plain(value: Any) -> Any:
@@ -157,16 +165,16 @@ class Candidate(NamedTuple):
     model: onnx.ModelProto
     runs: Mapping[str, onnx.ModelProto]
     modules: tuple[str, ...]  # that run low
-    unfit: Mapping[str, str]  # module → why it stays float32 unasked
+    unfit: Mapping[str, str]  # module → why it stays float32 although it is not in `keep`
 
 
 Build = Callable[[Collection[str]], Candidate]
 
 
-def builder(model: onnx.ModelProto, precision: Precision, ranges: Ranges | None = None) -> Build:
-    """What makes a Candidate of `model` for a list of kept modules. int8 needs `ranges`."""
-    if precision not in get_args(Precision):
-        raise InputError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+def builder(model: onnx.ModelProto, precision: LowPrecision, ranges: Ranges | None = None) -> Build:
+    """The function that lowers `model`, given the modules to keep. int8 needs `ranges`."""
+    if precision not in get_args(LowPrecision):
+        raise InputError(f"precision must be one of {get_args(LowPrecision)}, got {precision!r}")
     if precision != "int8":
         return lambda keep: _typed(model, precision, keep)
     if ranges is None:
@@ -190,7 +198,7 @@ def check_reference(model: onnx.ModelProto) -> None:
 def examine(
     reference: onnx.ModelProto,
     build: Build,
-    precision: Precision,
+    precision: LowPrecision,
     proof: ProofSet,
     limits: Limits,
     keep: Collection[str] = (),
@@ -246,7 +254,7 @@ def examine(
 def write_gated(
     path: Path,
     reference: onnx.ModelProto,
-    precision: Precision,
+    precision: LowPrecision,
     proof: ProofSet,
     limits: Limits | None = None,
     *,
@@ -282,7 +290,7 @@ def digest(model: onnx.ModelProto) -> str:
     return sha256(model.SerializeToString(deterministic=True))
 
 
-def _typed(model: onnx.ModelProto, precision: Typed, keep: Collection[str]) -> Candidate:
+def _typed(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str]) -> Candidate:
     chosen = plan(model, precision, keep)
     lowered = lower(model, precision, keep)
     runs = {AS_FILE: lowered} if precision == "fp16" else {}  # onnxruntime has no bf16 Conv

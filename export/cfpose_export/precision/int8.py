@@ -1,4 +1,4 @@
-"""A float32 graph → the same graph with explicit symmetric int8 quantisation of its backbone.
+"""int8: a float32 graph with explicit symmetric quantisation of its backbone.
 
 The convolutions of the backbone, but for its stem, read int8: activations with one scale a tensor,
 weights with one a channel, zero points 0, as TensorRT asks for. Biases, sums, head, decode and
@@ -20,7 +20,7 @@ import onnx
 
 from cfpose_export.graph.rules import read_spec, write_spec
 from cfpose_export.precision.typed import belongs, modules_of, scope
-from cfpose_export.proof.crops import Crops
+from cfpose_export.proof.crops import CALIBRATION_COUNT, CALIBRATION_SEED, Crops, read_hard
 from cfpose_sdk.errors import ExportError, InputError, require
 
 PART = "backbone"  # of a module's dotted name
@@ -63,6 +63,15 @@ def calibrate(model: onnx.ModelProto, crops: Crops, percentile: float = PERCENTI
             calibrator.collect_data(_Reader(crops[start : start + BATCH]))
         tensors = calibrator.compute_data()
     return Ranges(tensors, len(crops))
+
+
+def calibrate_on_people(model: onnx.ModelProto, folder: Path | None) -> Ranges:
+    """Ranges from CALIBRATION_COUNT people of a folder of photos, other crops than a proof's.
+
+    None: the demo photos.
+    """
+    spec = read_spec(model)
+    return calibrate(model, read_hard(folder, spec, CALIBRATION_COUNT, seed=CALIBRATION_SEED).crops)
 
 
 def quantised_modules(model: onnx.ModelProto, keep: Collection[str] = ()) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which modules make a lowered graph drift."""
+"""Which modules cause most of a lowered graph's drift."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def find_culprits(
     if overflowing := [module for module in worst if math.isinf(errors[module])]:
         inf = math.inf  # no need to run it: what is not finite stays so
         return [Culprit(own_name(m, modules), inf, inf, inf, overflows=True) for m in overflowing]
-    found = []
+    culprits = []
     for module in worst:
         others = [f"{m}." for m in modules if m != module]
         alone = run_graph(build([*kept, *others]), few.crops, LOGITS)
         figures = compare_graphs("alone", wanted, alone, few, spec, floor)
-        found.append(
+        culprits.append(
             Culprit(
                 module=own_name(module, modules),
                 own_error=errors[module],
@@ -79,7 +79,7 @@ def find_culprits(
                 overflows=False,
             )
         )
-    return sorted(found, key=lambda c: (-c.p99_px, -c.mean_px))
+    return sorted(culprits, key=lambda c: (-c.p99_px, -c.mean_px))
 
 
 def own_errors(

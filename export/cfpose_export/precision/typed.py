@@ -1,7 +1,7 @@
-"""A float32 graph → the same graph with its backbone and head in fp16 or bf16, every type explicit.
+"""fp16 and bf16: a float32 graph with its backbone and head in the type, with explicit Casts.
 
 Chosen are nodes by the module they come from. Normalisation, decode, coordinates, GridSample, the
-graph network and calibration stay float32: a pixel coordinate in fp16 is off by up to 0.06 px at
+refiner and calibration stay float32: a pixel coordinate in fp16 is off by up to 0.06 px at
 256 and by whole pixels in a frame. Strongly typed: no node mixes types, a Cast stands at every
 border, inputs and outputs are as before. Needs onnx alone.
 """
@@ -12,7 +12,7 @@ import ast
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,7 @@ from cfpose_export.graph.rules import (
     LOGITS,
     OPSET,
     SCOPES_KEY,
+    TypedPrecision,
     element_types,
     fp16_twin,
     read_spec,
@@ -31,13 +32,12 @@ from cfpose_export.graph.rules import (
 )
 from cfpose_sdk.errors import ExportError, InputError
 
-Typed = Literal["fp16", "bf16"]
 ELEMENT = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 # Rounding errs by at most this, relative, unless small values fall out of the format's range
 ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
-def misfit(tensor: onnx.TensorProto, precision: Typed) -> str | None:
+def misfit(tensor: onnx.TensorProto, precision: TypedPrecision) -> str | None:
     """Why a constant cannot be rounded: overflow, or values lost below the smallest normal one."""
     exact = numpy_helper.to_array(tensor)
     rounded = _round(exact, precision).astype(np.float64)
@@ -49,19 +49,23 @@ def misfit(tensor: onnx.TensorProto, precision: Typed) -> str | None:
     return None
 
 
-def _round(array: NDArray[np.float32], precision: Typed) -> NDArray[np.generic]:
+def _round(array: NDArray[np.float32], precision: TypedPrecision) -> NDArray[np.generic]:
     with np.errstate(over="ignore"):  # judged by the caller
         kind = np.dtype(np.float16) if precision == "fp16" else np.dtype(ml_dtypes.bfloat16)
         return array.astype(kind)
 
 
-def low_constant(tensor: onnx.TensorProto, name: str, precision: Typed) -> onnx.TensorProto:
+def low_constant(
+    tensor: onnx.TensorProto, name: str, precision: TypedPrecision
+) -> onnx.TensorProto:
     """The constant in the type, under another name."""
     low = _round(numpy_helper.to_array(tensor), precision)
     return helper.make_tensor(name, ELEMENT[precision], low.shape, low.tobytes(), raw=True)
 
 
-def rounded_constant(tensor: onnx.TensorProto, name: str, precision: Typed) -> onnx.TensorProto:
+def rounded_constant(
+    tensor: onnx.TensorProto, name: str, precision: TypedPrecision
+) -> onnx.TensorProto:
     """The constant rounded to the type, as float32, under another name."""
     low = _round(numpy_helper.to_array(tensor), precision)
     return numpy_helper.from_array(low.astype(np.float32), name)
@@ -112,14 +116,14 @@ def modules_of(model: onnx.ModelProto, nodes: Collection[int]) -> tuple[str, ...
     return tuple(dict.fromkeys(scope(model.graph.node[index]) for index in sorted(nodes)))
 
 
-def plan(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -> Plan:
+def plan(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str] = ()) -> Plan:
     """Choose the nodes that run low. `keep`: modules or node names that stay float32.
 
     A node stays float32 as well when its operator does not take the type, or when one of its
     constants does not fit it. Raises InputError for an unknown precision or an unknown `keep`.
     """
-    if precision not in get_args(Typed):
-        raise InputError(f"precision must be one of {get_args(Typed)}, got {precision!r}")
+    if precision not in get_args(TypedPrecision):
+        raise InputError(f"precision must be one of {get_args(TypedPrecision)}, got {precision!r}")
     nodes = list(model.graph.node)
     known = [scope(node) for node in nodes] + [node.name for node in nodes]
     if unknown := [name for name in keep if not any(belongs(k, [name]) for k in known)]:
@@ -134,7 +138,7 @@ def plan(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -
         if not any(types.get(name) == TensorProto.FLOAT for name in node.output):
             continue  # integers, shapes
         if node.op_type == "Cast":
-            continue  # it says itself what its type is
+            continue  # its type is an attribute of its own
         used = [name for name in _typed_names(node, types) if name in constants]
         if reason := next(filter(None, (misfit(constants[n], precision) for n in used)), None):
             unfit[module] = reason
@@ -143,7 +147,9 @@ def plan(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -
     return Plan(frozenset(low), unfit)
 
 
-def lower(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str] = ()
+) -> onnx.ModelProto:
     """The typed graph; `model` is left alone. `keep` as in `plan`.
 
     Value names stay: where a value exists in float32 it has its name, its low copy `NAME.fp16`.
@@ -159,7 +165,9 @@ def lower(model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()) 
 class _Rewriter:
     """Retypes one graph in place."""
 
-    def __init__(self, model: onnx.ModelProto, precision: Typed, low: frozenset[int]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, precision: TypedPrecision, low: frozenset[int]
+    ) -> None:
         self.model, self.precision, self.low = model, precision, low
         self.types = element_types(model)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -257,7 +265,7 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     model.graph.node.extend(nodes)
 
 
-def _finish(model: onnx.ModelProto, precision: Typed) -> onnx.ModelProto:
+def _finish(model: onnx.ModelProto, precision: TypedPrecision) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(fp16_twin(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -267,7 +275,7 @@ def _finish(model: onnx.ModelProto, precision: Typed) -> onnx.ModelProto:
 
 
 def emulate(
-    model: onnx.ModelProto, precision: Typed, keep: Collection[str] = ()
+    model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str] = ()
 ) -> onnx.ModelProto:
     """A float32 graph with the numbers of `lower`: each low node's values are rounded to the type.
 
@@ -310,7 +318,7 @@ def emulate(
     return rounded
 
 
-def _round_trip(source: str, target: str, precision: Typed) -> list[onnx.NodeProto]:
+def _round_trip(source: str, target: str, precision: TypedPrecision) -> list[onnx.NodeProto]:
     middle = f"{target}.as_{precision}"
     return [
         helper.make_node("Cast", [source], [middle], name=f"cast_{middle}", to=ELEMENT[precision]),

@@ -1,1 +1,1 @@
-"""The proofs: how far an exported graph may be from the model that it was made from."""
+"""Proofs: how far a graph differs from the model that it was made from, and how far it may."""

@@ -1,4 +1,7 @@
-"""How far two runtimes or graphs are apart on the same crops: joints, OKS, confidence, spread."""
+"""The comparator: how far keypoints, confidences and covariances of two models differ.
+
+`JointDifferences` holds the figures; every report of a proof takes its own from there.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -37,21 +40,21 @@ def spread_gap(expected: NDArray[np.floating], got: NDArray[np.floating]) -> NDA
     so twice the relative error of a standard deviation. Infinite where an entry of either is not
     finite, or a variance is not positive.
     """
-    right, found = expected.astype(np.float64), got.astype(np.float64)
+    right, other = expected.astype(np.float64), got.astype(np.float64)
     axes = np.arange(2)
-    variance, other = right[..., axes, axes], found[..., axes, axes]
-    sound = np.isfinite(right).all(axis=(-2, -1)) & np.isfinite(found).all(axis=(-2, -1))
-    sound = np.asarray(sound & ((variance > 0) & (other > 0)).all(axis=-1))
+    variance, second = right[..., axes, axes], other[..., axes, axes]
+    sound = np.isfinite(right).all(axis=(-2, -1)) & np.isfinite(other).all(axis=(-2, -1))
+    sound = np.asarray(sound & ((variance > 0) & (second > 0)).all(axis=-1))
     deviation = np.sqrt(np.where(sound[..., None], variance, 1.0))
     scale = deviation[..., :, None] * deviation[..., None, :]
-    difference = np.abs(np.where(sound[..., None, None], found - right, 0.0)) / scale
+    difference = np.abs(np.where(sound[..., None, None], other - right, 0.0)) / scale
     return np.where(sound, difference.max(axis=(-2, -1)), np.inf)
 
 
 def spread_problem(
     largest: float | None, allowed: float, median: float | None = None
 ) -> str | None:
-    """What is wrong with the largest `spread_gap` of the compared joints, in words; None: nothing.
+    """Why the largest `spread_gap` of the compared joints breaks its bound; None: it keeps to it.
 
     With `median` that is what must keep to `allowed`, and the largest has to be finite alone: where
     a low precision chooses the other of two peaks, a joint's covariance is another one.
@@ -60,10 +63,115 @@ def spread_problem(
         return None
     if not math.isfinite(largest):
         return "a covariance is not finite, or has a variance that is not positive"
-    found, which = (largest, "") if median is None else (median, " (median)")
-    if found <= allowed:
+    gap, which = (largest, "") if median is None else (median, " (median)")
+    if gap <= allowed:
         return None
-    return f"covariances differ by {found:.3g} of their deviations{which}, allowed {allowed:g}"
+    return f"covariances differ by {gap:.3g} of their deviations{which}, allowed {allowed:g}"
+
+
+Values = Mapping[str, NDArray[Any]]  # outputs of a pose graph, by name
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class JointDifferences:
+    """Differences of the compared joints of N crops (or people), and the figures of the reports.
+
+    Figures are NaN when there are none to compare, and where a difference is NaN.
+    """
+
+    crops: int  # N, whether a joint of theirs is compared or not
+    px: Floats  # (J,) distances of keypoints
+    confidence: Floats  # (J,)
+    spread: Floats | None = None  # (J,) as of `spread_gap`; None: one of the two has no covariance
+    # Of a percentile between two values: "linear" interpolates; "higher", for the gate of lower
+    # precisions, takes the larger one, which is not NaN where that is infinite
+    percentile: Literal["linear", "higher"] = "linear"
+
+    @property
+    def joints(self) -> int:
+        """How many are compared."""
+        return len(self.px)
+
+    @property
+    def mean_px(self) -> float:
+        """Mean distance."""
+        return _statistic(np.mean, self.px)
+
+    @property
+    def p99_px(self) -> float:
+        """99th percentile of the distances."""
+        return self._p99(self.px)
+
+    @property
+    def max_px(self) -> float:
+        """Largest distance."""
+        return _statistic(np.max, self.px)
+
+    @property
+    def confidence_p99(self) -> float:
+        """99th percentile of the differences in confidence."""
+        return self._p99(self.confidence)
+
+    @property
+    def confidence_max(self) -> float:
+        """Largest difference in confidence."""
+        return _statistic(np.max, self.confidence)
+
+    @property
+    def spread_max(self) -> float | None:
+        """Largest difference of two covariances; None without covariances."""
+        return None if self.spread is None else _statistic(np.max, self.spread)
+
+    @property
+    def spread_median(self) -> float | None:
+        """Median difference of two covariances; None without covariances."""
+        return None if self.spread is None else _statistic(np.median, self.spread)
+
+    def _p99(self, values: Floats) -> float:
+        return _statistic(lambda v: np.quantile(v, 0.99, method=self.percentile), values)
+
+
+def compare_joints(
+    expected: Values,
+    got: Values,
+    compared: NDArray[np.bool_],
+    *,
+    percentile: Literal["linear", "higher"] = "linear",
+    nan_is_far: bool = False,
+) -> JointDifferences:
+    """The joints of (N, K) `compared`, from the outputs of two models in the same pixels.
+
+    `nan_is_far`: a distance or confidence that is NaN counts as infinitely far.
+    """
+    px = keypoint_distances(expected, got)
+    confidence = np.abs(got["confidence"] - expected["confidence"])
+    if nan_is_far:
+        px, confidence = nan_as_infinite(px), nan_as_infinite(confidence)
+    spread = None
+    if "covariance" in expected and "covariance" in got:
+        spread = spread_gap(expected["covariance"], got["covariance"])[compared]
+    return JointDifferences(len(px), px[compared], confidence[compared], spread, percentile)
+
+
+def joined(runs: Sequence[Values], names: Collection[str] | None = None) -> Values:
+    """The outputs of several runs as one; of `names` those that the runs have, None: all."""
+    wanted = runs[0] if names is None else [name for name in names if name in runs[0]]
+    return {name: np.concatenate([run[name] for run in runs]) for name in wanted}
+
+
+def keypoint_distances(expected: Values, got: Values) -> Floats:
+    """(N, K) distances of the keypoints, in their pixels."""
+    return np.asarray(np.linalg.norm(got["keypoints"] - expected["keypoints"], axis=2))
+
+
+def nan_as_infinite(values: Floats) -> NDArray[np.float64]:
+    """NaN counts as infinitely far."""
+    return np.where(np.isnan(values), np.inf, values).astype(np.float64)
+
+
+def _statistic(statistic: Callable[[Floats], Any], values: Floats) -> float:
+    return float(statistic(values)) if values.size else math.nan
 
 
 MAX_PX = 0.05  # how far any joint of a float32 model may move, in crop pixels
@@ -107,29 +215,20 @@ def compare_runtimes(
     size = min(BATCH, reference.max_batch or BATCH, candidate.max_batch or BATCH)
     parts = [crops[:0], crops[:1], *(crops[n : n + size] for n in range(1, len(crops), size))]
     ours, theirs = ([b.run({"crops": part}) for part in parts] for b in (reference, candidate))
-
-    def gather(outputs: list[dict[str, NDArray[np.float32]]], name: str) -> NDArray[np.float32]:
-        return np.concatenate([output[name] for output in outputs])
-
-    sure = gather(ours, "confidence")
-    compared = sure >= min_confidence
-    far = np.linalg.norm(gather(ours, "keypoints") - gather(theirs, "keypoints"), axis=2)[compared]
-    gap = np.abs(sure - gather(theirs, "confidence"))[compared]
-    some = far.size > 0
-    spread = None
-    if all("covariance" in outputs[0] for outputs in (ours, theirs)):
-        spread = spread_gap(gather(ours, "covariance"), gather(theirs, "covariance"))[compared]
+    expected, got = joined(ours), joined(theirs)
+    compared = expected["confidence"] >= min_confidence
+    joints = compare_joints(expected, got, compared)
     return Agreement(
         reference=reference.provider,
         candidate=candidate.provider,
-        crops=len(crops),
-        joints=int(compared.sum()),
-        mean_px=float(far.mean()) if some else math.nan,
-        p99_px=float(np.quantile(far, 0.99)) if some else math.nan,
-        max_px=float(far.max()) if some else math.nan,
-        confidence_max=float(gap.max()) if some else math.nan,
-        spread_max=None if spread is None or not some else float(spread.max()),
-        spread_median=None if spread is None or not some else float(np.median(spread)),
+        crops=joints.crops,
+        joints=joints.joints,
+        mean_px=joints.mean_px,
+        p99_px=joints.p99_px,
+        max_px=joints.max_px,
+        confidence_max=joints.confidence_max,
+        spread_max=joints.spread_max if joints.joints else None,
+        spread_median=joints.spread_median if joints.joints else None,
     )
 
 
@@ -140,20 +239,17 @@ def judge_agreement(agreement: Agreement, bound: Bound) -> None:
             f"no joint of {agreement.crops} crops is confident enough to be compared; give photos "
             f"of people (--photos), or for an untrained network --min-confidence 0"
         )
-    found = getattr(agreement, bound.figure)
-    if not found <= bound.px:
+    px = getattr(agreement, bound.figure)
+    if not px <= bound.px:
         raise ExportError(
             f"{agreement.candidate} is not {agreement.reference}: keypoints differ by "
-            f"{found:.3g} px ({bound.figure}), allowed {bound.px:g}"
+            f"{px:.3g} px ({bound.figure}), allowed {bound.px:g}"
         )
     allowed, median = allowed_spread(bound.px), None
     if bound.spread_median is not None:
         allowed, median = bound.spread_median, agreement.spread_median
     if problem := spread_problem(agreement.spread_max, allowed, median):
         raise ExportError(f"{agreement.candidate} is not {agreement.reference}: {problem}")
-
-
-Values = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -188,7 +284,7 @@ def run_graph(model: onnx.ModelProto, crops: Crops, names: Sequence[str] = ()) -
         with open_backend(path, device="cpu") as backend:
             starts = range(0, max(1, len(crops)), BATCH)
             parts = [backend.run({"crops": crops[i : i + BATCH]}) for i in starts]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return joined(parts)
 
 
 def compare_graphs(
@@ -204,39 +300,30 @@ def compare_graphs(
             f"{len(got['keypoints'])} given poses"
         )
     compared = expected["confidence"] >= floor
-    distance = _finite(np.linalg.norm(got["keypoints"] - expected["keypoints"], axis=2))
-    sure = _finite(np.abs(got["confidence"] - expected["confidence"]))[compared]
-    near = distance[compared]
+    joints = compare_joints(expected, got, compared, percentile="higher", nan_is_far=True)
+    distance = nan_as_infinite(keypoint_distances(expected, got))
     oks = _oks(distance, compared, proof.areas, spec.skeleton.oks_sigmas)
-    spread = None
-    if "covariance" in expected and "covariance" in got:
-        spread = spread_gap(expected["covariance"], got["covariance"])[compared]
     flips = 0
     if spec.decode == "argmax":
-        moved = _finite(np.abs(got["coarse"] - expected["coarse"])) * spec.split_ratio
+        moved = nan_as_infinite(np.abs(got["coarse"] - expected["coarse"])) * spec.split_ratio
         flips = int((moved > 0.5).sum())
     return Figures(
         how=how,
-        crops=len(distance),
-        joints=int(compared.sum()),
-        mean_px=_or_nan(np.mean, near),
-        p99_px=_or_nan(lambda v: np.quantile(v, 0.99, method="higher"), near),
-        max_px=_or_nan(np.max, near),
-        oks_mean=_or_nan(np.mean, oks),
-        oks_min=_or_nan(np.min, oks),
-        confidence_p99=_or_nan(lambda v: np.quantile(v, 0.99, method="higher"), sure),
-        confidence_max=_or_nan(np.max, sure),
-        logit_max=max(float(_finite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
+        crops=joints.crops,
+        joints=joints.joints,
+        mean_px=joints.mean_px,
+        p99_px=joints.p99_px,
+        max_px=joints.max_px,
+        oks_mean=_statistic(np.mean, oks),
+        oks_min=_statistic(np.min, oks),
+        confidence_p99=joints.confidence_p99,
+        confidence_max=joints.confidence_max,
+        logit_max=max(float(nan_as_infinite(np.abs(got[n] - expected[n])).max()) for n in LOGITS),
         nonfinite=sum(int((~np.isfinite(got[n])).sum()) for n in expected),
         bin_flips=flips,
-        spread_max=None if spread is None else _or_nan(np.max, spread),
-        spread_median=None if spread is None else _or_nan(np.median, spread),
+        spread_max=joints.spread_max,
+        spread_median=joints.spread_median,
     )
-
-
-def _finite(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """NaN counts as infinitely far."""
-    return np.where(np.isnan(values), np.inf, values).astype(np.float64)
 
 
 def _oks(
@@ -247,8 +334,3 @@ def _oks(
 ) -> NDArray[np.float64]:
     """(M,) OKS of the crops with a compared joint."""
     return mean_oks(oks_at(distance**2, areas, sigmas), compared)[compared.any(axis=1)]
-
-
-def _or_nan(statistic: object, values: NDArray[np.float64]) -> float:
-    assert callable(statistic)
-    return float(statistic(values)) if values.size else math.nan

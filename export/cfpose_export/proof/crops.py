@@ -1,4 +1,4 @@
-"""Crops of real people for a proof: as framed, and dark, tiny or cut off."""
+"""Crops of people for a proof: as framed, and moved, dark, tiny or cut off."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.boxes import check_boxes
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
@@ -37,13 +38,6 @@ class ProofSet(NamedTuple):
     crops: Crops  # (N, H, W, 3) BGR
     areas: NDArray[np.float64]  # (N,)
     kinds: tuple[Kind, ...]
-
-
-def demo_photos() -> Path:
-    """The folder of the photos that a proof takes by default: a checkout's, or the wheel's."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parents[1] / "examples" / "photos"
-    return checkout if checkout.is_dir() else package / "photos"
 
 
 def read_people(folder: Path | None, spec: ModelSpec, count: int = PLAIN_COUNT) -> Crops:
@@ -70,11 +64,11 @@ def _gather(
 ) -> ProofSet:
     folder = demo_photos() if folder is None else folder
     people = _read_listing(folder / PEOPLE_FILE)
-    found = sum(len(boxes) for boxes in people.values())
+    total = sum(len(boxes) for boxes in people.values())
     draw = np.random.Generator(np.random.PCG64(seed))
-    photos = {name: read_image(folder / name) for name in people} if found < count else {}
+    photos = {name: read_image(folder / name) for name in people} if total < count else {}
     parts, areas, done = [], [], []
-    for round_ in range(math.ceil(count / found)):
+    for round_ in range(math.ceil(count / total)):
         kind: Kind = "framed" if round_ == 0 else kinds[(round_ - 1) % len(kinds)]
         for name, boxes in people.items():
             moved = boxes if kind == "framed" else _move(boxes, draw)

@@ -1,4 +1,4 @@
-"""The proof of a finder's graph: onnxruntime against torch, on photos."""
+"""The proof of a finder's graph: boxes and scores in onnxruntime against PyTorch, on photos."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from cfpose_export.graph.rules import holds
-from cfpose_export.proof.crops import demo_photos
+from cfpose_export.proof.compare import Floats, JointDifferences
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_training.nets.fused import FusedFinder
 
@@ -53,7 +53,8 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not paths:
         raise InputError(f"{folder} holds no .jpg or .png photo; the proof needs at least one")
-    far, off, candidates = [0.0], [0.0], 0
+    px: list[Floats] = [np.zeros(0)]
+    score: list[Floats] = [np.zeros(0)]
     with tempfile.TemporaryDirectory() as temporary:
         written = Path(temporary) / "finder.onnx"
         onnx.save_model(model, written)
@@ -62,13 +63,14 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
                 canvas, _ = letterbox(read_image(path), fused.spec.size_wh, fused.spec.pad_value)
                 boxes, scores = (v[0].numpy() for v in fused(torch.from_numpy(canvas[None])))
                 got = backend.run({"images": canvas[None]})
-                px, score = _distances(boxes, scores, got["boxes"][0], got["scores"][0])
-                far.append(px)
-                off.append(score)
-                candidates += min(COMPARED, len(scores))
-    # np.max, not max: it passes NaN on
+                far, gap = _distances(boxes, scores, got["boxes"][0], got["scores"][0])
+                px.append(far)
+                score.append(gap)
+    best = JointDifferences(len(paths), np.concatenate(px), np.concatenate(score))
     half = holds(model, onnx.TensorProto.FLOAT16)
-    return FinderDrift(len(paths), candidates, float(np.max(far)), float(np.max(off)), half)
+    if not best.joints:
+        return FinderDrift(len(paths), 0, 0.0, 0.0, half)
+    return FinderDrift(len(paths), best.joints, best.max_px, best.confidence_max, half)
 
 
 def judge_finder(drift: FinderDrift) -> None:
@@ -97,13 +99,12 @@ def _distances(
     scores: NDArray[np.float32],
     other_boxes: NDArray[np.float32],
     other_scores: NDArray[np.float32],
-) -> tuple[float, float]:
-    """Largest box and score difference of the best candidates, each to the nearest of the others.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Box and score differences of the best candidates, (M,) each, to the nearest of the others.
 
     The nearest, because candidates of all but equal score may change places.
     """
     best, best_scores = boxes[:COMPARED], scores[:COMPARED]
     gaps = np.abs(best[:, None] - other_boxes[None]).max(axis=2)
     nearest = gaps.argmin(axis=1)
-    score_gap = np.abs(best_scores - other_scores[nearest])
-    return float(gaps.min(axis=1).max(initial=0)), float(score_gap.max(initial=0))
+    return gaps.min(axis=1), np.abs(best_scores - other_scores[nearest])

@@ -1,4 +1,4 @@
-"""The proof of a frame-in graph: its own sampling against float64 crops through the same core."""
+"""The proof of a frame-in graph: against the same core on crops that are cut in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,15 +17,21 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 
 from cfpose_export.graph.frame_input import CORE_INPUT, core_graph, frame_graph
-from cfpose_export.graph.rules import LOGITS, read_spec, write_spec
-from cfpose_export.proof.compare import spread_gap, spread_problem
-from cfpose_export.proof.crops import PEOPLE_FILE, demo_photos
+from cfpose_export.graph.rules import LOGITS, read_spec, with_outputs, write_spec
+from cfpose_export.proof.compare import (
+    Values,
+    compare_joints,
+    joined,
+    keypoint_distances,
+    spread_problem,
+)
+from cfpose_export.proof.crops import PEOPLE_FILE
 from cfpose_export.proof.pose import Bounds
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.crops import crop_transforms, invert_transforms, transform_points
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.spec import ModelSpec
 
@@ -120,43 +126,23 @@ def measure_frame(
     photo, boxes = _first_photo(demo_photos() if folder is None else folder)
     with tempfile.TemporaryDirectory() as temporary:
         whole, core = Path(temporary) / "frame.onnx", Path(temporary) / "core.onnx"
-        onnx.save_model(_with_outputs(model, (CORE_INPUT, *LOGITS)), whole)
-        onnx.save_model(_with_outputs(core_graph(crops_model), LOGITS), core)
+        onnx.save_model(with_outputs(model, (CORE_INPUT, *LOGITS)), whole)
+        onnx.save_model(with_outputs(core_graph(crops_model), LOGITS), core)
         with open_backend(whole, device="cpu") as frame_in, open_backend(core, device="cpu") as on:
-            nobody = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
-            if bad := {name: v.shape for name, v in nobody.items() if len(v)}:
+            empty = frame_in.run({"frame": photo, "boxes": np.zeros((0, 4), np.float32)})
+            if bad := {name: v.shape for name, v in empty.items() if len(v)}:
                 raise ExportError(f"no boxes gave outputs of shapes {bad}")
-            rows = []
+            runs = []
             for size_wh in SIZES_WH:
                 frame = cv2.resize(photo, size_wh).astype(np.uint8)
                 scaled = _boxes(boxes, photo.shape[1::-1], size_wh)
-                rows.append(_compare(spec, frame_in, on, frame, scaled))
+                runs.append(_run_both(spec, frame_in, on, frame, scaled))
             provider = frame_in.provider
-    pixels, crop_pixels, sure, spread, seen, grey, flips = map(
-        np.concatenate, zip(*rows, strict=True)
-    )
-    kept = (seen >= bounds.min_confidence) & ~np.asarray(flips.any(axis=(1, 2)))[:, None]
-
-    def largest(values: NDArray[Any]) -> float:
-        return float(values[kept].max()) if kept.any() else math.nan
-
-    return FrameDrift(
-        frames=len(SIZES_WH),
-        people=len(flips),
-        joints=int(kept.sum()),
-        max_px=largest(pixels),
-        max_crop_px=largest(crop_pixels),
-        confidence_max=largest(sure),
-        grey_max=float(grey.max()),
-        bin_flips=int(flips.sum()),
-        coordinates=flips.size,
-        provider=provider,
-        spread_max=largest(spread) if "covariance" in nobody else None,
-    )
+    return _drift(runs, provider, bounds.min_confidence)
 
 
 def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
-    """Raise ExportError unless the drift keeps to the bounds and says something at all."""
+    """Raise ExportError when a bound is broken, or when no joint was compared."""
     if drift.joints == 0:
         raise ExportError(
             f"no joint of {drift.people} people reaches confidence {bounds.min_confidence}, so the "
@@ -170,9 +156,9 @@ def judge_frame(drift: FrameDrift, bounds: Bounds) -> None:
         "grey_max": MAX_GREY,
         "bin_flips": MAX_FLIPS * drift.coordinates,
     }
-    found = dataclasses.asdict(drift)
+    figures = dataclasses.asdict(drift)
     # not ≤, rather than >: NaN fails too
-    bad = [f"{n} {found[n]:.3g}, allowed {x:g}" for n, x in limits.items() if not found[n] <= x]
+    bad = [f"{n} {figures[n]:.3g}, allowed {x:g}" for n, x in limits.items() if not figures[n] <= x]
     if problem := spread_problem(drift.spread_max, bounds.max_spread):
         bad.append(problem)
     if bad:
@@ -227,44 +213,67 @@ def _boxes(boxes: Float64, from_wh: tuple[int, ...], to_wh: tuple[int, int]) -> 
     return np.concatenate([boxes * scale, limits]).astype(np.float32)
 
 
-def _compare(
+class _FrameRun(NamedTuple):
+    """The people of one frame: outputs of both graphs, in frame pixels, and what else is judged."""
+
+    expected: Values  # of the core, moved into the frame
+    got: Values
+    step: NDArray[Any]  # (N, 1) frame pixels a crop pixel
+    grey: NDArray[Any]  # (N,) largest difference of the sampled crops
+    flips: NDArray[np.bool_]  # (N, K, 2) whether a bin flipped
+
+
+def _drift(runs: Sequence[_FrameRun], provider: str, min_confidence: float) -> FrameDrift:
+    """The report of all frames together."""
+    expected = joined([run.expected for run in runs])
+    got = joined([run.got for run in runs], list(expected))
+    step, grey, flips = (
+        np.concatenate(parts)
+        for parts in zip(*((run.step, run.grey, run.flips) for run in runs), strict=True)
+    )
+    compared = expected["confidence"] >= min_confidence
+    compared &= ~np.asarray(flips.any(axis=(1, 2)))[:, None]
+    joints = compare_joints(expected, got, compared)
+    crop_px = (keypoint_distances(expected, got) / step)[compared]
+    return FrameDrift(
+        frames=len(SIZES_WH),
+        people=joints.crops,
+        joints=joints.joints,
+        max_px=joints.max_px,
+        max_crop_px=float(crop_px.max()) if joints.joints else math.nan,
+        confidence_max=joints.confidence_max,
+        grey_max=float(grey.max()),
+        bin_flips=int(flips.sum()),
+        coordinates=flips.size,
+        provider=provider,
+        spread_max=joints.spread_max,
+    )
+
+
+def _run_both(
     spec: ModelSpec,
     whole: Backend,
     core: Backend,
     frame: NDArray[np.uint8],
     boxes: NDArray[np.float32],
-) -> tuple[NDArray[Any], ...]:
-    """Per joint the distance in frame and in crop pixels, the differences in confidence and
-    covariance, and the confidence; per person the largest grey difference; per
-    coordinate whether a bin flipped."""
+) -> _FrameRun:
+    """The frame-in graph on one frame, and its core on float64 crops of the same boxes."""
     crops = sample_crops(frame, boxes, spec.size_wh, spec.box_scale, spec.antialias)
-    expected = core.run({CORE_INPUT: crops.astype(np.float32)})
+    in_crops = core.run({CORE_INPUT: crops.astype(np.float32)})
     got = whole.run({"frame": frame, "boxes": boxes})
     back = invert_transforms(crop_transforms(boxes, spec.size_wh, spec.box_scale))
-    step = back[:, :1, 0]  # frame pixels a crop pixel
-    right = transform_points(back, expected["keypoints"])
-    pixels = np.linalg.norm(got["keypoints"] - right, axis=2)
-    spread = np.zeros(pixels.shape)
-    if "covariance" in got and "covariance" in expected:
-        area = step[..., None, None] ** 2
-        spread = spread_gap(expected["covariance"] * area, got["covariance"])
-    winners = [np.stack([o[name].argmax(axis=2) for name in LOGITS]) for o in (got, expected)]
-    return (
-        pixels,
-        pixels / step,
-        np.abs(got["confidence"] - expected["confidence"]),
-        spread,
-        expected["confidence"],
+    step = back[:, :1, 0]
+    expected: dict[str, NDArray[Any]] = {
+        "keypoints": transform_points(back, in_crops["keypoints"]),
+        "confidence": in_crops["confidence"],
+    }
+    if "covariance" in in_crops:
+        expected["covariance"] = in_crops["covariance"] * step[..., None, None] ** 2
+    winners = [np.stack([o[name].argmax(axis=2) for name in LOGITS]) for o in (got, in_crops)]
+    return _FrameRun(
+        expected,
+        got,
+        step,
         np.abs(got[CORE_INPUT] - crops).max(axis=(1, 2, 3)),
         np.moveaxis(winners[0] != winners[1], 0, -1),
     )
-
-
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The same graph, with values inside it as further outputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    for name in names:
-        kind = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        probe.graph.output.append(kind)
-    return probe

@@ -1,4 +1,4 @@
-"""The proof of an exported pose graph: onnxruntime against torch, in pixels, on real people."""
+"""The proof of a pose graph: onnxruntime against PyTorch on crops of people, in pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from cfpose_export.proof.compare import (
     MAX_PX,
     MIN_CONFIDENCE,
     allowed_spread,
-    spread_gap,
+    compare_joints,
+    joined,
     spread_problem,
 )
 from cfpose_export.proof.crops import Crops
@@ -104,7 +105,7 @@ def measure(fused: FusedPose, model: onnx.ModelProto, crops: Crops, bounds: Boun
 
 
 def judge(drift: Drift, bounds: Bounds) -> None:
-    """Raise ExportError unless the drift keeps to the bounds and says something at all."""
+    """Raise ExportError when a bound is broken, or when no joint was compared."""
     if drift.joints == 0:
         raise ExportError(
             f"no joint of {drift.crops} crops reaches confidence {bounds.min_confidence}, so the "
@@ -172,13 +173,7 @@ def _compare(
         name: np.concatenate([getattr(output, name).numpy() for output in expected])
         for name in FusedOutput._fields
     }
-    graph = {
-        name: np.concatenate([o[name] for o in shipped])
-        for name in POSE_OUTPUTS
-        if name in shipped[0]
-    }
-    logits = {name: np.concatenate([o[name] for o in probed]) for name in LOGITS}
-    distance = np.linalg.norm(graph["keypoints"] - torch_["keypoints"], axis=2)
+    graph, logits = joined(shipped, POSE_OUTPUTS), joined(probed, LOGITS)
     coarse = np.linalg.norm(graph["coarse"] - torch_["coarse"], axis=2)
     compared = torch_["confidence"] >= bounds.min_confidence
     flips = np.zeros(graph["coarse"].shape, dtype=bool)
@@ -186,27 +181,22 @@ def _compare(
         flips = np.abs(graph["coarse"] - torch_["coarse"]) * spec.split_ratio > 0.5
         # the refiner spreads a flip over the whole person
         compared &= ~flips.any(axis=(1, 2))[:, None]
-    near, near_coarse = distance[compared], coarse[compared]
-    sure = np.abs(graph["confidence"] - torch_["confidence"])[compared]
-    some = near.size > 0
-    gap = None
-    if "covariance" in graph:
-        gap = spread_gap(torch_["covariance"], graph["covariance"])[compared]
+    joints = compare_joints(torch_, graph, compared)
     return Drift(
         decode=spec.decode,
-        crops=len(distance),
-        joints=int(compared.sum()),
-        mean_px=float(near.mean()) if some else math.nan,
-        p99_px=float(np.quantile(near, 0.99)) if some else math.nan,
-        max_px=float(near.max()) if some else math.nan,
-        coarse_max_px=float(near_coarse.max()) if some else math.nan,
-        confidence_max=float(sure.max()) if some else math.nan,
+        crops=joints.crops,
+        joints=joints.joints,
+        mean_px=joints.mean_px,
+        p99_px=joints.p99_px,
+        max_px=joints.max_px,
+        coarse_max_px=float(coarse[compared].max()) if joints.joints else math.nan,
+        confidence_max=joints.confidence_max,
         logit_max=max(
             float(np.abs(logits[name] - torch_[name][: len(logits[name])]).max()) for name in LOGITS
         ),
         bin_flips=int(flips.sum()),
         provider=provider,
-        spread_max=None if gap is None else float(gap.max()) if some else math.nan,
+        spread_max=joints.spread_max,
     )
 
 

@@ -26,7 +26,7 @@ from cfpose_bench.models.workers import InlineWorker, Setting
 from cfpose_bench.report.page import page
 from cfpose_bench.report.report import (
     Bounds,
-    Measured,
+    Row,
     reasons,
     report,
     side_table,
@@ -159,9 +159,9 @@ def test_the_store_and_the_pipe_keep_covariances(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.covariance, known.covariance)
 
 
-def row(**more: Any) -> Measured:
+def row(**more: Any) -> Row:
     nothing = {"images": [], "annotations": [], "categories": [{"id": 1}]}
-    return Measured("m", "gt", None, None, None, evaluate(nothing, []), {}, **more)
+    return Row("m", "gt", None, None, None, evaluate(nothing, []), {}, **more)
 
 
 def test_reports_with_and_without_the_figure(dataset_folder: Path, tmp_path: Path) -> None:

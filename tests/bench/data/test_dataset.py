@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from cfpose_bench.data.annotations import read_annotations
-from cfpose_bench.data.dataset import open_dataset, read_boxes
+from cfpose_bench.data.dataset import open_dataset, open_demo, read_boxes
+from cfpose_sdk import files
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import demo_photos
 
 Build = Callable[..., dict[str, Any]]
 
@@ -228,3 +230,15 @@ def test_the_340_photos(shared_dir: Path) -> None:
     assert len(dataset.photos) == 340
     assert dataset.missing == ()
     assert sum(map(len, dataset.ground_truth_boxes().values())) == 788
+
+
+def test_the_demo_photos_of_a_checkout_and_of_the_wheel(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo_photos() == root / "examples" / "photos"
+    package = tmp_path / "site-packages" / "cfpose_sdk"
+    shutil.copytree(root / "examples" / "photos", package / "photos")  # as in the wheel
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
+    assert demo_photos() == package / "photos"
+    boxes = open_demo().ground_truth_boxes()
+    assert sorted(map(len, boxes.values())) == [2, 7]

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 import cfpose_bench.peers
 from cfpose_bench import peer_commands
+from cfpose_bench.cli import main
 from cfpose_bench.data.dataset import open_dataset, read_boxes
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_bench.peers.yolox import YoloX
@@ -82,7 +83,7 @@ def test_boxes_command_writes_what_boxes_reads(
     (dataset_folder / "images/000000000002.png").write_bytes(b"damaged")
     target = tmp_path / "boxes.json"
     arguments = ["boxes", str(yolox), "--dataset", str(dataset_folder), "-o", str(target)]
-    assert peer_commands.main(arguments) == 0
+    assert main(arguments) == 0
     boxes = read_boxes(target)
     assert set(boxes) == {1, 3}
     np.testing.assert_allclose(boxes[1][:, 4], [0.75], atol=1e-6)
@@ -92,7 +93,7 @@ def test_boxes_command_writes_what_boxes_reads(
 
 def test_the_simcc_graph_is_the_artifacts_own_network(tmp_path: Path, root: Path) -> None:
     target = tmp_path / "simcc.onnx"
-    assert peer_commands.main(["simcc", str(BUNDLED_MODEL), "-o", str(target)]) == 0
+    assert main(["simcc", str(BUNDLED_MODEL), "-o", str(target)]) == 0
     assert json.loads(target.with_suffix(".json").read_text()) == {
         "mean": None,
         "std": None,
@@ -227,10 +228,10 @@ def test_a_peers_environment_is_made_by_pip(
 
     monkeypatch.setattr(peer_commands.venv, "create", lambda folder, with_pip: None)
     monkeypatch.setattr(peer_commands.subprocess, "run", run)
-    assert peer_commands.main(["peers", "install", "rtmlib", str(tmp_path / "env")]) == 0
+    assert main(["peers", "install", "rtmlib", str(tmp_path / "env")]) == 0
     python = capsys.readouterr().out.strip()
     assert python.startswith(str(tmp_path / "env"))
     assert {command[0] for command in ran} == {python}
     assert ran[-1][-2:] == ["--no-deps", "rtmlib"]
     with pytest.raises(BackendError, match=r"ultralytics cannot be installed: no such host"):
-        peer_commands.main(["peers", "install", "ultralytics", str(tmp_path / "env")])
+        main(["peers", "install", "ultralytics", str(tmp_path / "env")])

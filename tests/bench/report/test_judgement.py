@@ -21,7 +21,7 @@ from cfpose_bench.accuracy.reliability import Judged, calibration, judge
 from cfpose_bench.data.dataset import KeypointDataset, open_dataset, open_demo
 from cfpose_bench.measurement import Timing
 from cfpose_bench.models.wrappers import FlipTested, unmirror
-from cfpose_bench.report.report import Bounds, Measured, reasons, report
+from cfpose_bench.report.report import Bounds, Row, reasons, report
 from cfpose_bench.run.protocol import Protocol, with_preset
 from cfpose_bench.run.rows import delta_ap, drift
 from cfpose_sdk.detectors.base import as_detections
@@ -170,10 +170,10 @@ def test_presets() -> None:
     assert padded_area([[30, 100], [75, 10]], (192, 256)) == pytest.approx(7500 * 1.25**2)
 
 
-def row(ap: float = 0.5, p99: float = 20.0, p50: float = 10.0, **more: Any) -> Measured:
+def row(ap: float = 0.5, p99: float = 20.0, p50: float = 10.0, **more: Any) -> Row:
     accuracy = Accuracy(ap, *[0.1] * 9, images=2, instances=3, ignored=0, poses=3)
     latency = {"total": Timing(p50, 15.0, p99, 11.0, 2)}
-    return Measured("m", "gt", "fp32", "P", 1, accuracy, latency, **more)
+    return Row("m", "gt", "fp32", "P", 1, accuracy, latency, **more)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def row(ap: float = 0.5, p99: float = 20.0, p50: float = 10.0, **more: Any) -> M
         (Bounds(max_drift=0.1), row(reference=True), ""),
     ],
 )
-def test_bounds(bounds: Bounds, measured: Measured, said: str) -> None:
+def test_bounds(bounds: Bounds, measured: Row, said: str) -> None:
     found = reasons(report({}, [measured]), [measured], bounds)
     assert len(found) == bool(said)
     assert said in "".join(found)
@@ -207,7 +207,7 @@ def test_bounds(bounds: Bounds, measured: Measured, said: str) -> None:
         (replace(row(), model="other"), "is not in the baseline"),
     ],
 )
-def test_a_baseline(tmp_path: Path, now: Measured, said: str) -> None:
+def test_a_baseline(tmp_path: Path, now: Row, said: str) -> None:
     old = tmp_path / "old.json"
     old.write_text(json.dumps(report({"images": 2}, [row()])))
     found = reasons(report({"images": 2}, [now]), [now], Bounds(baseline=old))

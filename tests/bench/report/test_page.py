@@ -18,7 +18,7 @@ from cfpose_bench.accuracy.reliability import calibration, coverage, judge
 from cfpose_bench.data.dataset import KeypointDataset, open_dataset
 from cfpose_bench.measurement import stage_timings
 from cfpose_bench.report.page import page
-from cfpose_bench.report.report import Measured, report, side_table
+from cfpose_bench.report.report import Row, report, side_table
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
 
@@ -64,7 +64,7 @@ def shown(dataset_folder: Path) -> tuple[dict[str, Any], str]:
     return record, page(record, rows, dataset, ["AP <0.5"])
 
 
-def measured(dataset: KeypointDataset, name: str, noise: float) -> Measured:
+def measured(dataset: KeypointDataset, name: str, noise: float) -> Row:
     rng = np.random.default_rng(0)
     photos, results = {}, []
     for image_id, boxes in dataset.ground_truth_boxes().items():
@@ -85,7 +85,7 @@ def measured(dataset: KeypointDataset, name: str, noise: float) -> Measured:
         results += poses.to_coco(image_id)
     speed = [{"infer": 10.0 + i, "total": 12.0 + i} for i in range(3)]
     judged = judge(photos, dataset, COCO_17)
-    return Measured(
+    return Row(
         model=name, boxes="gt", precision="fp32", provider="P", bytes=12, params=34, macs=56,
         accuracy=evaluate(dataset.annotations, results, bootstrap=20),
         latency_ms=stage_timings(speed), drift={"max_px": 0.25, "p99_px": 0.125},
@@ -142,7 +142,7 @@ def stands_alone(reader: Reader, text: str) -> None:
 
 def test_the_second_table_has_a_column_each() -> None:
     nothing = {"images": [], "annotations": [], "categories": [{"id": 1}]}
-    row = Measured("m", "gt", None, None, None, evaluate(nothing, []), {})
+    row = Row("m", "gt", None, None, None, evaluate(nothing, []), {})
     cells = side_table([row]).splitlines()[1].split()
     assert cells == ["m", "gt", *["-"] * 11]
 

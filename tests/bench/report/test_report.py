@@ -12,14 +12,14 @@ import pytest
 import cfpose_sdk
 from cfpose_bench.accuracy.coco import Accuracy
 from cfpose_bench.measurement import Timing
-from cfpose_bench.report.report import Measured, environment, report, table, write_json
+from cfpose_bench.report.report import Row, environment, report, table, write_json
 from cfpose_sdk.errors import InputError
 
 FIGURES = Accuracy(
     AP=0.5, AP50=0.8, AP75=0.4, APM=float("nan"), APL=0.6, AR=0.55, AR50=0.85, AR75=0.45,
     ARM=float("nan"), ARL=0.65, images=3, instances=4, ignored=1, poses=5,
 )  # fmt: skip
-ROW = Measured(
+ROW = Row(
     model="m",
     boxes="gt",
     precision=None,

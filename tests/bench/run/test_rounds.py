@@ -12,7 +12,7 @@ from cfpose_bench import measurement
 from cfpose_bench.data.dataset import KeypointDataset
 from cfpose_bench.measurement import cpus_for, physical_cores
 from cfpose_bench.run.predictions import Store
-from cfpose_bench.run.rounds import Entrant, people_timings, ratios, run_rounds
+from cfpose_bench.run.rounds import Run, people_timings, ratios, run_rounds
 from cfpose_bench.run.session import add_detection
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.results import Poses
@@ -48,7 +48,7 @@ def dataset() -> KeypointDataset:
 
 def test_models_take_turns_in_turned_order(dataset: KeypointDataset) -> None:
     diary: list[str] = []
-    entrants = [Entrant(n, Noted(n, diary), None) for n in "ab"]
+    entrants = [Run(n, Noted(n, diary), None) for n in "ab"]
     run_rounds(entrants, dataset, rounds=2, warmup=2)
     # photos 1 and 2, then 3 and 4; two runs of warm-up at first, one at a later turn
     assert diary == [
@@ -70,12 +70,12 @@ def test_models_take_turns_in_turned_order(dataset: KeypointDataset) -> None:
     assert list(entrants[0].photos) == [1, 2, 3, 4]
     assert entrants[1].turns == {1: 0, 2: 0, 3: 1, 4: 1}
     diary.clear()
-    run_rounds([Entrant("c", Noted("c", diary), None)], dataset, rounds=9, warmup=0)
+    run_rounds([Run("c", Noted("c", diary), None)], dataset, rounds=9, warmup=0)
     assert diary == ["c1", "c2", "c3", "c4"]  # more rounds than photos
 
 
 def test_ratios_are_of_the_same_photo(dataset: KeypointDataset) -> None:
-    base, mine = Entrant("a", Noted("a", []), None), Entrant("b", Noted("b", [], 3.0), None)
+    base, mine = Run("a", Noted("a", []), None), Run("b", Noted("b", [], 3.0), None)
     run_rounds([base, mine], dataset, rounds=2, warmup=0)
     found = ratios(mine, base)
     assert found is not None
@@ -85,12 +85,12 @@ def test_ratios_are_of_the_same_photo(dataset: KeypointDataset) -> None:
     assert found["total_by_round"] == pytest.approx(
         [np.mean(per_photo[:2]), np.mean(per_photo[2:])]
     )
-    assert ratios(mine, Entrant("c", Noted("c", []), None)) is None
+    assert ratios(mine, Run("c", Noted("c", []), None)) is None
 
 
 def test_people_are_repeated_boxes_and_reading_is_not_counted(dataset: KeypointDataset) -> None:
     diary: list[str] = []
-    entrants = [Entrant("a", Noted("a", diary), None)]
+    entrants = [Run("a", Noted("a", diary), None)]
     boxes = np.array([[0.0, 0, 9, 9], [1, 1, 5, 5]])
     found = people_timings(entrants, dataset, 2, boxes, (1, 5), repeats=3, warmup=3)
     infer, total = found["a"][5]
@@ -100,7 +100,7 @@ def test_people_are_repeated_boxes_and_reading_is_not_counted(dataset: KeypointD
 
 
 def test_a_peers_time_has_the_finders_in_it(dataset: KeypointDataset) -> None:
-    peer = Entrant("p", Noted("p", []), None)
+    peer = Run("p", Noted("p", []), None)
     run_rounds([peer], dataset, rounds=1, warmup=0)
     finder = Noted("f", []).predict(Path("1.jpg"))
     found = {1: Poses(**{**vars(finder), "speed_ms": {"detect": 30.0}}), 2: None}

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfpose_bench.cli import main
-from cfpose_bench.models.open import open_candidate, parse_name
-from cfpose_bench.models.serving import ServedCandidate, network_clock
+from cfpose_bench.models.open import open_model, parse_name
+from cfpose_bench.models.serving import ServedModel, network_clock
 from cfpose_bench.models.workers import ProcessWorker, Setting
 from cfpose_bench.models.wrappers import CountedFinder
 from cfpose_bench.peers import serve
@@ -250,8 +250,8 @@ def test_a_turn_times_its_calls_and_not_the_warm_up(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_clock_has_the_networks_of_the_very_call(root: Path) -> None:
-    candidate = open_candidate(parse_name("default"), find=True, device="cpu", threads=1)
-    served, photo = ServedCandidate(candidate), str(root / "examples/photos/street.jpg")
+    candidate = open_model(parse_name("default"), find=True, device="cpu", threads=1)
+    served, photo = ServedModel(candidate), str(root / "examples/photos/street.jpg")
     plain = Backend.run
     with closing(candidate):
         for boxes, runs, people in ((None, 2, 9), (BOXES, 1, 2)):
@@ -267,7 +267,7 @@ def test_the_clock_has_the_networks_of_the_very_call(root: Path) -> None:
         assert candidate.finder.people is None
         with PoseEstimator(device="cpu", threads=1) as bundled:
             assert len(candidate.model.predict(photo)) == len(bundled.predict(photo))
-        served.candidate = open_candidate(parse_name("default"), device="cpu", threads=1)
+        served.opened = open_model(parse_name("default"), device="cpu", threads=1)
         with pytest.raises(InputError, match="no finder"), served.prepared(photo, None, 1):
             pass
 

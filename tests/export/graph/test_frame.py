@@ -320,7 +320,7 @@ def test_the_command_exports_and_checks_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # tracing is slow
-    monkeypatch.setattr("cfpose_export.checkpoint_commands.build_pose", lambda _: crops_model)
+    monkeypatch.setattr("cfpose_export.proof.checkpoint.build_pose", lambda _: crops_model)
     assert fused.refiner is not None
     checkpoint, path = tmp_path / "pose.safetensors", tmp_path / "frame.onnx"
     save_pose(checkpoint, RefinedPoseNet(fused.pose, fused.refiner, fused.spec), fused.spec)

@@ -20,7 +20,7 @@ from cfpose_export.precision.gate import (
     LIMITS,
     ROUNDED,
     Limits,
-    Precision,
+    LowPrecision,
     builder,
     examine,
     problems_of,
@@ -83,7 +83,7 @@ def test_the_bundled_model_in_fp16() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_a_passing_graph_is_written_with_its_report(
-    proven: onnx.ModelProto, proof: ProofSet, tmp_path: Path, precision: Precision
+    proven: onnx.ModelProto, proof: ProofSet, tmp_path: Path, precision: LowPrecision
 ) -> None:
     path = tmp_path / "new" / f"{precision}.onnx"
     ranges = calibrate(proven, proof.crops[:8]) if precision == "int8" else None
@@ -194,7 +194,7 @@ def test_figures_of_a_known_shift(proof: ProofSet) -> None:
     ("factor", "problem"), [(1.0, None), (2.5, "covariances differ by 1.5"), (-1.0, "not positive")]
 )
 def test_a_wrong_covariance_is_a_problem(
-    proof: ProofSet, precision: Precision, factor: float, problem: str | None
+    proof: ProofSet, precision: LowPrecision, factor: float, problem: str | None
 ) -> None:
     """A few joints that jump between two peaks are none; NaN is counted as not finite besides."""
     spec, one = ModelSpec("tiny", COCO_17, (64, 96)), np.eye(2, dtype=np.float32)

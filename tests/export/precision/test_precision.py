@@ -19,14 +19,14 @@ from cfpose_export.graph.rules import (
     read_spec,
     write_spec,
 )
-from cfpose_export.precision.typed import ELEMENT, Typed, emulate, lower, plan, scope
+from cfpose_export.precision.typed import ELEMENT, TypedPrecision, emulate, lower, plan, scope
 from cfpose_export.proof.compare import run_graph
 from cfpose_export.proof.crops import Crops, read_people
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
 
-PRECISIONS: tuple[Typed, ...] = ("fp16", "bf16")
+PRECISIONS: tuple[TypedPrecision, ...] = ("fp16", "bf16")
 FORMAT = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 SPEC = ModelSpec("small", COCO_17, (8, 8), license="test")
 
@@ -59,7 +59,7 @@ def small(weights: np.ndarray, module: str = "pose.backbone.conv") -> onnx.Model
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_types_by_scope(model: onnx.ModelProto, precision: Typed) -> None:
+def test_types_by_scope(model: onnx.ModelProto, precision: TypedPrecision) -> None:
     """Backbone and head low, everything else as it was, and no operator with mixed inputs."""
     lowered = lower(model, precision)
     types = element_types(lowered)
@@ -84,7 +84,9 @@ def test_types_by_scope(model: onnx.ModelProto, precision: Typed) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_spec_says_it_and_the_proof_is_gone(model: onnx.ModelProto, precision: Typed) -> None:
+def test_the_spec_says_it_and_the_proof_is_gone(
+    model: onnx.ModelProto, precision: TypedPrecision
+) -> None:
     before = model.SerializeToString(deterministic=True)
     write_spec(model, dataclasses.replace(read_spec(model), gate={"max_px": 0.01}))
     lowered = lower(model, precision)
@@ -106,7 +108,7 @@ def test_weights_take_half_the_bytes(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_rounded_graph_rounds_as_numpy_does(precision: Typed) -> None:
+def test_the_rounded_graph_rounds_as_numpy_does(precision: TypedPrecision) -> None:
     """Against a float32 product of rounded operands, rounded: two values, no tolerance."""
     draw = np.random.default_rng(0)
     weights = draw.normal(size=(4, 5)).astype(np.float32)
@@ -142,7 +144,9 @@ def test_an_fp16_overflow_shows_in_the_rounded_graph_alone(
     ("value", "precision", "reason"),
     [(1e5, "fp16", "beyond fp16"), (1e-6, "fp16", "too small"), (1e5, "bf16", None)],
 )
-def test_constants_that_do_not_fit_stay(value: float, precision: Typed, reason: str | None) -> None:
+def test_constants_that_do_not_fit_stay(
+    value: float, precision: TypedPrecision, reason: str | None
+) -> None:
     """Never an infinity, never a weight that has lost its digits."""
     draw = np.random.default_rng(1).uniform(0.5, 1, (4, 5))
     model = small(draw * value)

@@ -17,12 +17,13 @@ import torch
 from onnx import numpy_helper
 
 from cfpose_export.graph.rules import read_spec
-from cfpose_export.proof import crops as proof_crops
-from cfpose_export.proof.crops import Crops, demo_photos, read_people
+from cfpose_export.proof.crops import Crops, read_people
 from cfpose_export.proof.pose import BATCHES, POOL, Bounds, Drift, judge, measure, write_proven
+from cfpose_sdk import files
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.files import demo_photos
 from cfpose_sdk.keypoints import calibrate, decode_simcc
 from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
@@ -247,8 +248,8 @@ def test_an_installed_package_has_its_own_photos(
     fused: FusedPose, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert demo_photos() == root / "examples" / "photos"
-    package = tmp_path / "site-packages" / "cfpose_export"
+    package = tmp_path / "site-packages" / "cfpose_sdk"
     shutil.copytree(root / "examples" / "photos", package / "photos")  # as in the wheel
-    monkeypatch.setattr(proof_crops, "__file__", str(package / "proof" / "crops.py"))
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
     assert demo_photos() == package / "photos"
     assert len(read_people(None, fused.spec, 3)) == 3

@@ -326,7 +326,7 @@ def test_an_interrupt_ends_a_camera_and_abandons_a_file(
     monkeypatch.setattr(command, "_is_live", lambda source: live)
     sink = Interrupting()
     with PoseEstimator(pose_model, detector=lambda image: [[1, 1, 20, 20]]) as estimator:
-        run = command.Harvest(estimator, [sink], command.StreamOptions())
+        run = command.PredictRun(estimator, [sink], command.StreamOptions())
         with pytest.raises(KeyboardInterrupt):
             run.run([clip])
     assert sink.calls == ["add", "add", "add", last]

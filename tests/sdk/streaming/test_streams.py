@@ -18,7 +18,7 @@ from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media.frames import Unread
 from cfpose_sdk.media.sources import open_video
 from cfpose_sdk.results import Poses
-from cfpose_sdk.streaming.prefetch import Ahead
+from cfpose_sdk.streaming.prefetch import Prefetcher
 from cfpose_sdk.streaming.smoothing import SmoothOptions
 from cfpose_sdk.streaming.tracking import TrackOptions
 
@@ -355,7 +355,7 @@ def test_a_closed_estimator_streams_nothing(pose_model: Path) -> None:
 
 
 def test_ahead_of_an_empty_iterator() -> None:
-    ahead: Ahead[int] = Ahead(iter(()), 2, "cfpose-test")
+    ahead: Prefetcher[int] = Prefetcher(iter(()), 2, "cfpose-test")
     assert list(ahead) == []
     ahead.close()
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from cfpose_bench.data import dataset
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_training.cli import main
 from cfpose_training.config import Recipe, Source, load_recipe
-from cfpose_training.data.check import check_known, check_recipe
+from cfpose_training.data.check import KNOWN, check_known, check_recipe
 from cfpose_training.data.people import load_people
 
 Edit = Callable[[dict[str, Any]], None]
@@ -196,3 +197,11 @@ def test_cut_off_json_is_refused_and_reported(tiny_root: Path, tiny_recipe: Path
     assert not found.is_usable
     assert "not valid JSON" in found.text
     assert not check_known(tiny_root).is_usable
+
+
+@pytest.mark.parametrize(
+    ("data_set", "name"), [("COCO val2017", "coco-val"), ("CrowdPose test", "crowdpose")]
+)
+def test_what_the_check_knows_the_bench_opens_by_name(data_set: str, name: str) -> None:
+    (known,) = (known for known in KNOWN if known.name == data_set)
+    assert {annotations for annotations, _ in known.places} <= set(dataset.KNOWN[name])

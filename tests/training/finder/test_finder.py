@@ -8,10 +8,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.errors import ArtifactError, DatasetError, TrainingError
@@ -25,7 +23,7 @@ from cfpose_training.config import (
 )
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
-from cfpose_training.finder.boxes import LabelledPhoto, decode_yolox, label_photos, list_photos
+from cfpose_training.finder.boxes import LabelledPhoto, label_photos, list_photos
 from cfpose_training.finder.data import (
     PAD_VALUE,
     FinderDataset,
@@ -44,52 +42,10 @@ from cfpose_training.nets.finder import (
     sides_to_boxes,
 )
 from cfpose_training.run.loop import RunOptions
+from tests.training.yolox_cases import row, yolox_file
 
 TINY = FinderNetConfig(channels=(8, 8, 8, 8, 8), blocks=(1, 1, 1, 1, 1), head_channels=8)
 SIZE_WH = (128, 64)
-
-
-def yolox_file(path: Path, rows: dict[int, list[float]]) -> Path:
-    """An ONNX file that answers every image with the same raw rows: index → 85 numbers."""
-    raw = np.zeros((1, 3549, 85), dtype=np.float32)
-    for index, values in rows.items():
-        raw[0, index, : len(values)] = values
-    constant = helper.make_node("Constant", [], ["raw"], value=numpy_helper.from_array(raw))
-    zero = helper.make_node("ReduceMin", ["image"], ["low"], keepdims=0)
-    nothing = helper.make_node("Mul", ["low", "null"], ["nothing"])
-    add = helper.make_node("Add", ["raw", "nothing"], ["output"])
-    graph = helper.make_graph(
-        [constant, zero, nothing, add],
-        "yolox",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 416, 416])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3549, 85])],
-        [numpy_helper.from_array(np.float32(0), "null")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(model, path)
-    return path
-
-
-def row(
-    cell: int, stride: int, box: tuple[float, float, float, float], score: float
-) -> list[float]:
-    """The raw YOLOX row of an xyxy box at grid cell `cell` of its level."""
-    y, x = divmod(cell, 416 // stride)
-    x1, y1, x2, y2 = box
-    centre = [(x1 + x2) / 2 / stride - x, (y1 + y2) / 2 / stride - y]
-    return [*centre, math.log((x2 - x1) / stride), math.log((y2 - y1) / stride), score, 1.0]
-
-
-def test_yolox_rows_become_boxes_of_the_photo() -> None:
-    raw = np.zeros((3549, 85), dtype=np.float32)
-    raw[60] = [*row(60, 8, (10, 20, 50, 120), 0.9), *[0] * 79]
-    raw[61] = [*row(61, 8, (12, 20, 50, 120), 0.8), *[0] * 79]  # the same person again
-    raw[2704 + 5] = [*row(5, 16, (200, 100, 300, 400), 0.5), *[0] * 79]
-    raw[3380] = [*row(0, 32, (0, 0, 90, 90), 0.01), *[0] * 79]  # below the threshold
-    found = decode_yolox(raw, scale=0.5)
-    np.testing.assert_allclose(
-        found, [[20, 40, 100, 240, 0.9], [400, 200, 600, 800, 0.5]], atol=1e-3
-    )
 
 
 def test_labels_keep_ground_truth_and_add_what_it_lacks(tiny_root: Path, tmp_path: Path) -> None:

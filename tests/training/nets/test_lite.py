@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.training.test_efficientnet import published_state
 from torch import nn
 
 from cfpose_sdk.errors import ArtifactError, TrainingError
@@ -24,6 +23,7 @@ from cfpose_training.nets.efficientnet import EfficientNetLite, LiteBackbone, Li
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.train import train_stage1
 from cfpose_training.run.loop import RunOptions
+from tests.training.nets.test_efficientnet import published_state
 
 TINY = LiteConfig(neck=(12, 8, 4))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.test_efficientnet import published_state
 from torch import Tensor
 
 from cfpose_sdk.errors import TrainingError
@@ -15,6 +14,7 @@ from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 from cfpose_training import cli
 from cfpose_training.checkpoints.files import load_tensors
 from cfpose_training.nets.efficientnet import EfficientNetLite, LiteName
+from tests.training.nets.test_efficientnet import published_state
 
 HRNET = "hrnet = { width = 4, stem = 4, bottlenecks = 1, modules = [1, 1, 1], blocks = 1 }"
 NETWORKS = """

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.test_loop import CONFIG, Line, column, run
 from torch import Tensor, nn
 
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.run.state import STATE_FILE
+from tests.training.run.test_loop import CONFIG, Line, column, run
 
 
 class Interrupted(Line):

@@ -1,1 +1,1 @@
-"""The paper's Table IV: schemes, runs and their table."""
+"""The paper's Table IV: its schemes, their runs, and the table of results."""

@@ -1,6 +1,6 @@
-"""The ablation of Table IV: a list of schemes with one seed set, into one table.
+"""The ablation of Table IV: train several schemes with several seeds, and write one table.
 
-Runs that two schemes have in common, the teacher above all, are trained once.
+A run that two schemes share (the teacher, for example) is trained once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trial:
-    """One scheme at one seed, and the run that ends it."""
+    """One scheme with one seed, and its last run."""
 
     scheme: str
     seed: int
@@ -73,7 +73,7 @@ class Trial:
 def plan(
     recipe: Recipe, schemes: Sequence[str], seeds: Sequence[int], *, own_teacher: bool
 ) -> tuple[list[Job], list[Trial]]:
-    """The runs in order, each once, and the trials that they answer.
+    """The runs in order, each once, and the trials that they belong to.
 
     With `own_teacher` the plan trains a teacher first where a scheme needs one. Raises
     TrainingError for an unknown scheme, or a teacher that the recipe does not describe or that
@@ -181,7 +181,7 @@ def _run(
 
 
 def _claim(options: RunOptions, recipe: Recipe, teacher: Path | None, init: Path | None) -> None:
-    """Mark the folder as this ablation's. More schemes and seeds may join it later."""
+    """Mark the folder as this ablation's. More schemes and seeds may be added later."""
     path = options.folder / RECIPE_FILE
     text = f"{recipe!r}\nteacher: {teacher or 'its own'}\n"
     text += f"init: {init}\n" if init else ""
@@ -215,7 +215,7 @@ def _row(trial: Trial, dev: DevelopmentSet, root: Path) -> Row:
 
 
 def _figures(job: Job, dev: DevelopmentSet, root: Path) -> dict[str, Any]:
-    """What a finished run reaches; measured once, then read from its folder."""
+    """The figures of a finished run; measured once, then read from its folder."""
     path = root / job.folder / RESULT_FILE
     if path.is_file():
         stored: dict[str, Any] = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The schemes of the paper's Table IV, and the networks around a recipe."""
+"""The schemes of the paper's Table IV, as changes of a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SchemeName = Literal["baseline", "1", "2", "3", "4", "5", "6"]
 
 
 class Switches(NamedTuple):
-    """What a scheme sets, and all that it sets."""
+    """The switches that a scheme sets; it changes nothing else."""
 
     kd_fea: bool
     kd_l1: bool

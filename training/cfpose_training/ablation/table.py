@@ -1,4 +1,4 @@
-"""The ablation's table: one row a run as CSV, one a scheme as Markdown, and a picture."""
+"""The ablation's table: a CSV row for each run, a Markdown row for each scheme, and a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURE_FILE = "ablation.png"
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme at one seed, on the development photos with ground-truth boxes."""
+    """One scheme with one seed: its figures on the development photos, with ground-truth boxes."""
 
     scheme: str
     seed: int

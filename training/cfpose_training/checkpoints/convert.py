@@ -1,4 +1,4 @@
-"""Checkpoints converted between layouts, and a network started from one."""
+"""Convert checkpoints between layouts, and start a network from one of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SKELETONS = {len(skeleton): skeleton for skeleton in (COCO_17, CROWDPOSE_14)}
 
 @dataclass(frozen=True)
 class Initialised:
-    """What `initialise` did to a network's neck and head, and what it left in the file."""
+    """What `initialise` loaded into a network, and which tensors of the file it did not use."""
 
     taken: tuple[str, ...]  # head layers that came from the file
     fresh: tuple[str, ...]  # "neck" and head layers that did not fit it, or that it lacks

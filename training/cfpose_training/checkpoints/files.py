@@ -1,4 +1,7 @@
-"""Weights with the ModelSpec they belong to: one safetensors file, strict in both directions."""
+"""Our checkpoints: weights and their ModelSpec in one safetensors file, read key by key.
+
+A missing or an extra key is an error.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ def load_pose(path: str | Path) -> tuple[PoseNet | RefinedPoseNet, ModelSpec]:
 
 @contextmanager
 def _understood(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged description of a network raises into ArtifactError."""
+    """Turn any error from a damaged description of a network into ArtifactError."""
     try:
         yield
     except CfposeError:

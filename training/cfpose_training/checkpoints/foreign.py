@@ -1,9 +1,9 @@
-"""Other projects' HRNet checkpoints and our own, read and translated into our names.
+"""Read checkpoints of other projects and our own, and translate their keys into our names.
 
 Understood: the reference HRNet and SimCC state dicts (plain, under `module.`, or inside
 `state_dict` / `best_state_dict`), mmpose's (`backbone.` and `head.`), HRNet's ImageNet weights, and
-our own, checkpoints and exported graphs. Nothing is left out in silence: what is dropped is
-listed, what does not fit is refused.
+our own, checkpoints and exported graphs. Every tensor that is dropped is listed, and every one that
+does not fit is an error.
 """
 
 from __future__ import annotations
@@ -168,11 +168,11 @@ def _lite_of(plain: Mapping[str, Tensor]) -> LiteConfig:
 
 def _lite_body(plain: Mapping[str, Tensor]) -> LiteName:
     """The body whose blocks these are; lite0 when none is, to be refused by its keys."""
-    found: list[int] = []
-    while (key := f"body.blocks.{len(found)}.project_conv.weight") in plain:
-        found.append(plain[key].shape[0])
+    outs: list[int] = []
+    while (key := f"body.blocks.{len(outs)}.project_conv.weight") in plain:
+        outs.append(plain[key].shape[0])
     for name in SCALING:
-        if found == [shape.out for shape in block_shapes(name)]:
+        if outs == [shape.out for shape in block_shapes(name)]:
             return name
     return "lite0"
 

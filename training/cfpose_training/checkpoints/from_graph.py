@@ -64,7 +64,7 @@ def read_graph(path: Path) -> dict[str, Tensor]:
 
 
 def graph_spec(path: Path) -> ModelSpec:
-    """The ModelSpec in a graph, without what a new training run makes untrue."""
+    """The ModelSpec in a graph, without the fields that a new training run changes."""
     metadata = {entry.key: entry.value for entry in _load(path).metadata_props}
     if SPEC_KEY not in metadata:
         raise ArtifactError(f"{path} carries no {SPEC_KEY}, so it is not a cfpose pose graph")

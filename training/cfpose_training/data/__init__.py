@@ -1,1 +1,1 @@
-"""People and photos → augmented crops with their targets."""
+"""Annotations and photos → batches of augmented crops with their targets."""

@@ -1,7 +1,7 @@
 """Random crops of one person: box, zoom, rotation, half body, mirror; colours, quality, a hole.
 
-Source: HRNet's JointsDataset, as SimCC uses it. One affine map does these five, so a crop is
-resampled once. The box is that of a detector which is a little off. The hole is RTMPose's:
+Source: HRNet's JointsDataset, as SimCC uses it. One affine map does the first five, so a crop is
+resampled once. `box` moves the edges, as a detector's boxes are not exact. The hole is RTMPose's
 coarse dropout (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
 Cutout").
 """
@@ -63,7 +63,7 @@ def random_transform(
 def colour_jitter(
     crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """The crop (H, W, 3), its channels stretched and moved: half of it all together, half each.
+    """Change contrast and brightness of a crop (H, W, 3): half for all channels, half for each one.
 
     Draws nothing when both options are 0.
     """
@@ -79,10 +79,10 @@ def colour_jitter(
 def lower_quality(
     crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """The crop (H, W, 3), or with probability `quality_p` one that a worse picture might have left.
+    """The crop (H, W, 3), or with probability `quality_p` the crop as a worse picture shows it.
 
-    Each with even odds, in the order of a camera: shrunk and grown again, as a small person is;
-    noise of a sensor; a JPEG. Positions stay. Draws nothing when `quality_p` is 0.
+    Each with probability 0.5, in this order: made smaller and larger again, as a small person is;
+    sensor noise; JPEG. No joint moves. Draws no random number when `quality_p` is 0.
     """
     if not config.quality_p or rng.random() >= config.quality_p:
         return crop
@@ -110,7 +110,7 @@ def coarse_dropout(
     """The crop (H, W, 3), or with probability `dropout_p` a copy with one black rectangle.
 
     Its sides are uniform in `dropout_side`, as shares of the crop's, and its place is uniform
-    among those wholly inside. Labels stay: a hidden joint is still asked for.
+    among those wholly inside. Labels stay: the network has to predict a hidden joint, too.
     """
     if rng.random() >= config.dropout_p:
         return crop

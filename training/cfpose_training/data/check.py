@@ -1,4 +1,4 @@
-"""What of the training data is there, what is missing and where to get it, what is wrong."""
+"""Check the training data: what is there, what is missing and where to get it, what is wrong."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ PAGES = (  # by a word in a source's name or path
 
 @dataclass(frozen=True)
 class Known:
-    """A public data set: its usual places below the data root, and where it is to be had."""
+    """A public data set: its usual places below the data root, and where to get it."""
 
     name: str
     places: tuple[tuple[str, str], ...]  # (annotation file, photo folder), the first that is there
     origin: str
 
 
+# `cfpose_bench.data.dataset.KNOWN` lists annotation files alone, and more of them; it looks for the
+# photos beside the file. Here each place names both, and a report lists them. A test compares the
+# two tables.
 KNOWN = (
     Known(
         "COCO train2017",
@@ -83,16 +86,16 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Check:
-    """A report for people, and whether training can start from what was found."""
+    """A report to print, and whether training can start with the data that is there."""
 
     text: str
     is_usable: bool
 
 
 def check_known(root: Path) -> Check:
-    """The public data sets below `root`; usable when one is there and none there is broken."""
+    """Check the public data sets below `root`; usable: at least one is there and none is broken."""
     lines: list[str] = []
-    found = broken = 0
+    here = broken = 0
     for known in KNOWN:
         there = [place for place in known.places if (root / place[0]).is_file()]
         if not there:
@@ -105,13 +108,13 @@ def check_known(root: Path) -> Check:
         annotations, images = (with_photos or there)[0]
         facts, problems = _check_file(root / annotations, root / images, None, known.origin)
         lines += _section(known.name, f"{annotations}, photos in {images}", facts, problems)
-        found, broken = found + 1, broken + bool(problems)
-    lines.append(f"{found} of {len(KNOWN)} known data sets are here, {broken} of them broken")
-    return Check("\n".join(lines), is_usable=found > 0 and not broken)
+        here, broken = here + 1, broken + bool(problems)
+    lines.append(f"{here} of {len(KNOWN)} known data sets are here, {broken} of them broken")
+    return Check("\n".join(lines), is_usable=here > 0 and not broken)
 
 
 def check_recipe(recipe: Recipe, root: Path, skeleton: Skeleton) -> Check:
-    """What a recipe reads; usable when all files are there and the people fit, of `skeleton`.
+    """Check what a recipe reads; usable: all files are there, and their joints are `skeleton`'s.
 
     Photos are not decoded: a run does so before it begins.
     """
@@ -146,7 +149,7 @@ def _section(name: str, title: str, facts: Sequence[str], problems: Sequence[str
 
 
 def _origin(name: str, annotations: str) -> str:
-    """Where a source is to be had, told by its name or path."""
+    """Where to get a source, by its name or path."""
     label = f"{name} {annotations}".lower()
     for word, page in PAGES:
         if word in label:
@@ -161,7 +164,7 @@ def _check_file(
     origin: str,
     source: Source | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Facts and problems of one annotation file and its photos, or of what `source` takes of it."""
+    """Facts and problems of one annotation file and its photos; with `source`, of its part."""
     if not annotations.is_file():
         return [], [f"{annotations} is missing; from {origin}"]
     try:
@@ -169,17 +172,17 @@ def _check_file(
     except DatasetError as error:
         return [], [str(error)]
     names = tuple(record["categories"][0].get("keypoints") or ())
-    taken = record if source is None else _taken(record, source)
-    facts, problems = _people(taken, names)
+    part = record if source is None else _part(record, source)
+    facts, problems = _people(part, names)
     if source is not None:
-        shared, unshared = _shares(taken, source)
+        shared, unshared = _shares(part, source)
         facts, problems = facts + shared, problems + unshared
     if skeleton is not None and names and names != skeleton.keypoints:
         problems.append(
             f"its {len(names)} joints {', '.join(names)} are not the recipe's {len(skeleton)}: "
             f"{', '.join(skeleton.keypoints)}"
         )
-    files = [image["file_name"] for image in taken["images"]]
+    files = [image["file_name"] for image in part["images"]]
     missing = [name for name in files if not (images / name).is_file()]
     listed = f"{len(files)} photos listed"
     if len(record["images"]) != len(files) and source is not None:
@@ -193,8 +196,8 @@ def _check_file(
     return facts, problems
 
 
-def _taken(record: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The photos whose names a source asks for, and who is in them."""
+def _part(record: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The photos of a source, chosen by file name, and the people in them."""
     images = [image for image in record["images"] if fnmatchcase(image["file_name"], source.files)]
     ids = {image["id"] for image in images}
     people = [person for person in record["annotations"] if person["image_id"] in ids]
@@ -202,7 +205,7 @@ def _taken(record: dict[str, Any], source: Source) -> dict[str, Any]:
 
 
 def _shares(record: dict[str, Any], source: Source) -> tuple[list[str], list[str]]:
-    """Who is trained on and who is held out, and what is wrong when one of these is nobody."""
+    """How many people are held out, and a problem when none are held out or none are left."""
     if not source.holdout_every:
         return [], []
     counted = [person for person in record["annotations"] if is_counted(person)]

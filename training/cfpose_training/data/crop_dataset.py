@@ -1,7 +1,7 @@
 """People and their photos → augmented crops.
 
-A joint with v = 0 never enters a loss, be it absent or, as in sources that label only a part of
-the joints, unknown.
+A joint with v = 0 is never part of a loss: it is absent or, in sources that label only some joints,
+unknown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The order of an epoch: which samples, in which batches, for which process."""
+"""Batches of an epoch: which samples, in which order, and for which process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO-format annotations → the people of a data set, in parallel arrays."""
+"""COCO-format annotations → the labelled people of a data set, in parallel arrays."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Person:
 def load_people(
     sources: Sequence[Source], root: Path, skeleton: Skeleton, *, held_out: bool = False
 ) -> People:
-    """Everybody in `sources` with a labelled joint; crowd regions are left out.
+    """All people in `sources` with a labelled joint; crowd regions are left out.
 
     An annotation may carry `joint_weights`, K numbers in [0, 1] that multiply its joints' weight in
     the loss, as `cfpose-train label` writes them; without, all are 1. `held_out` gives the
@@ -151,7 +151,7 @@ def _photo_wh(label: str, image: Mapping[str, Any]) -> tuple[int, int]:
 def clipped_box(
     bbox: Sequence[float], width: int, height: int
 ) -> tuple[float, float, float, float] | None:
-    """xywh → xyxy inside the photo; None when nothing of it is inside."""
+    """xywh → xyxy, clipped to the photo; None when the box is wholly outside."""
     x, y, w, h = bbox
     left, top = max(0.0, x), max(0.0, y)
     right, bottom = min(float(width), x + w), min(float(height), y + h)

@@ -6,7 +6,6 @@ The file is rebuilt when the list of photos, or the size or time of one of them,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.files import sha256
+from cfpose_sdk.files import UnfinishedFile, sha256, write_file
 from cfpose_sdk.media.image import read_image
 
 
@@ -50,7 +49,7 @@ def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
     """Decode `photos` into `folder`, or reuse what an earlier call left there.
 
     Raises DatasetError naming the missing photos or a folder that cannot be made, ImageError for a
-    photo that cannot be decoded.
+    photo that cannot be decoded, InputError for a file that cannot be written.
     """
     if missing := [path for path in photos if not path.is_file()]:
         raise DatasetError(
@@ -73,18 +72,11 @@ def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
 
 
 def _write(photos: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
-    """Pixels first, index last: an interrupted call leaves no index, so nothing is trusted."""
-    partial = pixels_path.with_suffix(f".{os.getpid()}")
+    """Write the pixels first and the index last: without an index the pixels are not used."""
     shapes = []
-    try:
-        with open(partial, "wb") as file:
-            for path in tqdm(photos, desc="decoding photos", unit="photo", disable=None):
-                image = read_image(path)
-                shapes.append(image.shape[:2])
-                file.write(image.data)
-        os.replace(partial, pixels_path)
-        index_part = index_path.with_suffix(f".{os.getpid()}")
-        index_part.write_text(json.dumps(shapes))
-        os.replace(index_part, index_path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with UnfinishedFile(pixels_path) as unfinished, open(unfinished.part, "wb") as file:
+        for path in tqdm(photos, desc="decoding photos", unit="photo", disable=None):
+            image = read_image(path)
+            shapes.append(image.shape[:2])
+            file.write(image.data)
+    write_file(index_path, json.dumps(shapes))

@@ -1,4 +1,4 @@
-"""Person boxes for photos: ground truth where there is any, a labelling detector for the rest.
+"""Person boxes of the finder's photos: annotated ones, and a labelling detector's for the rest.
 
 The labelling detector is YOLOX (Ge et al., 2021) exported with raw outputs: BGR 0-255 letterboxed
 to 416 x 416, output (1, 3549, 85) on strides 8, 16 and 32.
@@ -6,9 +6,8 @@ to 416 x 416, output (1, 3549, 85) on strides 8, 16 and 32.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_sdk.arrays import Float64
-from cfpose_sdk.backends import open_backend
-from cfpose_sdk.boxes import iou_matrix, letterbox, nms
+from cfpose_sdk.boxes import iou_matrix
+from cfpose_sdk.detectors import DetectorOptions, open_detector
+from cfpose_sdk.detectors.base import OpenDetector
 from cfpose_sdk.errors import ArtifactError, DatasetError
+from cfpose_sdk.files import sha256, write_file
 from cfpose_training.config import FinderConfig, PhotoSource
 from cfpose_training.data.photo_cache import PhotoCache
 
 LABELLER_SIZE = 416
-LABELLER_STRIDES = (8, 16, 32)
-LABELLER_PAD = 114
+LEAST_SCORE = 0.05  # of the boxes that are kept in the cache
 NMS_IOU = 0.45
 SAME_PERSON_IOU = 0.5  # a detector box that overlaps ground truth this much adds nothing
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -37,7 +36,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class LabelledPhoto:
-    """Boxes (N, 4) xyxy in photo pixels; `ignored` are regions that neither reward nor punish."""
+    """Boxes (N, 4) xyxy in photo pixels; the loss leaves out the regions `ignored`."""
 
     path: Path
     people: Float64
@@ -46,10 +45,10 @@ class LabelledPhoto:
 
 @dataclass(frozen=True)
 class PhotoTruth:
-    """A photo and its annotated boxes; none where nobody has labelled it."""
+    """A photo and its annotated boxes; none where it has no annotations."""
 
     path: Path
-    people: Float64  # (N, 4) xyxy, everybody
+    people: Float64  # (N, 4) xyxy, all but crowds
     crowds: Float64  # (M, 4)
     counted: Float64  # (P, 4) those of `people` with a labelled keypoint
 
@@ -102,22 +101,23 @@ def label_photos(
 ) -> list[LabelledPhoto]:
     """Merge ground truth with the labelling detector's boxes.
 
-    Ground truth stands. A detector box away from it counts as a person from `label_score` on, and
-    between `ignore_score` and that as a region to ignore. Detections are kept in `folder`.
+    Annotated boxes stay. A detection that overlaps none of them is a person when its score is
+    `label_score` or more, and a region to ignore from `ignore_score` on. Detections are kept in
+    `folder`.
     """
     detections = _detect_all([photo.path for photo in photos], cache, labeller, folder)
     labelled = []
-    for photo, found in zip(photos, detections, strict=True):
-        known = np.concatenate([photo.people, photo.crowds])
-        if len(known) and len(found):
-            found = found[iou_matrix(found[:, :4], known).max(axis=1) < SAME_PERSON_IOU]
-        sure = found[:, 4] >= config.label_score
-        unsure = ~sure & (found[:, 4] >= config.ignore_score)
+    for photo, scored in zip(photos, detections, strict=True):
+        annotated = np.concatenate([photo.people, photo.crowds])
+        if len(annotated) and len(scored):
+            scored = scored[iou_matrix(scored[:, :4], annotated).max(axis=1) < SAME_PERSON_IOU]
+        is_person = scored[:, 4] >= config.label_score
+        is_ignored = ~is_person & (scored[:, 4] >= config.ignore_score)
         labelled.append(
             LabelledPhoto(
                 photo.path,
-                people=np.concatenate([photo.people, found[sure, :4]]),
-                ignored=np.concatenate([photo.crowds, found[unsure, :4]]),
+                people=np.concatenate([photo.people, scored[is_person, :4]]),
+                ignored=np.concatenate([photo.crowds, scored[is_ignored, :4]]),
             )
         )
     return labelled
@@ -126,47 +126,37 @@ def label_photos(
 def _detect_all(
     paths: Sequence[Path], cache: PhotoCache, labeller: Path, folder: Path
 ) -> list[Float64]:
-    """(N, 5) detector boxes and scores of every photo; kept, so that the next call reads them."""
+    """(N, 5) boxes and scores of every photo; kept in `folder`, where the next call reads them."""
     try:
-        digest = hashlib.sha256(labeller.read_bytes())
+        content = labeller.read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read the labelling detector {labeller}: {error}") from error
-    digest.update("\n".join(map(str, paths)).encode())
-    kept = folder / f"detections-{digest.hexdigest()[:16]}.json"
+    key = sha256(content + "\n".join(map(str, paths)).encode())[:16]
+    kept = folder / f"detections-{key}.json"
     if not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = []
-        with open_backend(labeller, device="cpu") as backend:
+        rows: list[list[list[float]]] = []
+        with contextlib.closing(open_labeller(labeller)) as detector:
             for index in tqdm(range(len(paths)), desc="labelling", unit="photo", disable=None):
-                canvas, scale = letterbox(
-                    cache[index], (LABELLER_SIZE, LABELLER_SIZE), LABELLER_PAD
-                )
-                feed = canvas.transpose(2, 0, 1)[None].astype(np.float32)
-                (raw,) = backend.run({backend.inputs[0]: feed}).values()
-                rows.append(decode_yolox(raw[0], scale).tolist())
-        partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(rows))
-        os.replace(partial, kept)
+                detections = detector(cache[index])
+                scored = np.column_stack([detections.boxes, detections.scores])
+                rows.append(scored.tolist())
+        write_file(kept, json.dumps(rows))
     return [np.array(r, dtype=np.float64).reshape(-1, 5) for r in json.loads(kept.read_text())]
 
 
-def decode_yolox(raw: NDArray[np.float32], scale: float, threshold: float = 0.05) -> Float64:
-    """(3549, 85) raw rows → (N, 5) person boxes xyxy in photo pixels and scores, after NMS."""
-    cells, strides = [], []
-    for stride in LABELLER_STRIDES:
-        side = LABELLER_SIZE // stride
-        y, x = np.divmod(np.arange(side * side), side)
-        cells.append(np.stack([x, y], axis=1))
-        strides.append(np.full((side * side, 1), stride))
-    grid, step = np.concatenate(cells), np.concatenate(strides)
-    centre = (raw[:, :2] + grid) * step
-    half = np.exp(raw[:, 2:4].astype(np.float64)) * step / 2
-    scores = raw[:, 4].astype(np.float64) * raw[:, 5]
-    chosen = scores >= threshold
-    boxes = np.concatenate([centre - half, centre + half], axis=1)[chosen] / scale
-    scores = scores[chosen]
-    kept = nms(boxes, scores, NMS_IOU)
-    return np.concatenate([boxes[kept], scores[kept, None]], axis=1)
+def open_labeller(labeller: Path) -> OpenDetector:
+    """The labelling detector: YOLOX as exported, boxes from a low score on.
+
+    `label_photos` decides which of them count. Raises ArtifactError when the file is no such graph.
+    """
+    options = DetectorOptions(
+        threshold=LEAST_SCORE,
+        nms_iou=NMS_IOU,
+        layout="yolox",
+        person_class=0,
+        size_wh=(LABELLER_SIZE, LABELLER_SIZE),
+    )
+    return open_detector(labeller, options, device="cpu")
 
 
 def _xyxy(people: Sequence[dict[str, Any]]) -> Float64:

@@ -1,4 +1,4 @@
-"""The finder's training stage: focal loss on the centre heat, GIoU on the boxes of both looks."""
+"""The finder's losses: focal loss on the centre heat, GIoU on first and corrected boxes."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class FinderStage(Stage):
         for picture, (proposals, truth) in enumerate(pairs):
             truths = truth.repeat(JITTERED + 1, 1)
             worth = giou(proposals, truths) >= WORTH_GIOU
-            found = corrected[picture, : len(proposals)]
-            total = total + (1 - giou(found[worth], truths[worth])).sum()
+            boxes_after = corrected[picture, : len(proposals)]
+            total = total + (1 - giou(boxes_after[worth], truths[worth])).sum()
             count += worth.sum()
         return total / shared_count(count)
 

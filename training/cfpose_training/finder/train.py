@@ -1,4 +1,4 @@
-"""The person finder, from a recipe and a labelling detector to a checkpoint."""
+"""Train the finder: from a recipe and a labelling detector to a checkpoint."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def write_finder(
 
 
 def _record(config: FinderConfig, files: Record) -> Record:
-    """What decides a run, without what only labels its artifact or says how it is used."""
+    """The fields that decide a run's result; others only describe or tune its artifact."""
     free = FREE_OPTIM_FIELDS | {
         "name",
         "threshold",

@@ -1,1 +1,1 @@
-"""`cfpose-train label`: keypoints by labellers, and how good they are."""
+"""`cfpose-train label`: keypoints from labelling models, and how good these labels are."""

@@ -1,4 +1,4 @@
-"""Sights and rules → COCO keypoint annotations that say who gave each joint."""
+"""A labeller's predictions and the rules → COCO annotations, with the origin of each joint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LabelWriter:
     def new_people(
         self, targets: Sequence[Target], sights: Mapping[int, Sight]
     ) -> dict[str, list[Annotation]]:
-        """Photos and people that the labeller labelled; nobody else."""
+        """The photos and people that the labeller labelled, and no others."""
         images: list[Annotation] = []
         annotations: list[Annotation] = []
         for target in targets:
@@ -46,10 +46,12 @@ class LabelWriter:
             if not len(sight.boxes):
                 continue
             areas = person_areas(target.people, sight.boxes)
-            found = consensus(sight.views, areas, self.skeleton.oks_sigmas, self.rules.average)
-            kept = kept_joints(found, sight.boxes, sight.size_wh, self.rules)
-            near = given_joints(target.neighbours, len(self.skeleton))
-            chosen = chosen_people(found, kept, areas, near, self.skeleton.oks_sigmas, self.rules)
+            combined = consensus(sight.views, areas, self.skeleton.oks_sigmas, self.rules.average)
+            kept = kept_joints(combined, sight.boxes, sight.size_wh, self.rules)
+            neighbours = given_joints(target.neighbours, len(self.skeleton))
+            chosen = chosen_people(
+                combined, kept, areas, neighbours, self.skeleton.oks_sigmas, self.rules
+            )
             for person in chosen:
                 given = None if target.people is None else target.people[person]
                 number = len(annotations) + 1 if given is None else int(given["id"])
@@ -60,7 +62,7 @@ class LabelWriter:
                         "category_id": 1 if given is None else given["category_id"],
                         "bbox": _xywh(sight, person) if given is None else given["bbox"],
                         "area": round(float(areas[person]), 1),
-                        **self._labels(found, kept, person),
+                        **self._labels(combined, kept, person),
                     }
                 )
                 annotations[-1]["origin"]["box"] = self.detector if given is None else GIVEN
@@ -75,9 +77,9 @@ class LabelWriter:
         self, record: Mapping[str, Any], targets: Sequence[Target], sights: Mapping[int, Sight],
         joints: Sequence[int],
     ) -> dict[str, list[Annotation]]:  # fmt: skip
-        """Everybody of `record`; `joints` are added where the labeller agrees with the given ones.
+        """All people of `record`; `joints` are added where the labeller agrees with the given ones.
 
-        Given joints stay as they are, to the digit.
+        Given joints do not change at all.
         """
         people = {person["id"]: copy.deepcopy(person) for person in record["annotations"]}
         wanted = np.zeros(len(self.skeleton), dtype=bool)
@@ -85,30 +87,30 @@ class LabelWriter:
         for target in targets:
             sight = sights[target.image["id"]]
             areas = person_areas(target.people, sight.boxes)
-            found = consensus(sight.views, areas, self.skeleton.oks_sigmas, self.rules.average)
-            kept = kept_joints(found, sight.boxes, sight.size_wh, self.rules) & wanted
+            combined = consensus(sight.views, areas, self.skeleton.oks_sigmas, self.rules.average)
+            kept = kept_joints(combined, sight.boxes, sight.size_wh, self.rules) & wanted
             for index, person in enumerate(target.people or ()):
-                oks = self._oks_with_given(found, index, person, float(areas[index]))
+                oks = self._oks_with_given(combined, index, person, float(areas[index]))
                 if oks >= self.rules.given_oks and kept[index].any():
-                    self._fill(people[person["id"]], found, kept, index, oks)
+                    self._fill(people[person["id"]], combined, kept, index, oks)
         return {"images": list(record["images"]), "annotations": list(people.values())}
 
     def _oks_with_given(
-        self, found: Consensus, index: int, person: Annotation, area: float
+        self, combined: Consensus, index: int, person: Annotation, area: float
     ) -> float:
         given = given_joints([person], len(self.skeleton))
         everywhere = np.ones(len(self.skeleton), dtype=bool)
         return float(
             shared_oks(
-                found.xy[index], everywhere, given[..., :2], given[..., 2] > 0, area,
+                combined.xy[index], everywhere, given[..., :2], given[..., 2] > 0, area,
                 self.skeleton.oks_sigmas,
             )[0]
         )  # fmt: skip
 
     def _fill(
-        self, person: Annotation, found: Consensus, kept: Bools, index: int, oks: float
+        self, person: Annotation, combined: Consensus, kept: Bools, index: int, oks: float
     ) -> None:
-        labels = self._labels(found, kept, index)
+        labels = self._labels(combined, kept, index)
         given = [v > 0 for v in person["keypoints"][2::3]]
         for joint in np.flatnonzero(kept[index]).tolist():
             part = slice(3 * joint, 3 * joint + 3)
@@ -124,12 +126,12 @@ class LabelWriter:
             for own, name in zip(given, labels["origin"]["joints"], strict=True)
         ]
 
-    def _labels(self, found: Consensus, kept: Bools, person: int) -> Annotation:
+    def _labels(self, combined: Consensus, kept: Bools, person: int) -> Annotation:
         """Keypoints, weights and origin of the joints that are kept; zeros and None elsewhere."""
         shown = kept[person].tolist()
         flat: list[float] = []
         for (x, y), is_kept in zip(
-            found.xy[person].round(PIXEL_DIGITS).tolist(), shown, strict=True
+            combined.xy[person].round(PIXEL_DIGITS).tolist(), shown, strict=True
         ):
             flat += [x, y, 2] if is_kept else [0.0, 0.0, 0]
 
@@ -144,9 +146,9 @@ class LabelWriter:
             "joint_weights": [self.weight if is_kept else 0.0 for is_kept in shown],
             "origin": {
                 "joints": [self.labeller if is_kept else None for is_kept in shown],
-                "score": figures(found.score),
-                "agreement": figures(found.agreement),
-                "spread": figures(found.spread),
+                "score": figures(combined.score),
+                "agreement": figures(combined.agreement),
+                "spread": figures(combined.spread),
             },
         }
 

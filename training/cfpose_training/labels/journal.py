@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from cfpose_bench.data.json_lines import JsonLines, read_whole_lines
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.run.state import Record, differences
@@ -43,11 +44,7 @@ class Journal:
         self.done: dict[int, Sight] = {}
         lines = self._whole_lines(record, resume=resume)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "r+b" if lines else "wb")  # noqa: SIM115 - closed by close
-            if lines:  # cut off what an interrupted write left behind the last whole line
-                self._file.seek(sum(map(len, lines)))
-                self._file.truncate()
+            self._file = JsonLines(path, lines)
         except OSError as error:
             raise TrainingError(f"{path} cannot be written: {error}") from error
         if not lines:
@@ -78,11 +75,7 @@ class Journal:
 
     def _whole_lines(self, record: Record, *, resume: bool) -> list[bytes]:
         """The lines of an earlier run of this record; none where there was no run."""
-        if not self.path.is_file():
-            return []
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
+        lines = read_whole_lines(self.path)
         if not lines:
             return []
         try:
@@ -106,8 +99,7 @@ class Journal:
 
     def _write(self, entry: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
+            self._file.add(entry)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error}") from error
 

@@ -1,7 +1,7 @@
-"""Models that label: a single-pose network that looks at each person in several views, and boxes.
+"""The labeller: a single-pose network that predicts each person in several views.
 
-A view is a crop of its own: another margin, a small shift, the photo mirrored or not. What a
-network says alike in all of them is more likely true.
+A view is another crop of the person: another margin, a small shift, mirrored or not. Joints that
+the network predicts at the same place in all views are more likely right.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Labeller:
     def look(self, image: Image, boxes: Float64, views: Sequence[View]) -> Float64:
         """(V, N, K, 3) x and y in photo pixels, and score, of N people in (N, 4) xyxy boxes."""
         width = image.shape[1]
-        found = np.zeros((len(views), len(boxes), len(self.skeleton), 3))
+        joints = np.zeros((len(views), len(boxes), len(self.skeleton), 3))
         if not len(boxes):
-            return found
+            return joints
         mirrored_image = np.ascontiguousarray(image[:, ::-1])
-        for row, view in zip(found, views, strict=True):
+        for row, view in zip(joints, views, strict=True):
             region = view_boxes(boxes, view)
             if view.mirrored:
                 # continuous edges under x → W − 1 − x, the map of pixel centres
@@ -77,7 +77,7 @@ class Labeller:
                 xy = mirror_points(xy, width, self.skeleton.flip_order)
                 score = score[:, self.skeleton.flip_order]
             row[..., :2], row[..., 2] = xy, score
-        return found
+        return joints
 
     def close(self) -> None:
         """Free the model."""

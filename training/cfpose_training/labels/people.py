@@ -1,4 +1,4 @@
-"""Who is to be labelled: people of an annotation file, or those found in photos without one."""
+"""Whom to label: people of an annotation file, or detections in photos without annotations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Who = Literal["unlabelled", "fill", "measure"]
 
 @dataclass(frozen=True)
 class Target:
-    """One photo: `people` of its annotations whose boxes are labelled; None: whoever is found."""
+    """A photo and the annotated `people` whose boxes are labelled; None: a detector finds them."""
 
     image: dict[str, Any]  # COCO's entry; width and height where known
     path: Path
@@ -60,13 +60,13 @@ def annotated_targets(
             continue
         if not {"width", "height"} <= image.keys():
             raise DatasetError(f"image {image['id']} lacks its width or height")
-        everybody = [person for person in by_image.get(image["id"], ()) if not person["iscrowd"]]
-        counted = tuple(person for person in everybody if is_counted(person))
-        sought = [p for p in everybody if is_counted(p) != (who == "unlabelled")]
+        all_people = [person for person in by_image.get(image["id"], ()) if not person["iscrowd"]]
+        counted = tuple(person for person in all_people if is_counted(person))
+        sought = [p for p in all_people if is_counted(p) != (who == "unlabelled")]
         wanted = tuple(p for p in sought if _longer_side(p, image) >= max(min_side, 1e-9))
         if wanted:
-            near = counted if who == "unlabelled" else ()
-            targets.append(Target(image, images / image["file_name"], wanted, near))
+            neighbours = counted if who == "unlabelled" else ()
+            targets.append(Target(image, images / image["file_name"], wanted, neighbours))
     chosen = _spread(targets, limit) if limit else targets
     if missing := [target.path for target in chosen if not target.path.is_file()]:
         raise DatasetError(
@@ -89,7 +89,7 @@ def photo_targets(folder: Path) -> list[Target]:
 
 
 def unnamed_joints(record: dict[str, Any], joints: int) -> tuple[int, ...]:
-    """The joints that nobody in a record has labelled: those that its data set does not label."""
+    """The joints that are labelled for no person of a record: its data set does not have them."""
     named = np.zeros(joints, dtype=bool)
     for person in record["annotations"]:
         named |= np.array(person["keypoints"][2::3]) > 0

@@ -1,4 +1,4 @@
-"""How good labels are, measured on people whose truth is known: precision against coverage."""
+"""How good labels are: precision and coverage on people with known keypoints."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def judge(
         sight = sights[target.image["id"]]
         areas = person_areas(target.people, sight.boxes)
         seen = sight.views if views is None else sight.views[list(views)]
-        found = consensus(seen, areas, skeleton.oks_sigmas, rules.average)
-        kept = kept_joints(found, sight.boxes, sight.size_wh, rules)
+        combined = consensus(seen, areas, skeleton.oks_sigmas, rules.average)
+        kept = kept_joints(combined, sight.boxes, sight.size_wh, rules)
         kept &= kept.sum(axis=1, keepdims=True) >= rules.min_joints
         truth = given_joints(target.people or (), len(skeleton))
         labelled = truth[..., 2] > 0
-        oks = joint_oks(found.xy, truth[..., :2], areas, skeleton.oks_sigmas)
+        oks = joint_oks(combined.xy, truth[..., :2], areas, skeleton.oks_sigmas)
         body = labelled.copy()
         body[:, :FACE] = False
         side = (sight.boxes[:, 2:] - sight.boxes[:, :2]).max(axis=1)
@@ -134,7 +134,7 @@ def _classes(judged: Judged) -> dict[str, list[dict[str, Any]]]:
 
 
 def tables_text(tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """The tables for people, in columns."""
+    """The tables as text, in columns."""
     lines: list[str] = []
     for name, rows in tables.items():
         lines.append(name)

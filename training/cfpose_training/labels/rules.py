@@ -61,7 +61,7 @@ class LabelRules:
 
 @dataclass(frozen=True, eq=False)
 class Consensus:
-    """What the views say of N people together."""
+    """The views of N people combined: positions, scores, and how well the views agree."""
 
     xy: Float64  # (N, K, 2) photo pixels
     score: Float64  # (N, K) mean over the views, in [0, 1]
@@ -102,20 +102,20 @@ def consensus(
 
 
 def kept_joints(
-    found: Consensus, boxes: Float64, size_wh: tuple[int, int], rules: LabelRules
+    combined: Consensus, boxes: Float64, size_wh: tuple[int, int], rules: LabelRules
 ) -> Bools:
-    """(N, K): sure enough, agreed on, inside the photo, and not far outside the (N, 4) xyxy box.
+    """(N, K): score and agreement high enough, in the photo, not far outside the (N, 4) xyxy box.
 
-    None of a person whose kept joints lie off the middle of the box.
+    No joint of a person is kept when the kept ones lie off the middle of the box.
     """
     margin = rules.box_margin * (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)[:, None]
     low = np.maximum(boxes[:, :2] - margin, 0)[:, None]
     high = np.minimum(boxes[:, 2:] + margin, np.array(size_wh))[:, None]
-    inside = ((found.xy >= low) & (found.xy < high)).all(axis=-1)
-    sure = (found.score >= rules.min_score) & (found.agreement >= rules.min_agreement)
-    kept: Bools = sure & inside
-    first = np.where(kept[..., None], found.xy, np.inf).min(axis=1, initial=np.inf)
-    last = np.where(kept[..., None], found.xy, -np.inf).max(axis=1, initial=-np.inf)
+    inside = ((combined.xy >= low) & (combined.xy < high)).all(axis=-1)
+    reliable = (combined.score >= rules.min_score) & (combined.agreement >= rules.min_agreement)
+    kept: Bools = reliable & inside
+    first = np.where(kept[..., None], combined.xy, np.inf).min(axis=1, initial=np.inf)
+    last = np.where(kept[..., None], combined.xy, -np.inf).max(axis=1, initial=-np.inf)
     shown = kept.any(axis=1)
     middle, span = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     offset = np.abs((first[shown] + last[shown]) / 2 - middle[shown]) / span[shown]
@@ -138,32 +138,32 @@ def shared_oks(
 
 
 def chosen_people(
-    found: Consensus,
+    combined: Consensus,
     kept: Bools,
     areas: Float64,
     neighbours: Float64,
     sigmas: Sequence[float],
     rules: LabelRules,
 ) -> list[int]:
-    """Who of the N people of one photo gets labels: indices, in order.
+    """Which of the N people of one photo get labels: indices, in order.
 
-    `kept` (N, K). A pose near that of one of the (M, K, 3) labelled `neighbours` (x, y, v), or near
-    one that is surer of itself, is another person's: the labeller looked past its own.
+    `kept` (N, K), `neighbours` (M, K, 3) labelled x, y, v. A pose close to a neighbour's, or to one
+    with a higher mean score, is left out: the labeller looked at another person.
     """
-    mean_score = np.where(kept, found.score, 0).sum(axis=1) / np.maximum(1, kept.sum(axis=1))
+    mean_score = np.where(kept, combined.score, 0).sum(axis=1) / np.maximum(1, kept.sum(axis=1))
     others, shown = [*neighbours[..., :2]], [*(neighbours[..., 2] > 0)]
-    taken = []
+    chosen = []
     for person in np.argsort(-mean_score, kind="stable"):
         if kept[person].sum() < rules.min_joints:
             continue
         if others:
-            near = shared_oks(
-                found.xy[person], kept[person], np.array(others), np.array(shown),
+            overlap = shared_oks(
+                combined.xy[person], kept[person], np.array(others), np.array(shown),
                 float(areas[person]), sigmas,
             )  # fmt: skip
-            if near.max() > rules.neighbour_oks:
+            if overlap.max() > rules.neighbour_oks:
                 continue
-        others.append(found.xy[person])
+        others.append(combined.xy[person])
         shown.append(kept[person])
-        taken.append(int(person))
-    return sorted(taken)
+        chosen.append(int(person))
+    return sorted(chosen)

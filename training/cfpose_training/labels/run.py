@@ -1,4 +1,4 @@
-"""A run of the labeller over all targets, and the file that comes of it."""
+"""Run the labeller over all photos, and write its annotation file."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ JOURNAL_SUFFIX = ".journal"
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """What a run labels, with what, and where it writes.
+    """What a run labels, with which models, and where it writes.
 
-    With `annotations`, `who` says whose boxes are taken and there is no detector; without, the
-    detector finds the people in the photos of `images`.
+    With `annotations`, `who` chooses the people whose boxes are used, and there is no detector;
+    without, the detector finds the people in the photos of `images`.
     """
 
     out: Path
@@ -148,8 +148,8 @@ def _look_at(
             )
         boxes, scores = target.boxes(), np.ones(len(target.people or ()))
     else:
-        found: Detections = as_detections(detector(image))
-        boxes, scores = found.boxes.astype(np.float64), found.scores.astype(np.float64)
+        detections: Detections = as_detections(detector(image))
+        boxes, scores = detections.boxes.astype(np.float64), detections.scores.astype(np.float64)
         large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) >= min_side
         boxes, scores = boxes[large], scores[large]
     seen = labeller.look(image, boxes, views)
@@ -235,7 +235,7 @@ def _run_record(
     files: dict[str, dict[str, str]],
     targets: Sequence[Target],
 ) -> Record:
-    """What decides what is seen; rules, weight and terms are applied afterwards."""
+    """What decides the predictions; rules, weight and licence are applied afterwards."""
     record = {role: f"a file with SHA-256 {facts['sha256'][:16]}" for role, facts in files.items()}
     if options.annotations is None:
         record["box_score"] = repr(options.box_score)

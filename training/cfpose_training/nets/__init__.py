@@ -1,1 +1,1 @@
-"""The networks of the method: pure modules, no I/O."""
+"""The networks: backbones, SimCC head, refiner and finder, with decoding; no file is read."""

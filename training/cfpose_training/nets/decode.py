@@ -89,8 +89,8 @@ def widen(covariance: Tensor, confidence: Tensor, odds_power: float) -> Tensor:
     """Covariances (B, K, 2, 2) over the odds of the confidence: `cfpose_sdk.keypoints.widen`."""
     if odds_power == 0:
         return covariance
-    sure = full_precision(confidence).clamp(1e-6, 1 - 1e-6)
-    factor = torch.exp(-odds_power * (torch.log(sure) - torch.log(1 - sure)))
+    clipped = full_precision(confidence).clamp(1e-6, 1 - 1e-6)
+    factor = torch.exp(-odds_power * (torch.log(clipped) - torch.log(1 - clipped)))
     return covariance * factor.unsqueeze(2).unsqueeze(3)
 
 
@@ -144,13 +144,15 @@ def _peaks(logits: Tensor, split_ratio: float, decode: Decode) -> tuple[Tensor, 
     # in units of the window's radius
     radius = SUBBIN_RADIUS_PX * split_ratio
     bins = torch.arange(logits.shape[3], dtype=logits.dtype, device=logits.device) / radius
-    centre, near = centre / radius, mass
+    centre, windowed = centre / radius, mass
     for _ in range(SUBBIN_STEPS):
         # moving by the mean offset, not to the mean bin, keeps float32 exact far from bin 0
         offset = bins - centre
-        near = mass * (1 - offset.square()).clamp_min(0)
-        centre = centre + (near * offset).sum(dim=3, keepdim=True) / near.sum(dim=3, keepdim=True)
-    return centre * radius, near.sum(dim=3)
+        windowed = mass * (1 - offset.square()).clamp_min(0)
+        centre = centre + (windowed * offset).sum(dim=3, keepdim=True) / windowed.sum(
+            dim=3, keepdim=True
+        )
+    return centre * radius, windowed.sum(dim=3)
 
 
 def _windowed_centroids(
@@ -163,8 +165,8 @@ def _windowed_centroids(
     for _ in range(WINDOW_STEPS):
         # the softmax of a sum is the windowed bins and their normalisation in one operator
         offset = pixels - centre
-        near = torch.softmax(logits - (offset * sharpness).square(), dim=3)
-        centre = centre + (near * offset).sum(dim=3, keepdim=True)
+        windowed = torch.softmax(logits - (offset * sharpness).square(), dim=3)
+        centre = centre + (windowed * offset).sum(dim=3, keepdim=True)
     return centre.squeeze(3)
 
 

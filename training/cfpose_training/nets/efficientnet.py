@@ -195,10 +195,10 @@ class EfficientNetLite(nn.Module):
         own = self.state_dict()
         if missing := sorted(key for key in own if key not in renamed):
             raise ArtifactError(f"these are no {self._title} weights: they lack {missing[:5]}")
-        taken = {key: state[renamed[key]] for key in own}
-        if bad := sorted(key for key in own if taken[key].shape != own[key].shape):
+        weights = {key: state[renamed[key]] for key in own}
+        if bad := sorted(key for key in own if weights[key].shape != own[key].shape):
             raise ArtifactError(f"these are no {self._title} weights: {bad[:5]} do not fit")
-        self.load_state_dict(_for_our_pixels(taken))
+        self.load_state_dict(_for_our_pixels(weights))
         return tuple(sorted(renamed[key] for key in renamed.keys() - own.keys()))
 
 

@@ -1,4 +1,4 @@
-"""The person finder: an anchor-free detector of one class at stride 8, with a second look at boxes.
+"""The finder: our anchor-free person detector at stride 8, with a second look at its boxes.
 
 Every cell scores whether a person's centre lies there and regresses the distances to the four
 sides of the box. Centre heat and box supervision follow TTFNet (Liu et al., AAAI 2020).

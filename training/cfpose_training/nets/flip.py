@@ -1,4 +1,4 @@
-"""The flip test: a network sees each crop and its mirror image, and the two answers are averaged.
+"""The flip test: average a network's predictions for each crop and for its mirror image.
 
 As in SimCC's evaluation: the mirrored x vector is reversed, left and right joints are swapped, the
 vector is shifted, and the probabilities of both views are averaged (SimDR).

@@ -1,6 +1,6 @@
-"""The whole inference of a checkpoint as one module: what is exported, and what proves the export.
+"""The whole inference of a checkpoint as one module; export writes it, and proves against it.
 
-A checkpoint that the SDK opens runs as these too, so that it answers as its graph will.
+The SDK runs a checkpoint with these modules too, so it gives the results of the exported graph.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HRNet: parallel branches from 1/4 to 1/32 resolution, fused again and again.
+"""HRNet: parallel branches from 1/4 to 1/32 resolution that exchange their features many times.
 
 Sun et al., "Deep High-Resolution Representation Learning for Human Pose Estimation", CVPR 2019.
 Parameter names are those of the reference implementation, so its weights load unchanged.

@@ -1,4 +1,6 @@
-"""IGP-GCN: a graph network over the joints that corrects a coarse pose from image features.
+"""The refiner, IGP-GCN: a graph network over the joints that corrects a coarse pose.
+
+It reads image features at the joints.
 
 The paper (arXiv 2508.11212) builds on OPEC-Net (Qiu et al., ECCV 2020): its graph blocks, its
 progressive order, and its feature adaptation, here set for an HRNet backbone. The graph
@@ -26,7 +28,7 @@ from cfpose_training.nets.hrnet import Taps
 
 
 def graph_mask(num_joints: int, limbs: Sequence[Pair]) -> Tensor:
-    """(K, K) bool: which joints a joint listens to, itself included (A + I)."""
+    """(K, K) bool: which joints a joint gets features from, itself included (A + I)."""
     mask = torch.eye(num_joints, dtype=torch.bool)
     for a, b in limbs:
         mask[a, b] = mask[b, a] = True
@@ -356,7 +358,7 @@ def _integral_xy(joint_maps: Tensor) -> Tensor:
 
 
 def _crop_to(up: Tensor, like: Tensor) -> Tensor:
-    """Cut the cell that a map of odd size, halved and doubled, has too many."""
+    """Cut the extra cell of a map whose odd size was halved and doubled."""
     return up[..., : like.shape[-2], : like.shape[-1]]
 
 

@@ -95,7 +95,7 @@ def build_backbone(config: BackboneConfig) -> HRNet | LiteBackbone:
 
 
 class PoseOutput(NamedTuple):
-    """What PoseNet gives for B crops."""
+    """The output of PoseNet for B crops."""
 
     x_logits: Tensor  # (B, K, bins_x)
     y_logits: Tensor  # (B, K, bins_y)

@@ -1,4 +1,4 @@
-"""What a finished model's spec says of held-out people: confidence, covariance, figures.
+"""Fit a finished model's confidence and covariance on held-out people, and measure its figures.
 
 Confidence is the probability that a joint lies within its OKS-good distance: a per-joint OKS of at
 least 0.5, which is d ≤ 2σ · sqrt(2 ln 2 · area), with COCO's σ and the annotated area.

@@ -1,4 +1,4 @@
-"""A network in torch on the development photos: keypoints, raw scores, AP with given boxes."""
+"""Run a network on the development photos: keypoints, raw scores, AP with ground-truth boxes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DevelopmentSet:
     def predict(
         self, network: nn.Module, batch_size: int = 32, *, flipped: bool = False
     ) -> Predictions:
-        """Run a PoseNet or RefinedPoseNet over everybody, in float32; `flipped`: the flip test."""
+        """Run a PoseNet or RefinedPoseNet over all people, in float32; `flipped`: the flip test."""
         device = next(network.parameters()).device
         normalise = Normalise(self.spec.mean_rgb, self.spec.std_rgb).to(device)
         count = len(self.people)

@@ -1,8 +1,9 @@
-"""Batch-norm statistics of a network whose norms were folded into its convolutions.
+"""Restore the batch norms of a network that was read from an exported graph.
 
-An exported graph has no norms left, so a network read off one has norms that only add a bias. It
-computes what the graph does, until training divides by the statistics of a batch, for which nothing
-makes up. Here the norms get the statistics of real crops, and weights that undo them.
+An exported graph has its norms folded in, so a network read from one has norms that only add a
+bias. It computes what the graph does; but in training its norms divide by the statistics of a
+batch, and nothing multiplies by them again. Here the norms get the statistics of real crops, and
+weights that undo them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One run of a pose stage: its people, its figures, the checkpoints it keeps, what decides it."""
+"""One run of a pose stage: its people, its figures, its checkpoints, and its record for resume."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PoseRun:
     dev: DevelopmentSet | None
 
     def people(self) -> People:
-        """Everybody it learns from. Raises TrainingError when that is nobody."""
+        """All people to train on. Raises TrainingError when there are none."""
         people = load_people(self.recipe.sources, self.data.root, self.spec.skeleton)
         if not len(people):
             raise TrainingError("the recipe's sources hold no labelled person")
@@ -124,12 +124,12 @@ class PoseRun:
 
 
 def stage1_record(recipe: Recipe, stage: str) -> Record:
-    """What of a recipe decides `stage`: stage1, or that of the teacher whose recipe it is."""
+    """The record of `stage`: the recipe's fields that decide stage 1, or the teacher's training."""
     return {"stage": stage, **_recipe_record(recipe, {"stage2"})}
 
 
 def stage2_record(recipe: Recipe) -> Record:
-    """What of a recipe decides stage 2."""
+    """The record of stage 2: the recipe's fields that decide its result."""
     return {"stage": "stage2", **_recipe_record(recipe, {"stage1", "distill"})}
 
 
@@ -143,7 +143,7 @@ def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:
 
 
 def people_digest(people: People) -> str:
-    """A digest of who is learnt from, in which photo and in which order; not of the pixels."""
+    """A digest of the training people, their photos and their order; not of the pixels."""
     digest = hashlib.sha256("\n".join(path.name for path in people.photos).encode())
     for array in (people.photo, people.boxes, people.joints, people.weight, people.repeat):
         digest.update(np.ascontiguousarray(array).tobytes())

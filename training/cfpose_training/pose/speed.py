@@ -1,4 +1,4 @@
-"""How fast samples are loaded and how fast the network learns them, each alone."""
+"""Measure the speed of the loader and of the network, each alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Speed:
 
     @property
     def text(self) -> str:
-        """The two figures, and which of them a run would wait for."""
+        """The two figures, and which of the two limits a run."""
         slower = "loader" if self.loader < self.network else "network"
         return (
             f"loader alone: {self.loader:.1f} samples/s, with {self.workers} processes\n"

@@ -1,4 +1,4 @@
-"""The two pose stages, from a recipe to a checkpoint."""
+"""Train teacher, student and refiner: from a recipe to a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SKELETONS: dict[SkeletonName, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPO
 
 
 def pose_spec(recipe: Recipe) -> ModelSpec:
-    """The contract of the model that a recipe trains."""
+    """The ModelSpec of the network that a recipe trains."""
     pose = recipe.pose
     return ModelSpec(
         name=pose.name,
@@ -50,7 +50,7 @@ def pose_spec(recipe: Recipe) -> ModelSpec:
 
 
 def deployed_spec(recipe: Recipe) -> ModelSpec:
-    """The contract of the artifact: that of training, but for margin, decoder and confidence.
+    """The ModelSpec of the artifact: as in training, but for margin, decoder and confidence.
 
     Zoom augmentation lets a network take tighter crops than its plain ones, and tighter crops
     give each joint more pixels.
@@ -100,9 +100,9 @@ def train_stage1(
 
 
 def check_start(pose: PoseConfig, init: Path | None, remedy: str = "") -> None:
-    """Raise TrainingError when blocks of the body stay as they are, and nothing says how.
+    """Raise TrainingError when blocks of the body are frozen, and no file gives their weights.
 
-    `remedy` is what to give in the place of `init`.
+    `remedy`: what the message asks for instead of `init`.
     """
     if init is None and pose.lite is not None and pose.lite.frozen:
         remedy = remedy or f"--init EfficientNet-{pose.lite.body.title()}'s weights, or frozen = 0"
@@ -249,7 +249,7 @@ def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
 def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> DevelopmentSet | None:
     """The held-out photos of the first source that holds some out.
 
-    Raises TrainingError when nobody is in them: a run would end without figures to fit.
+    Raises TrainingError when no people are in them: a run would end without figures to fit.
     """
     for source in recipe.sources:
         if source.holdout_every:

@@ -1,1 +1,1 @@
-"""One training run: the loop, its optimiser, its resumable state, and what it leaves behind."""
+"""One training run: the loop, the optimiser, the state to resume from, the log and checkpoints."""

@@ -16,6 +16,7 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_training.config import OptimConfig
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.data.loader import Batches
+from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.outputs import KeptCheckpoints, Meter, RunLog, SaveCheckpoint
 from cfpose_training.run.state import (
     FREE_OPTIM_FIELDS,
@@ -35,7 +36,7 @@ AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run lives and how long it may take; nothing here changes its result."""
+    """Where a run writes, on which devices, and for how long; nothing here changes its result."""
 
     folder: Path
     resume: bool = False
@@ -65,9 +66,9 @@ def fit(
 ) -> bool:
     """Train `stage.trainable` in place; its final weights are the averaged ones if EMA is on.
 
-    `after_epoch(epoch, module)` gets the (averaged) module and returns figures for the log; of
-    several processes the first alone calls it, while the others wait. `record` says what decides
-    the result; None: `config` alone. With `save_checkpoint` the run keeps checkpoints, see
+    `after_epoch(epoch, module)` gets the (averaged) module and returns figures for the log; only
+    the first process calls it, while the others wait. `record` holds all that decides the result;
+    None: `config` alone. With `save_checkpoint` the run keeps checkpoints, see
     KeptCheckpoints.
     Returns False when `max_minutes` ended the run early. Raises TrainingError when a loss or
     gradient is not finite, when a file cannot be written, or when the folder holds another run, or
@@ -97,7 +98,7 @@ def fit(
             except KeyboardInterrupt:
                 run.save_if_whole()
                 raise
-    trainer.wait_for_all()  # until the first one has written the last epoch's files
+    wait_for_processes()  # until the first one has written the last epoch's files
     stage.trainable.load_state_dict(trainer.result.state_dict())
     return True
 
@@ -125,7 +126,7 @@ class _Run:
         )
         self.meter = Meter()
         self.kept: KeptCheckpoints | None = None
-        if save_checkpoint is not None and self.trainer.is_first:
+        if save_checkpoint is not None and is_first_process():
             self.kept = KeptCheckpoints(options.folder, save_checkpoint, options.keep_last)
         self._saved = time.monotonic()
         self._open(resume=options.resume)
@@ -139,7 +140,7 @@ class _Run:
     def end_epoch(self, after_epoch: AfterEpoch) -> None:
         """Measure, keep and log the epoch in the first process, then go on to the next one."""
         trainer = self.trainer
-        if trainer.is_first:
+        if is_first_process():
             speeds = self.meter.speeds()  # before the measuring, which is no part of them
             figures = after_epoch(trainer.epoch, trainer.result)
             if self.kept is not None:
@@ -163,15 +164,15 @@ class _Run:
             self.save()
 
     def save_if_whole(self) -> None:
-        """Save as before the batch; in the midst of an optimiser step the last state stands."""
+        """Save the state before the batch; during an optimiser step keep the last saved one."""
         if self.trainer.is_whole:
             self.trainer.leave_batch()
             self.save()
 
     def save(self) -> None:
-        """Write the state, from the first process alone."""
+        """Write the state; only the first process does."""
         self._saved = time.monotonic()
-        if self.trainer.is_first:
+        if is_first_process():
             best = None if self.kept is None else self.kept.best
             state = {**self.trainer.state(), "meter": self.meter.state(), "best": best}
             save_state(self.folder, state, self.record)
@@ -183,11 +184,11 @@ class _Run:
             raise TrainingError(
                 f"cannot make the folder {self.folder}: {error.strerror}; give another --out"
             ) from error
-        if self.trainer.is_first:
+        if is_first_process():
             remove_torn_states(self.folder)
         state = load_state(self.folder, self.record, resume=resume)
         if state is None:
-            if self.trainer.is_first:
+            if is_first_process():
                 (self.folder / LOG_FILE).unlink(missing_ok=True)
             if self.kept is not None:
                 self.kept.begin()

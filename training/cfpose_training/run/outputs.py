@@ -1,8 +1,8 @@
-"""What a run leaves behind: a CSV log with running means, and the checkpoints it keeps.
+"""CSV log and running means of a run, and the checkpoints that it keeps.
 
-Kept are the best checkpoint and those of the last epochs. Each is an ordinary checkpoint, written
-whole or not at all, whose spec carries the epoch and the figures on the development photos as
-metrics.
+It keeps the best checkpoint and those of the last epochs. Each is an ordinary checkpoint, written
+whole or not at all; the metrics in its spec are the epoch and the figures on the development
+photos.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Meter:
 
     def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
         """The batches; the time until each is there counts as waiting for data."""
-        asked = time.monotonic()
+        start = time.monotonic()
         for batch in batches:
-            self._waited_s += time.monotonic() - asked
+            self._waited_s += time.monotonic() - start
             yield batch
-            asked = time.monotonic()
+            start = time.monotonic()
 
     def add(self, figures: Mapping[str, float], samples: int) -> None:
         for name, value in figures.items():
@@ -120,8 +120,8 @@ SaveCheckpoint = Callable[[Path, nn.Module, Mapping[str, float]], None]
 class KeptCheckpoints:
     """`best.safetensors` where development photos exist, and the last `keep_last` epochs' files.
 
-    What the best file says of itself is the figure to beat, so the two cannot disagree, wherever a
-    run was killed. Of equal figures the earliest stays. Raises TrainingError for a negative number.
+    The figure to beat is read from the best file itself, so the two agree wherever a run was
+    killed. Of equal figures the earliest stays. Raises TrainingError for a negative number.
     """
 
     def __init__(self, folder: Path, save: SaveCheckpoint, keep_last: int) -> None:
@@ -133,13 +133,13 @@ class KeptCheckpoints:
         self._keep_last = keep_last
 
     def begin(self) -> None:
-        """Remove what an earlier run, whose state is gone, left in the folder."""
+        """Remove the checkpoints of an earlier run, whose state is gone, from the folder."""
         (self._folder / BEST_FILE).unlink(missing_ok=True)
         for path in self._epochs().values():
             path.unlink(missing_ok=True)
 
     def resume(self, best: float | None) -> None:
-        """Go on from a state that knew of a best figure, or of none.
+        """Continue from a state with this best figure, or with none.
 
         Raises TrainingError when its file is gone, ArtifactError when that cannot be read.
         """

@@ -1,8 +1,8 @@
 """The resumable state of a run, and the fields and file hashes that must match on resume.
 
 The state is one file, replaced whole. A field is recorded unless a run that is resumed with another
-value of it ends as one that had this value from the start. Hence the folder, the cache, threads,
-workers and the number of devices are not recorded, nor what only labels the artifact.
+value of it ends as one that had this value from the start. So the folder, the cache, threads,
+workers and the number of devices are not recorded, nor names and terms in the artifact.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def recorded(value: object, name: str, free: frozenset[str] = frozenset()) -> Re
 
 
 def recorded_files(files: Mapping[str, Path | None]) -> Record:
-    """A digest of each file's content; where it lies does not count. None is no file.
+    """A digest of each file's content, wherever the file lies. None: there is no file.
 
     Raises TrainingError for a file that cannot be read.
     """
@@ -51,9 +51,9 @@ def recorded_files(files: Mapping[str, Path | None]) -> Record:
 
 
 def differences(made: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
-    """One line for each name whose value differs or which one side lacks.
+    """One line for each name whose value differs, or that only one side has.
 
-    What `made` lacks because the option came later differs when it is on.
+    An option that is newer than `made` differs only when it is on.
     """
     off = {
         name: value
@@ -83,6 +83,7 @@ State = dict[str, Any]  # tensors, numbers and texts alone
 
 def save_state(folder: Path, state: State, record: Record) -> None:
     """Write the state of a run, whole or not at all. Raises TrainingError when it cannot be."""
+    # not cfpose_sdk.files: this name lets a resumed run find and remove what was left half written
     path, temporary = folder / STATE_FILE, folder / f".{STATE_FILE}.{os.getpid()}"
     try:
         torch.save({**state, RECORD_KEY: record}, temporary)
@@ -129,6 +130,6 @@ def load_state(folder: Path, record: Record, *, resume: bool) -> State | None:
 
 
 def remove_torn_states(folder: Path) -> None:
-    """Remove what a process that was killed while saving left half written."""
+    """Remove the half-written states of a process that was killed while saving."""
     for torn in folder.glob(f".{STATE_FILE}.*"):
         torn.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One optimiser step after the other: a Stage, its optimiser, its average, and probes between."""
+"""The trainer: a Stage, its optimiser, the averaged weights, and figures taken between steps."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def learning_rate(config: OptimConfig, epoch: float, step: int) -> float:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Put back what a forward and backward pass inside changes, also when it fails.
+    """Restore all that a forward and backward pass inside changes, also when it fails.
 
-    That is torch's random state, the buffers (batch-norm statistics), the gradients, and each
+    These are torch's random state, the buffers (batch-norm statistics), the gradients, and each
     part's training mode. Gradients inside begin empty. The weights are not copied: do not step.
     """
     modes = {part: part.training for part in module.modules()}
@@ -92,7 +92,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 
 def launch_fabric(accelerator: str, devices: int, precision: Precision) -> Fabric:
-    """Fabric on its devices, with its processes. Raises TrainingError when they are not there."""
+    """Start Fabric and its processes. Raises TrainingError when the devices are not there."""
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
         fabric.launch()
@@ -105,9 +105,9 @@ def launch_fabric(accelerator: str, devices: int, precision: Precision) -> Fabri
 
 
 class Trainer:
-    """The part of a run that changes weights; it knows no folder.
+    """The part of a run that changes weights; it reads and writes no files.
 
-    `epoch` and `batch` count from 0 and say what comes next; `step` counts optimiser steps.
+    `epoch` and `batch` count from 0 and are the next ones to train; `step` counts optimiser steps.
     """
 
     def __init__(
@@ -137,15 +137,10 @@ class Trainer:
         """This process's share of every batch."""
         return Shard(self.fabric.global_rank, self.fabric.world_size)
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the first of the processes, or the only one."""
-        return self.fabric.is_global_zero
-
     def train_step(self, batch: Batch, rate: float) -> dict[str, float]:
         """One step; gives the losses and the norm of all gradients before it is clipped.
 
-        Who has counted these sets `is_whole`: a state without them would log other means.
+        The caller sets `is_whole` once it has counted these: a state saved before would lack them.
         Raises TrainingError, and leaves the weights alone, when one of these is not finite.
         """
         for group in self.optimiser.param_groups:
@@ -172,7 +167,7 @@ class Trainer:
         return values
 
     def leave_batch(self) -> None:
-        """Forget a batch that was broken off before its optimiser step."""
+        """Undo a batch that was interrupted before its optimiser step."""
         if self._before is None:
             return
         buffers, random_state = self._before
@@ -183,15 +178,11 @@ class Trainer:
         self._before = None
 
     def agree(self, flag: bool) -> bool:
-        """The first process's flag, in all of them: they stop together, or wait for ever."""
+        """The first process's flag, in every process: they have to stop together."""
         return bool(self.fabric.broadcast(flag)) if self.fabric.world_size > 1 else flag
 
-    def wait_for_all(self) -> None:
-        """Until every process has come here."""
-        self.fabric.barrier()
-
     def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on from here to the same weights."""
+        """All that a later process needs to continue from here to the same weights."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -206,7 +197,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a result of `state`."""
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.ema is not None:

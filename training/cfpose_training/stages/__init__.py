@@ -1,1 +1,1 @@
-"""The stages of training: each turns a batch into named losses."""
+"""The stages of training; each computes named losses from a batch."""

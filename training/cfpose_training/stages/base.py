@@ -1,4 +1,4 @@
-"""A training stage: a batch becomes named losses; and what a frozen teacher says of the batch."""
+"""The base of every stage, and the predictions of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cfpose_training.nets.pose_net import PoseNet, PoseOutput
 def ask_teacher(
     teacher: PoseNet, images: Tensor, spec: ModelSpec, *, flip: bool, bf16: bool = False
 ) -> PoseOutput:
-    """The teacher's answer to normalised crops (B, 3, H, W); it carries no gradient.
+    """The teacher's output for normalised crops (B, 3, H, W), without gradients.
 
     With `flip` its logits are those of the mean probability of the crops and their mirror images.
     The maps are those of the crops themselves: the student is compared in its own view. With `bf16`
-    it computes in bfloat16, and its answer is in bfloat16.
+    it computes in bfloat16, and its output is bfloat16.
     """
     # the run's own autocast stays as it is where bf16 is not asked for
     with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
@@ -42,8 +42,8 @@ def confidence_weights(answer: PoseOutput, spec: ModelSpec, counted: Tensor) -> 
     """
     x_logits, y_logits = answer[:2]
     _, score = decode_simcc(x_logits, y_logits, spec.split_ratio, spec.decode)
-    taken = (counted > 0).to(score.dtype)
-    mean = (score * taken).sum() / taken.sum().clamp(min=1)
+    is_counted = (counted > 0).to(score.dtype)
+    mean = (score * is_counted).sum() / is_counted.sum().clamp(min=1)
     return score / mean.clamp(min=torch.finfo(score.dtype).tiny)
 
 
@@ -53,7 +53,7 @@ class Stage(nn.Module):
     trainable: nn.Module
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """The loop says that epoch `epoch`, from 1, of `epochs` begins or goes on."""
+        """The loop calls this when epoch `epoch`, from 1, of `epochs` begins or is resumed."""
 
     def epoch_figures(self, batch: Batch) -> dict[str, float]:
         """Figures for the log, taken on an epoch's first batch before its step; here none.

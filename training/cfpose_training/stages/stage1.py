@@ -1,4 +1,6 @@
-"""Stage 1: labels alone, or with a teacher, L_s1 = L_KL + gamma (alpha L_fea + beta (L1 + L_cst)).
+"""Stage 1: the student on labels (L_KL), or on labels and a teacher.
+
+With a teacher the loss is L_s1 = L_KL + gamma (alpha L_fea + beta (L1 + L_cst)), see `losses`.
 
 The weights w_ij of the limbs in the structure loss are a choice: the paper does not define them.
 """
@@ -107,7 +109,7 @@ TEACHER_FIELDS = ("skeleton", "size_wh", "split_ratio", "mean_rgb", "std_rgb")
 
 
 def check_teacher(teacher: ModelSpec, student: ModelSpec) -> None:
-    """Raise TrainingError unless both read the same crops and speak of the same bins."""
+    """Raise TrainingError unless both have the same crops, joints and bins."""
     for name in TEACHER_FIELDS:
         theirs, ours = getattr(teacher, name), getattr(student, name)
         if theirs != ours:
@@ -155,7 +157,7 @@ class Losses(NamedTuple):
 
 
 class DistillStage(Stage):
-    """The student on labels and on what a frozen teacher says of the same crops.
+    """The student on labels, and on a frozen teacher's predictions for the same crops.
 
     The teacher is in eval mode always and gets no gradient; `limb_weights` (E,) belong to the
     spec's limbs. Raises TrainingError when the teacher's spec does not fit.
@@ -219,7 +221,7 @@ class DistillStage(Stage):
         return {f"grad_{name}": norm for name, norm in norms.items()}
 
     def ask(self, images: Tensor) -> PoseOutput:
-        """What the teacher says of normalised crops (B, 3, H, W)."""
+        """The teacher's predictions for normalised crops (B, 3, H, W)."""
         config = self.config
         return ask_teacher(
             self.teacher, images, self.spec, flip=config.teacher_flip, bf16=config.teacher_bf16
@@ -273,7 +275,7 @@ class DistillStage(Stage):
         return terms
 
     def _find_alpha(self, kl: Tensor, fea: Tensor, feature: Tensor) -> None:
-        """One batch more for alpha, unless it has been measured on enough; see DistillConfig."""
+        """Measure alpha on one more batch, unless it has had enough; see DistillConfig."""
         sums = self.trainable.alpha_sums
         if sums[2] >= self.config.alpha_auto_batches:
             return
@@ -288,7 +290,7 @@ class DistillStage(Stage):
 
 
 def feature_gradient_norms(stage: DistillStage, batch: Batch) -> dict[str, float]:
-    """How loudly each loss speaks to the student's 1/4 map F, the map that L_fea compares.
+    """Gradient norm of each loss at the student's 1/4 map F, the map that L_fea compares.
 
     L2 norm over the batch of the gradient with respect to F (B, C, h, w): `kl` of the KL, and of
     each teacher's term as it enters the total, factors and gamma included. In the stage's mode, in

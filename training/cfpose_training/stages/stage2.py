@@ -1,4 +1,4 @@
-"""Stage 2: the refiner on a frozen student (eq. 6-7)."""
+"""Stage 2: train the refiner while the student is frozen (eq. 6-7)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RefinerStage(Stage):
     """Stage 2: the refiner on a frozen student (eq. 6-7).
 
     It learns ground truth (scheme 1), or the argmax pose of `teacher`, or both: the teacher's share
-    of the loss is `teacher_fraction`. Only labelled joints count, whoever says where they are.
+    of the loss is `teacher_fraction`. Only labelled joints count, also for the teacher's pose.
     Student and teacher stay in eval mode, so no batch-norm statistic moves. `init_noise_px` is the
     deviation of Gaussian noise on the coarse pose in training. `teacher_flip` averages the
-    teacher's answer with that to the mirror image; `teacher_confidence` weighs its joints.
+    teacher's output with that of the mirror image; `teacher_confidence` weighs its joints.
     """
 
     def __init__(
