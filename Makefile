@@ -15,15 +15,20 @@ RUNTIMES = benchmarks/results/runtimes-cpu.json
 FRAME = studies/results/frame-input-dev.json
 # An environment with rtmlib; made where it is missing.
 RTMLIB = out/rtmlib
+# The examples that need Node's packages, and the marks that these are there.
+NODE_EXAMPLES = examples/browser examples/node
+NODE_STAMPS = $(NODE_EXAMPLES:%=%/node_modules/.stamp)
 # make bench LIMIT='--limit 20' REPORT=out/bench.json for a trial
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test check lint format bench runtimes models soak tables clean
+.PHONY: help demo test slow browser check lint format bench runtimes models soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
 	@echo "make test    check, then every test"
+	@echo "make slow    the examples in the browser, Node and C++, where these are installed"
+	@echo "make browser  serves the page of examples/browser on this machine"
 	@echo "make check   lint, types, import floors"
 	@echo "make lint    ruff only"
 	@echo "make format  rewrite the sources as ruff wants them"
@@ -40,6 +45,13 @@ demo: $(VENV)/.demo
 # pytest stays the last command: its summary is the last line.
 test: check
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# The redirection makes it a shell's command: make itself has no `command`.
+slow: $(VENV)/.dev $(if $(shell command -v npm 2>/dev/null),$(NODE_STAMPS))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slow
+
+browser: examples/browser/node_modules/.stamp
+	cd examples/browser && npm start
 
 check: lint
 	$(BIN)/mypy
@@ -95,7 +107,7 @@ tables: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist out .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		.import_linter_cache
+		.import_linter_cache $(NODE_EXAMPLES:%=%/node_modules)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -113,3 +125,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# No scripts: onnxruntime-node's would fetch libraries for CUDA from outside the registry.
+examples/%/node_modules/.stamp: examples/%/package-lock.json
+	@cd examples/$* && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
+		touch node_modules/.stamp || \
+		echo "npm ci failed in examples/$*: tests that need its packages are skipped" >&2

@@ -15,7 +15,10 @@ import pytest
 
 MIB = 1024 * 1024
 WEIGHTS = {".engine", ".onnx", ".pt", ".pth", ".safetensors"}
-SOURCES = {".cfg", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
+SOURCES = {
+    ".cfg", ".cpp", ".css", ".html", ".ini", ".js", ".json", ".md", ".mjs", ".py", ".sh", ".toml",
+    ".txt", ".yaml", ".yml",
+}  # fmt: skip
 BARE_NAMES = {".ci/run", ".gitattributes", ".gitignore", "Makefile"}
 NO_PACKAGE = ("training", "export", "benchmarks", "studies", "tests", "examples")
 PACKAGES = {
@@ -214,10 +217,29 @@ def test_ci_runs_the_tests_and_nothing_else(root: Path) -> None:
     script = root / ".ci" / "run"
     lines = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
     assert script.stat().st_mode & 0o111, ".ci/run is not executable"
-    assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "exec make test"]
+    verbs = ["make test", "exec make slow"]
+    assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', *verbs]
 
 
-def test_the_test_verb_ends_with_pytest(root: Path) -> None:
-    recipe = (root / "Makefile").read_text().split("\ntest:", 1)[1].split("\n\n", 1)[0]
-    command = "\t@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile"
+@pytest.mark.parametrize(
+    ("verb", "arguments"), [("test", "-n $(JOBS) --dist loadfile"), ("slow", "tests/slow")]
+)
+def test_the_test_verbs_end_with_pytest(root: Path, verb: str, arguments: str) -> None:
+    recipe = (root / "Makefile").read_text().split(f"\n{verb}:", 1)[1].split("\n\n", 1)[0]
+    command = f"\t@OMP_NUM_THREADS=1 $(BIN)/python -m pytest {arguments}"
     assert recipe.splitlines()[-1] == command
+
+
+def test_only_make_slow_collects_the_slow_tests(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pytest"]
+    assert "slow" in settings["ini_options"]["norecursedirs"]
+    assert list((root / "tests" / "slow").glob("test_*.py"))
+
+
+def test_node_packages_name_no_registry_and_stay_out(root: Path, tracked: list[Path]) -> None:
+    locks = [path for path in tracked if path.name == "package-lock.json"]
+    assert locks
+    assert [path for path in locks if '"resolved"' in path.read_text()] == []
+    assert [
+        path for path in tracked if "node_modules" in path.parts or path.suffix == ".wasm"
+    ] == []
