@@ -17,8 +17,13 @@ INPUTS = ("--init", "--teacher", "--student", "--finder")
 
 @pytest.fixture
 def commands(root: Path, tmp_path: Path) -> list[list[str]]:
+    """What is run for the bundled models."""
+    return dry_run(root, tmp_path, "cfpose-s")
+
+
+def dry_run(root: Path, tmp_path: Path, name: str) -> list[list[str]]:
     """The words of each command, as `make --dry-run` prints them, in a checkout without runs."""
-    make = ["make", "--file", "training/recipes/cfpose-s.mk", "--dry-run", "DATA=DATA"]
+    make = ["make", "--file", f"training/recipes/{name}.mk", "--dry-run", "DATA=DATA"]
     run = subprocess.run(
         [*make, f"RUNS={tmp_path}/runs"], cwd=root, capture_output=True, text=True, check=True
     )
@@ -78,4 +83,27 @@ def test_every_recipe_of_the_bundled_models_has_its_run(
     used = {Path(recipe).stem for command in commands for recipe in _values(command, "--recipe")}
     there = {path.stem for path in (root / "training" / "recipes").glob("*.toml")}
     others = {"cfpose-s-ablation", "improved-coco", "paper-coco", "paper-crowdpose"}
+    others |= {"cfpose-s-movenet", "cfpose-s-turned", "cfpose-m"}  # of movenet.mk
     assert used == there - others
+
+
+def test_the_students_on_movenet_have_their_runs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    commands = dry_run(root, tmp_path, "movenet")
+    assert [command[1] for command in commands if command[0] == "cfpose-train"] == [
+        "label", "label", "stage1", "stage1", "stage1",
+    ]  # fmt: skip
+    made = {out for command in commands for out in _values(command, "--out")}
+    for command in commands:
+        if command[0] == "cfpose-train" and command[1] == "stage1":
+            assert train.main([*command[1:], "--dry-run"]) == 0
+            (file,) = _values(command, "--recipe")
+            recipe = load_recipe(file)
+            assert recipe.pose.movenet is not None
+            assert _values(command, "--init") == [
+                f"DATA/labellers/movenet_{recipe.pose.movenet.body}.onnx"
+            ]
+            labels = {s.annotations for s in recipe.sources if s.annotations.startswith("labels")}
+            assert {f"{tmp_path}/runs/data/{name}" for name in labels} <= made

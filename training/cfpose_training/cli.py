@@ -143,6 +143,26 @@ def average(arguments: argparse.Namespace) -> int:
     return _report(average(recipe, checkpoints, data, out))
 
 
+def finish(arguments: argparse.Namespace) -> int:
+    """Run `finish`; returns the exit code."""
+    import torch
+
+    from cfpose_training.config import load_recipe
+    from cfpose_training.pose.finish import FINISHED_FILE, finish_student
+
+    recipe, student, init = load_recipe(arguments.recipe), arguments.student, arguments.init
+    out, threads, share = arguments.out, arguments.threads, arguments.init_share
+    data, dry_run = _data_options(**given(arguments, DATA)), arguments.dry_run
+
+    if dry_run:
+        _say_files([("student", student), ("init", init)])
+        print(f"  writes {out / FINISHED_FILE}")
+        return 0
+    if threads:
+        torch.set_num_threads(threads)
+    return _report(finish_student(recipe, student, data, out, init=init, init_share=share))
+
+
 def ablation(arguments: argparse.Namespace) -> int:
     """Run `ablation`; returns the exit code."""
     from cfpose_training.ablation.run import plan, run_ablation
@@ -231,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _run_parser(place)
     _add_stages(commands, common, start)
     _add_finder(commands, common)
+    _add_finish(commands, place)
     _add_average(commands, place)
     _add_ablation(commands, common, start)
     add_convert(commands)
@@ -283,7 +304,7 @@ def _start_parser() -> argparse.ArgumentParser:
         "--init",
         type=Path,
         help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's, "
-        "EfficientNet-Lite0's)",
+        "EfficientNet-Lite0's, MoveNet's)",
     )
     return start
 
@@ -299,7 +320,7 @@ def _add_stages(
         "stage1", parents=[common, start], help="train the student, with or without a teacher"
     )
     parser.set_defaults(run=stage1)
-    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher to learn from")
+    parser.add_argument("--teacher", type=Path, help="checkpoint or heat-map ONNX to learn from")
     parser = commands.add_parser(
         "stage2", parents=[common], help="train the refiner; the student does not change"
     )
@@ -321,6 +342,18 @@ def _add_finder(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--init", type=Path, help="start from ImageNet weights of its body, or from a finder"
+    )
+
+
+def _add_finish(commands: Commands, place: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "finish", parents=[place], help="write the student as it ships without a refiner"
+    )
+    parser.set_defaults(run=finish)
+    parser.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
+    parser.add_argument("--init", type=Path, help="what it began from, to mix its weights with")
+    parser.add_argument(
+        "--init-share", type=float, default=0.0, help="share of the start in the mean of both"
     )
 
 

@@ -20,6 +20,8 @@ from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
+from cfpose_training.nets.movenet import MoveNetConfig
+from cfpose_training.nets.pose_net import BackboneConfig, HeadName
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -130,6 +132,7 @@ class AugmentConfig:
     brightness: float = 0.0  # and moved by up to this, of 255, likewise
     box_sigma: float = 0.0  # each edge of the box is off, by this share of the box's side
     quality_p: float = 0.0  # worse pictures: blurred, noisy, compressed, see augment.lower_quality
+    turn_p: float = 0.0  # turned by any angle instead: handstands and people lying down
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,13 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class PoseConfig:
-    """The student: network, crop and decoder. Its backbone is one of `hrnet` and `lite`."""
+    """The student: network, crop and decoder. Its backbone is one of `hrnet`, `lite`, `movenet`."""
 
     name: str
     hrnet: HRNetConfig | None = None
     lite: LiteConfig | None = None
+    movenet: MoveNetConfig | None = None
+    head: HeadName = "simcc"
     size_wh: tuple[int, int] = (192, 256)
     split_ratio: float = 2.0
     box_scale: float = 1.25  # of the training crops
@@ -210,9 +215,9 @@ class PoseConfig:
     head_init: Literal["default", "marginals"] = "default"  # see SimCCHead.init_as_marginals
 
     @property
-    def backbone(self) -> HRNetConfig | LiteConfig:
+    def backbone(self) -> BackboneConfig:
         """The one that is given."""
-        return _the_one(self.hrnet, self.lite)
+        return _the_one(self)
 
 
 @dataclass(frozen=True)
@@ -222,20 +227,28 @@ class TeacherConfig:
     name: str
     hrnet: HRNetConfig | None = None
     lite: LiteConfig | None = None
+    movenet: MoveNetConfig | None = None
+    head: HeadName = "simcc"
     optim: OptimConfig | None = None  # None: as stage1
     head_init: Literal["default", "marginals"] = "default"
 
     @property
-    def backbone(self) -> HRNetConfig | LiteConfig:
+    def backbone(self) -> BackboneConfig:
         """The one that is given."""
-        return _the_one(self.hrnet, self.lite)
+        return _the_one(self)
 
 
-def _the_one(hrnet: HRNetConfig | None, lite: LiteConfig | None) -> HRNetConfig | LiteConfig:
-    chosen = hrnet if hrnet is not None else lite
-    if chosen is None or (hrnet is not None and lite is not None):
-        raise TrainingError("a network has one backbone: give `hrnet` or `lite`, not both")
-    return chosen
+def _backbones(network: PoseConfig | TeacherConfig) -> list[BackboneConfig]:
+    return [b for b in (network.hrnet, network.lite, network.movenet) if b is not None]
+
+
+def _the_one(network: PoseConfig | TeacherConfig) -> BackboneConfig:
+    given = _backbones(network)
+    if len(given) != 1:
+        raise TrainingError(
+            "a network has one backbone: give `hrnet`, `lite` or `movenet`, and no other"
+        )
+    return given[0]
 
 
 @dataclass(frozen=True)
@@ -298,8 +311,10 @@ def _contradiction(recipe: Recipe) -> str:
     if recipe.teacher is not None:
         networks.append(recipe.teacher)
     for network in networks:
-        if (network.hrnet is None) == (network.lite is None):
-            return f"{network.name} has one backbone: give `hrnet` or `lite`, and not both"
+        if len(_backbones(network)) != 1:
+            return (
+                f"{network.name} has one backbone: give `hrnet`, `lite` or `movenet`, and no other"
+            )
     runs = {"stage1": recipe.stage1, "stage2.optim": recipe.stage2.optim}
     if recipe.teacher is not None and recipe.teacher.optim is not None:
         runs["teacher.optim"] = recipe.teacher.optim
@@ -334,6 +349,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
         raise TrainingError("the recipe has no [teacher] table; give its name and network there")
     pose: PoseConfig = dataclasses.replace(
         recipe.pose, name=teacher.name, hrnet=teacher.hrnet, lite=teacher.lite,
+        movenet=teacher.movenet, head=teacher.head,
         head_init=teacher.head_init,
     )  # fmt: skip
     return dataclasses.replace(

@@ -190,7 +190,10 @@ def add_label(commands: Commands) -> None:
         action="store_true",
         help="compare new labels with its own and write the figures; write no labels",
     )
-    parser.add_argument("--labeller", type=Path, required=True, help="MoveNet ONNX that labels")
+    parser.add_argument(
+        "--labeller", type=Path, required=True, nargs="+",
+        help="MoveNet ONNX that labels, or heat-map models, whose maps are averaged",
+    )  # fmt: skip
     parser.add_argument(
         "--detector", type=Path, help="detector that finds the people in photos without annotations"
     )
@@ -253,13 +256,15 @@ def label(arguments: argparse.Namespace) -> int:
     from cfpose_training.labels.run import LabelOptions, run_labelling
 
     root, images, annotations = arguments.data_root, arguments.images, arguments.annotations
-    out, threads = arguments.out, arguments.threads
+    out, threads, labellers = arguments.out, arguments.threads, arguments.labeller
     who = _who(annotations, **given(arguments, ("only_unlabelled", "fill", "measure")))
     rules = LabelRules(**given(arguments, LabelRules.__dataclass_fields__))
     same = ("box_score", "views", "weight", "licence", "holdout_every", "min_side", "limit",
-            "resume", "max_minutes", "labeller", "detector")  # fmt: skip
+            "resume", "max_minutes", "detector")  # fmt: skip
     options = LabelOptions(
         out=out,
+        labeller=labellers[0],
+        more_labellers=tuple(labellers[1:]),
         images=root / images,
         annotations=None if annotations is None else root / annotations,
         who=who or "unlabelled",

@@ -9,7 +9,12 @@ import pytest
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import AugmentConfig
-from cfpose_training.data.augment import coarse_dropout, lower_quality, random_transform
+from cfpose_training.data.augment import (
+    coarse_dropout,
+    lower_quality,
+    random_transform,
+    rotation_deg,
+)
 
 BOX = np.array([40.0, 30.0, 100.0, 150.0])
 SIZE_WH = (96, 128)
@@ -192,3 +197,36 @@ def test_worse_pictures_come_as_often_as_asked() -> None:
     before = rng.bit_generator.state
     assert lower_quality(crop, AugmentConfig(), rng) is crop
     assert rng.bit_generator.state == before  # recipes without it draw what they drew
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_turned_crops_turn_by_any_angle_and_hold_the_person(mirror: float) -> None:
+    """A tall person's middle stays in the middle, and the ends of the body inside the crop."""
+    config = AugmentConfig(flip_p=mirror, zoom_sigma=0, rotation_p=0, half_body_p=0, turn_p=1.0)
+    box = np.array([100.0, 50.0, 160.0, 250.0])
+    joints = np.zeros((17, 3))
+    ends = np.array([[[130.0, 50.0], [130.0, 150.0], [130.0, 250.0]]])
+    angles = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        transform, mirrored = random_transform(box, joints, COCO_17, (96, 128), 1.0, config, rng)
+        assert mirrored == bool(mirror)
+        top, middle, bottom = transform_points(transform[None], ends)[0]
+        centre = [47, 64] if mirrored else [48, 64]
+        np.testing.assert_allclose(middle, centre, atol=1e-9)
+        for end in (top, bottom):
+            assert (-1e-6 - mirror <= end).all()
+            assert (end <= [96 + 1e-6, 128 + 1e-6]).all()
+        along = bottom - top
+        angle = np.rad2deg(np.arctan2(-along[0] * (-1 if mirrored else 1), along[1]))
+        assert rotation_deg(transform) == pytest.approx(angle)
+        angles.append(angle)
+    assert (np.histogram(angles, bins=6, range=(-180, 180))[0] > 15).all()
+
+
+def test_without_turns_nothing_is_drawn_for_them() -> None:
+    box, joints = np.array([10.0, 10.0, 60.0, 90.0]), np.zeros((17, 3))
+    rng = [np.random.default_rng(3), np.random.default_rng(3)]
+    for config, generator in zip((AugmentConfig(), AugmentConfig(turn_p=1e-12)), rng, strict=True):
+        random_transform(box, joints, COCO_17, (48, 64), 1.25, config, generator)
+    assert rng[0].random() != rng[1].random()

@@ -27,6 +27,7 @@ from cfpose_training.checkpoints.files import (
     save_tensors,
 )
 from cfpose_training.checkpoints.foreign import Adopted, adopt, head_spec, read_state
+from cfpose_training.movenet_file import start_movenet, takes_movenet
 from cfpose_training.nets.efficientnet import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 
@@ -108,7 +109,11 @@ def initialise(network: PoseNet, path: Path) -> Initialised:
     the same body under another neck; then the neck above it stays as it was. Of a SimCC head each
     layer is taken that fits: another number of joints leaves `final_layer` as it was. Raises
     ArtifactError.
+    A network of MoveNet's trunk begins on MoveNet's file, or on a checkpoint of such a network.
     """
+    if takes_movenet(network):
+        taken, left = start_movenet(network, path)
+        return Initialised(taken=taken, fresh=left, dropped=())
     state = read_state(path)
     backbone = network.backbone
     if isinstance(backbone, LiteBackbone) and IMAGENET_STEM in state:

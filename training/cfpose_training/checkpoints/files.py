@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dacite
 import safetensors
@@ -24,10 +25,15 @@ from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
+from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, RefinedPoseNet
 
 NETWORK_KEY = "cfpose.network"
-_BACKBONES: dict[str, type[BackboneConfig]] = {"hrnet": HRNetConfig, "lite": LiteConfig}
+_BACKBONES: dict[str, type[BackboneConfig]] = {
+    "hrnet": HRNetConfig,
+    "lite": LiteConfig,
+    "movenet": MoveNetConfig,
+}
 OPTIONS = dacite.Config(strict=True, cast=[tuple])
 
 
@@ -75,10 +81,12 @@ def save_pose(path: Path, network: PoseNet | RefinedPoseNet, spec: ModelSpec) ->
     pose, refiner = (
         (network.pose, network.refiner) if isinstance(network, RefinedPoseNet) else (network, None)
     )
-    configs = {
+    configs: dict[str, Any] = {
         backbone_kind(pose.backbone.config): dataclasses.asdict(pose.backbone.config),
         "refiner": None if refiner is None else dataclasses.asdict(refiner.config),
     }
+    if pose.head_name != "simcc":
+        configs["head"] = pose.head_name
     metadata = {SPEC_KEY: spec.to_json(), NETWORK_KEY: json.dumps(configs, sort_keys=True)}
     save_tensors(path, network.state_dict(), metadata)
 
@@ -108,9 +116,9 @@ def load_pose(path: str | Path) -> tuple[PoseNet | RefinedPoseNet, ModelSpec]:
     # building draws initial weights; leave the RNG alone
     with torch.random.fork_rng(devices=[]), _understood(path):
         configs = json.loads(metadata[NETWORK_KEY])
-        kind = "lite" if "lite" in configs else "hrnet"
-        backbone = _BACKBONES[kind]
-        pose = PoseNet(dacite.from_dict(backbone, configs[kind], OPTIONS), spec)
+        kind = next((kind for kind in _BACKBONES if kind in configs), "hrnet")
+        backbone = dacite.from_dict(_BACKBONES[kind], configs[kind], OPTIONS)
+        pose = PoseNet(backbone, spec, configs.get("head", "simcc"))
         network: PoseNet | RefinedPoseNet = pose
         if configs["refiner"] is not None:
             config = dacite.from_dict(IGPGCNConfig, configs["refiner"], OPTIONS)

@@ -35,7 +35,7 @@ def read_graph(path: Path) -> dict[str, Tensor]:
     It computes what the graph computes, to float32 rounding. Raises ArtifactError when the file is
     not a float32 graph of ours.
     """
-    model = _load(path)
+    model = load_graph(path)
     from onnx import numpy_helper
 
     graph = model.graph
@@ -57,7 +57,7 @@ def read_graph(path: Path) -> dict[str, Tensor]:
         else:
             state[f"{key.removesuffix('.weight')}.bias"] = bias
     for layer in CLASSIFIERS:
-        state |= _classifier(graph, arrays, layer, path)
+        state |= classifier(graph, arrays, layer, path)
     if bad := sorted(key for key, value in state.items() if value.dtype is torch.float16):
         raise ArtifactError(f"{path} holds {bad[0]} in float16; give the FP32 graph")
     return state
@@ -65,14 +65,15 @@ def read_graph(path: Path) -> dict[str, Tensor]:
 
 def graph_spec(path: Path) -> ModelSpec:
     """The ModelSpec in a graph, without the fields that a new training run changes."""
-    metadata = {entry.key: entry.value for entry in _load(path).metadata_props}
+    metadata = {entry.key: entry.value for entry in load_graph(path).metadata_props}
     if SPEC_KEY not in metadata:
         raise ArtifactError(f"{path} carries no {SPEC_KEY}, so it is not a cfpose pose graph")
     spec = ModelSpec.from_json(metadata[SPEC_KEY])
     return dataclasses.replace(spec, calibration=(1.0, 0.0), metrics={}, gate={})
 
 
-def _load(path: Path) -> Any:
+def load_graph(path: Path) -> Any:
+    """An ONNX file's ModelProto. Raises ArtifactError when it is none, or cannot be read."""
     require("onnx", extra="export", why=f"reading the weights of {path.name}")
     import onnx
 
@@ -113,7 +114,7 @@ def _adding_norm(norm: str, bias: Tensor, eps: float) -> dict[str, Tensor]:
     }
 
 
-def _classifier(graph: Any, arrays: dict[str, Tensor], layer: str, path: Path) -> dict[str, Tensor]:
+def classifier(graph: Any, arrays: dict[str, Tensor], layer: str, path: Path) -> dict[str, Tensor]:
     """A linear layer: its bias, and the matrix whose product the bias is added to."""
     bias = f"{PREFIX}{layer}.bias"
     makers = {name: node for node in graph.node for name in node.output}

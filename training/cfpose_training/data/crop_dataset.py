@@ -25,12 +25,15 @@ from cfpose_training.data.augment import (
     colour_jitter,
     lower_quality,
     random_transform,
+    rotation_deg,
 )
 from cfpose_training.data.people import People
 from cfpose_training.data.photo_cache import PhotoCache
 from cfpose_training.data.targets import label_weights
 
-Batch = dict[str, Tensor]  # crops (B, H, W, 3) uint8 BGR, xy (B, K, 2) crop px, weight (B, K)
+# crops (B, H, W, 3) uint8 BGR, xy (B, K, 2) crop px, weight (B, K), upright (B,) 0 or 1
+Batch = dict[str, Tensor]
+UPRIGHT_DEG = 85.0  # crops turned by more are not: heat-map teachers have seen few like them
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class CropDataset(Dataset[Batch]):
         xy = transform_points(transform[None], joints[None, :, :2])[0]
         if mirrored:  # the map has mirrored the positions already
             xy, weight = xy[spec.skeleton.flip_order], weight[spec.skeleton.flip_order]
-        return self._item(crop, xy, weight)
+        upright = abs(rotation_deg(transform)) <= UPRIGHT_DEG
+        return {**self._item(crop, xy, weight), "upright": torch.tensor(float(upright))}
 
     def _item(self, crop: NDArray[np.uint8], xy: Float64, weight: Float64) -> Batch:
         positions = torch.from_numpy(xy).float()

@@ -19,6 +19,7 @@ from cfpose_sdk.crops import mirror_points
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.skeleton import COCO_17
+from cfpose_training.heatmap_graph import HeatmapPoses
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,30 @@ def first_views(count: int) -> tuple[View, ...]:
     return VIEWS[:count]
 
 
+MOVENETS = ("movenet", "thunder", "lightning")  # in a file's name
+
+
+def labeller_name(paths: Sequence[Path]) -> str:
+    """The name under which files label together."""
+    return " + ".join(path.stem for path in paths)
+
+
 class Labeller:
-    """A MoveNet file, COCO's 17 joints. Raises ArtifactError and BackendError as MoveNet."""
+    """One MoveNet file, or heat-map files whose maps are averaged; COCO's 17 joints.
+
+    A file is a MoveNet when its name says `movenet`, `thunder` or `lightning`. Raises ArtifactError
+    and BackendError as MoveNet and HeatmapPoses.
+    """
 
     skeleton = COCO_17
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self.path, self.name = path, path.stem
-        self._model = MoveNet(path, threads=threads)
+    def __init__(self, *paths: Path, threads: int | None = None) -> None:
+        self.name = labeller_name(paths)
+        self._model: MoveNet | HeatmapPoses
+        if len(paths) == 1 and any(part in paths[0].stem.lower() for part in MOVENETS):
+            self._model = MoveNet(paths[0], threads=threads)
+        else:
+            self._model = HeatmapPoses(paths, threads=threads)
 
     def look(self, image: Image, boxes: Float64, views: Sequence[View]) -> Float64:
         """(V, N, K, 3) x and y in photo pixels, and score, of N people in (N, 4) xyxy boxes."""

@@ -23,7 +23,7 @@ from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.labels.annotations import LabelWriter
 from cfpose_training.labels.journal import Journal, Sight
-from cfpose_training.labels.labeller import Labeller, View, first_views
+from cfpose_training.labels.labeller import Labeller, View, first_views, labeller_name
 from cfpose_training.labels.people import (
     Target,
     Who,
@@ -50,6 +50,7 @@ class LabelOptions:
     out: Path
     images: Path
     labeller: Path
+    more_labellers: tuple[Path, ...] = ()  # heat-map models, averaged with the first
     annotations: Path | None = None
     who: Who = "unlabelled"
     detector: Path | None = None
@@ -64,6 +65,11 @@ class LabelOptions:
     threads: int | None = None
     resume: bool = False
     max_minutes: float = math.inf
+
+    @property
+    def labellers(self) -> tuple[Path, ...]:
+        """All models that label."""
+        return (self.labeller, *self.more_labellers)
 
     def __post_init__(self) -> None:
         if (self.annotations is None) == (self.detector is None):
@@ -113,7 +119,7 @@ def _look_at_all(
     if not left:
         return True
     detector: Detector | None = None
-    with Labeller(options.labeller, threads=options.threads) as labeller:
+    with Labeller(*options.labellers, threads=options.threads) as labeller:
         if options.detector is not None:
             settings = DetectorOptions(threshold=options.box_score)
             detector = open_detector(options.detector, settings, threads=options.threads)
@@ -174,7 +180,7 @@ def _content(
         people = sum(len(target.people or ()) for target in targets)
         return {"info": info | {"people": people, "photos": len(targets)}, **tables}
     detector = "" if options.detector is None else options.detector.stem
-    name = options.labeller.stem
+    name = labeller_name(options.labellers)
     writer = LabelWriter(skeleton, rules, name, detector, options.weight)
     if record is not None and options.who == "fill":
         joints = unnamed_joints(record, len(skeleton))
@@ -216,6 +222,7 @@ def _file_facts(options: LabelOptions) -> dict[str, dict[str, str]]:
     """Names and SHA-256 of what the labels are made from."""
     files = {
         "labeller": options.labeller,
+        **{f"labeller {n}": path for n, path in enumerate(options.more_labellers, start=2)},
         "detector": options.detector,
         "annotations": options.annotations,
     }

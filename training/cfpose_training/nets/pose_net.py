@@ -6,7 +6,7 @@ ECCV 2022. The head's parameter names are those of the reference implementation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from cfpose_training.nets.decode import decode_simcc
 from cfpose_training.nets.efficientnet import LiteBackbone, LiteConfig
 from cfpose_training.nets.hrnet import HRNet, HRNetConfig, Taps, init_convolutions
 from cfpose_training.nets.igp_gcn import IGPGCN
+from cfpose_training.nets.marginal import MarginalHead
+from cfpose_training.nets.movenet import MULTIPLE, MoveNetBackbone, MoveNetConfig
 
 
 class Normalise(nn.Module):
@@ -39,6 +41,9 @@ class Normalise(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         # float first: TensorRT does not move uint8 tensors
         return (crops.float().permute(0, 3, 1, 2).flip(1) - self.mean) / self.std
+
+
+NEGLIGIBLE = 1e-12  # of a starting weight
 
 
 class SimCCHead(nn.Module):
@@ -64,12 +69,14 @@ class SimCCHead(nn.Module):
 
         A peak in a joint's map then means a position from the first step on, so early training is
         that of a heatmap network. Each cell excites the bins within about one cell of it.
+        Weights too small to matter are zero: left denormal, they double a graph's time.
         """
         height, width = self.cells_hw
         for axis, layer in enumerate((self.mlp_head_x, self.mlp_head_y)):
             cells = torch.arange((width, height)[axis], dtype=torch.float32)
             bins = torch.arange(layer.out_features) * (len(cells) / layer.out_features)
             bump = torch.exp(-((bins[:, None] - cells) ** 2) / 2)
+            bump[bump < NEGLIGIBLE] = 0
             spread = (bump[:, None, :], bump[:, :, None])[axis].expand(-1, height, width)
             layer.weight.copy_(spread.reshape(layer.out_features, -1))
             nn.init.zeros_(layer.bias)
@@ -86,11 +93,15 @@ class SimCCHead(nn.Module):
         return self.mlp_head_x(maps), self.mlp_head_y(maps)
 
 
-BackboneConfig = HRNetConfig | LiteConfig
+BackboneConfig = HRNetConfig | LiteConfig | MoveNetConfig
+Backbone = HRNet | LiteBackbone | MoveNetBackbone
+HeadName = Literal["simcc", "marginal"]
 
 
-def build_backbone(config: BackboneConfig) -> HRNet | LiteBackbone:
+def build_backbone(config: BackboneConfig) -> Backbone:
     """The network that a configuration describes."""
+    if isinstance(config, MoveNetConfig):
+        return MoveNetBackbone(config)
     return HRNet(config) if isinstance(config, HRNetConfig) else LiteBackbone(config)
 
 
@@ -110,21 +121,31 @@ def with_scaled_logits(output: PoseOutput, factor: float) -> PoseOutput:
 
 
 class PoseNet(nn.Module):
-    """Backbone + SimCC head: normalised RGB crops (B, 3, H, W) → PoseOutput.
+    """Backbone + head that gives SimCC bins: normalised RGB crops (B, 3, H, W) → PoseOutput.
 
     State-dict keys are `backbone.*` and `head.*` over the reference names; an HRNet starts from the
     reference's initial weights. Raises InputError when
-    the spec's crop size is not a multiple of 4.
+    the spec's crop size is not a multiple of 4, for MoveNet's trunk of 16.
     """
 
-    def __init__(self, config: BackboneConfig, spec: ModelSpec) -> None:
+    def __init__(self, config: BackboneConfig, spec: ModelSpec, head: HeadName = "simcc") -> None:
         super().__init__()
         width, height = spec.size_wh
-        if width % 4 or height % 4:
-            raise InputError(f"size_wh must be multiples of 4, got {spec.size_wh}")
+        multiple = MULTIPLE if isinstance(config, MoveNetConfig) else 4
+        if width % multiple or height % multiple:
+            raise InputError(f"size_wh must be multiples of {multiple}, got {spec.size_wh}")
         self.backbone = build_backbone(config)
-        self.head = SimCCHead(config.width, len(spec.skeleton), spec.size_wh, spec.bins_xy)
-        init_convolutions(self if isinstance(config, HRNetConfig) else self.head)
+        kind = MarginalHead if head == "marginal" else SimCCHead
+        self.head = kind(config.width, len(spec.skeleton), spec.size_wh, spec.bins_xy)
+        if isinstance(config, HRNetConfig):
+            init_convolutions(self)
+        elif head == "simcc":
+            init_convolutions(self.head)
+
+    @property
+    def head_name(self) -> HeadName:
+        """Which head it has."""
+        return "marginal" if isinstance(self.head, MarginalHead) else "simcc"
 
     def forward(self, images: Tensor) -> PoseOutput:
         taps = self.backbone(images)

@@ -19,7 +19,7 @@ from cfpose_sdk.keypoints import calibrate, widen
 from cfpose_sdk.oks import good_distance
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.data.people import People
-from cfpose_training.nets.pose_net import RefinedPoseNet
+from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet, Predictions
 
 BINS = 15  # of the calibration error
@@ -68,12 +68,12 @@ def fit_covariance(
 
 
 def measured_spec(
-    network: RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None
+    network: PoseNet | RefinedPoseNet, spec: ModelSpec, dev: DevelopmentSet | None
 ) -> ModelSpec:
     """The spec with confidence and covariance fitted, and figures measured, on held-out photos."""
     if dev is None:
         return spec
-    predictions, coarse = dev.predict(network), dev.predict(network.pose)
+    predictions = dev.predict(network)
     score, good = good_joints(predictions, dev.people, spec.skeleton.oks_sigmas)
     calibration = fit_calibration(score, good)
     labelled = dev.people.joints[..., 2] > 0
@@ -83,9 +83,10 @@ def measured_spec(
     scale, power = fit_covariance(xy, raw, confidence, truth)
     scale = round(scale, 4)
     sigmas = np.sqrt(squared_sigmas(xy, scale * widen(raw, confidence, power), truth))
-    metrics = {
-        "dev_AP": dev.accuracy(predictions).AP,
-        "dev_AP_coarse": dev.accuracy(coarse).AP,
+    metrics = {"dev_AP": dev.accuracy(predictions).AP}
+    if isinstance(network, RefinedPoseNet):
+        metrics["dev_AP_coarse"] = dev.accuracy(dev.predict(network.pose)).AP
+    metrics |= {
         "dev_people": float(len(dev.people)),
         "dev_ECE": calibration_error(score, good, calibration),
         "dev_within_1_sigma": float((sigmas <= 1).mean()),

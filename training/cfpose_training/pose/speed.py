@@ -83,7 +83,7 @@ def measure_speed(
             people = some_people(people, SAMPLE, visits=(count + warm_up) * optim.batch_size)
         batches_per_epoch(people.repeat, optim)  # refuses data without one whole batch
         loader, batch = loader_rate(run.batches(people), count, warm_up=warm_up)
-    network = PoseNet(recipe.pose.backbone, spec)
+    network = PoseNet(recipe.pose.backbone, spec, recipe.pose.head)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage = LabelStage(network, spec, recipe.labels)
     rate, device = network_rate(stage, batch, optim, options, count)

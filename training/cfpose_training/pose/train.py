@@ -9,13 +9,16 @@ import torch
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
-from cfpose_sdk.spec import ModelSpec
+from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
 from cfpose_training.checkpoints.convert import Initialised, initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.graph_teacher import GraphTeacher, GraphTeacherStage
+from cfpose_training.heatmap_graph import HeatmapGraph
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
+from cfpose_training.nets.movenet import MOVENET_MEAN_RGB, MOVENET_STD_RGB
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.calibration import measured_spec
 from cfpose_training.pose.evaluation import DevelopmentSet
@@ -44,6 +47,8 @@ def pose_spec(recipe: Recipe) -> ModelSpec:
         decode=pose.decode,
         box_scale=pose.box_scale,
         split_ratio=pose.split_ratio,
+        mean_rgb=IMAGENET_MEAN_RGB if pose.movenet is None else MOVENET_MEAN_RGB,
+        std_rgb=IMAGENET_STD_RGB if pose.movenet is None else MOVENET_STD_RGB,
         trained_on=recipe.trained_on,
         license=recipe.license,
     )
@@ -84,7 +89,8 @@ def train_stage1(
     *,
     init: Path | None = None,
 ) -> Path | None:
-    """Stage 1: the student on labels and, where the recipe distils, on a teacher's checkpoint.
+    """Stage 1: the student on labels and, where the recipe distils, on a teacher's checkpoint or a
+    heat-map graph.
 
     `init` is a checkpoint to start from, of any layout that `foreign` understands.
     Returns the student's checkpoint, or None when time ran out first. Raises TrainingError when
@@ -110,6 +116,12 @@ def check_start(pose: PoseConfig, init: Path | None, remedy: str = "") -> None:
             f"{pose.name} keeps its first {pose.lite.frozen} blocks as they are, and nothing says "
             f"what they are; give {remedy}"
         )
+    if init is None and pose.movenet is not None and pose.movenet.frozen:
+        remedy = remedy or f"--init MoveNet {pose.movenet.body.title()}'s ONNX file, or frozen = 0"
+        raise TrainingError(
+            f"{pose.name} keeps its stem and first {pose.movenet.frozen} stages as they are, and "
+            f"nothing says what they are; give {remedy}"
+        )
 
 
 def _train_pose(
@@ -122,9 +134,9 @@ def _train_pose(
 ) -> Path | None:
     spec = pose_spec(recipe)
     check_start(recipe.pose, init)
-    taught_by = None if teacher is None else load_teacher(teacher, spec)
+    taught_by = None if teacher is None else open_teacher(teacher, spec, options.threads)
     torch.manual_seed(recipe.stage1.seed)
-    network = PoseNet(recipe.pose.backbone, spec)
+    network = PoseNet(recipe.pose.backbone, spec, recipe.pose.head)
     if recipe.pose.head_init == "marginals":
         network.head.init_as_marginals()
     if init is not None:
@@ -138,7 +150,9 @@ def _train_pose(
     if init is not None:
         restore_norms(network, people, cache_photos(people.photos, data.cache), spec)
     stage: Stage = LabelStage(network, spec, recipe.labels)
-    if taught_by is not None:
+    if isinstance(taught_by, GraphTeacher):
+        stage = GraphTeacherStage(network, spec, recipe.labels, recipe.distill, taught_by)
+    elif taught_by is not None:
         weights = torch.from_numpy(limb_weights(recipe.distill.cst_weights, spec, people))
         stage = DistillStage(network, spec, recipe.labels, recipe.distill, *taught_by, weights)
     record = stage1_record(recipe, "teacher" if file == TEACHER_FILE else "stage1")
@@ -151,6 +165,15 @@ def _train_pose(
         save_pose(checkpoint, trained, spec)
     wait_for_processes()
     return checkpoint
+
+
+def open_teacher(
+    path: Path, student: ModelSpec, threads: int
+) -> GraphTeacher | tuple[PoseNet, ModelSpec]:
+    """A heat-map graph (.onnx), or a checkpoint as `load_teacher`."""
+    if path.suffix == ".onnx":
+        return GraphTeacher(HeatmapGraph(path, threads=threads or None), student)
+    return load_teacher(path, student)
 
 
 def load_teacher(path: Path, student: ModelSpec) -> tuple[PoseNet, ModelSpec]:

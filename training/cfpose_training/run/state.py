@@ -23,7 +23,7 @@ Record = dict[str, str]
 FREE_OPTIM_FIELDS = frozenset({"workers", "final"})
 # Options that came after runs had been recorded, and the value with which a run is as it was
 # before: a state that lacks one may go on with that.
-LATER_OPTIONS = {"quality_p": "0.0"}
+LATER_OPTIONS = {"quality_p": "0.0", "turn_p": "0.0", "movenet": "None", "head": "'simcc'"}
 
 
 def recorded(value: object, name: str, free: frozenset[str] = frozenset()) -> Record:
