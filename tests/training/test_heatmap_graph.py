@@ -16,8 +16,15 @@ from onnx import TensorProto, helper
 from cfpose_sdk.errors import ArtifactError, TrainingError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
+from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph, HeatmapPoses, dark_decode
 from cfpose_training.config import DistillConfig, LabelConfig
-from cfpose_training.graph_teacher import (
+from cfpose_training.labels.labeller import VIEWS, Labeller
+from cfpose_training.labels.rules import LabelRules
+from cfpose_training.labels.run import run_labelling
+from cfpose_training.nets.hrnet import HRNetConfig
+from cfpose_training.nets.pose_net import PoseNet
+from cfpose_training.pose.train import load_teacher, open_teacher
+from cfpose_training.stages.graph_teacher import (
     GraphTeacher,
     GraphTeacherStage,
     Taught,
@@ -25,13 +32,6 @@ from cfpose_training.graph_teacher import (
     bin_log_probabilities,
     pose_distance,
 )
-from cfpose_training.heatmap_graph import HeatmapGraph, HeatmapPoses, dark_decode
-from cfpose_training.labels.labeller import VIEWS, Labeller
-from cfpose_training.labels.rules import LabelRules
-from cfpose_training.labels.run import run_labelling
-from cfpose_training.nets.hrnet import HRNetConfig
-from cfpose_training.nets.pose_net import PoseNet
-from cfpose_training.pose.train import load_teacher, open_teacher
 from tests.training.label_cases import options
 
 SIZE_WH = (48, 64)

@@ -20,8 +20,8 @@ from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoints.convert import initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
+from cfpose_training.checkpoints.movenet import read_movenet
 from cfpose_training.config import load_recipe
-from cfpose_training.movenet_file import read_movenet
 from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.movenet import (
     MOVENET_MEAN_RGB,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.errors import InputError
-from cfpose_training.near_photos import main, near_photos, photo_bits
+from cfpose_training.data.near_photos import main, near_photos, photo_bits
 
 
 def scene(seed: int, width: int = 320, height: int = 240) -> np.ndarray:

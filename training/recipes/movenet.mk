@@ -38,7 +38,7 @@ $(RUNS)/data:
 
 # Without photos that show what the evaluation's show.
 $(RUNS)/data/photos/ccp/photos.json: | $(RUNS)/data
-	$(BIN)python -m cfpose_training.near_photos $(CCP) --against $(DATA)/coco/images/val --into $(@D)
+	$(BIN)python -m cfpose_training.data.near_photos $(CCP) --against $(DATA)/coco/images/val --into $(@D)
 
 $(RUNS)/data/labels/coco-unlabelled.json: | $(RUNS)/data
 	$(label) --annotations coco/person_keypoints_train.json --images coco/images/train --only-unlabelled \

@@ -27,7 +27,7 @@ from cfpose_training.checkpoints.files import (
     save_tensors,
 )
 from cfpose_training.checkpoints.foreign import Adopted, adopt, head_spec, read_state
-from cfpose_training.movenet_file import start_movenet, takes_movenet
+from cfpose_training.checkpoints.movenet import start_movenet, takes_movenet
 from cfpose_training.nets.efficientnet import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 

@@ -19,7 +19,7 @@ from cfpose_sdk.crops import mirror_points
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.skeleton import COCO_17
-from cfpose_training.heatmap_graph import HeatmapPoses
+from cfpose_training.checkpoints.heatmap_graph import HeatmapPoses
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
 from cfpose_training.checkpoints.convert import Initialised, initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
+from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
 from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
-from cfpose_training.graph_teacher import GraphTeacher, GraphTeacherStage
-from cfpose_training.heatmap_graph import HeatmapGraph
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.movenet import MOVENET_MEAN_RGB, MOVENET_STD_RGB
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
@@ -28,6 +27,7 @@ from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.state import recorded_files
 from cfpose_training.stages.base import Stage
+from cfpose_training.stages.graph_teacher import GraphTeacher, GraphTeacherStage
 from cfpose_training.stages.stage1 import DistillStage, LabelStage, check_teacher, limb_weights
 from cfpose_training.stages.stage2 import RefinerStage
 

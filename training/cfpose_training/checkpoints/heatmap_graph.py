@@ -23,7 +23,6 @@ from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-
 STRIDE = 4
 BOX_SCALE = 1.25  # of its training crops
 BLUR = 3  # cells, side of the Gaussian that DARK smooths a map with

@@ -4,7 +4,7 @@ Perceptual hashes: the signs of the 63 lowest cosine coefficients of a photo shr
 pixels about their median. Resizing, compression and slight colours leave nearly all of them; the
 mirror image is looked for as well. A photo that shows another part of the same scene is not found.
 
-    python -m cfpose_training.near_photos FOLDER... --against VAL_PHOTOS --into KEPT
+    python -m cfpose_training.data.near_photos FOLDER... --against VAL_PHOTOS --into KEPT
 
 links the kept photos into a folder, and writes `photos.json` there: every photo's SHA-256, and what
 was left out and for which photo.
@@ -28,7 +28,6 @@ from cfpose_sdk.files import write_file
 from cfpose_sdk.media.image import Image, read_image
 
 Bits = NDArray[np.bool_]
-
 SIDE = 32  # pixels a photo is shrunk to
 LOW = 8  # cosines along each axis that count
 NEAR_BITS = 8  # of 63: at most so many differ between two copies of a photo

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
+from cfpose_training.checkpoints.heatmap_graph import STRIDE, HeatmapGraph
 from cfpose_training.config import DistillConfig, LabelConfig
 from cfpose_training.data.crop_dataset import Batch
-from cfpose_training.heatmap_graph import STRIDE, HeatmapGraph
 from cfpose_training.losses import decay, simcc_loss, soft_pose
 from cfpose_training.nets.decode import full_precision
 from cfpose_training.nets.pose_net import Normalise, PoseNet, with_scaled_logits
