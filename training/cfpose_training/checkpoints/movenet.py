@@ -18,9 +18,8 @@ from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.spec import SPEC_KEY
 from cfpose_training.checkpoints.files import load_tensors, misfits
 from cfpose_training.checkpoints.from_graph import CLASSIFIERS, PREFIX, classifier, load_graph
-from cfpose_training.nets.marginal import MarginalHead
 from cfpose_training.nets.movenet import WIDTHS, MoveNetBackbone, MoveNetConfig, MoveNetName
-from cfpose_training.nets.pose_net import PoseNet
+from cfpose_training.nets.pose_net import MarginalHead, PoseNet
 
 BRANCHES = ("heat", "regression", "centre", "offsets")
 JOINTS = 17

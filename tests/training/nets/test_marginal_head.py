@@ -9,8 +9,7 @@ import torch
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.nets.decode import decode_simcc
-from cfpose_training.nets.marginal import FIRST_CELL_PX, MarginalHead, interpolation
-from cfpose_training.nets.pose_net import SimCCHead
+from cfpose_training.nets.pose_net import FIRST_CELL_PX, MarginalHead, SimCCHead, interpolation
 
 SIZE_WH, BINS_XY = (48, 64), (96, 128)
 CELLS_HW = 16, 12
