@@ -1,7 +1,13 @@
-"""The networks joined: backbone and SimCC head (PoseNet), and with the refiner (RefinedPoseNet).
+"""Heads, and the networks joined: backbone and head (PoseNet), and the refiner (RefinedPoseNet).
 
-Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose Estimation",
-ECCV 2022. The head's parameter names are those of the reference implementation.
+SimCC's head: Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose
+Estimation", ECCV 2022; its parameter names are those of the reference implementation.
+
+The marginal head: SimCC's bins as the sums of one distribution over the plane. Each joint has a
+heat map, and a place where the person in the middle of the crop should have it; heat far from that
+place counts less, which is how MoveNet tells people apart. The softmax over the plane is summed
+along rows and along columns, so both axes speak of the same peaks. A pair of linear layers, shared
+by all joints, brings cells to bins.
 """
 
 from __future__ import annotations
@@ -20,9 +26,8 @@ from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.movenet import MULTIPLE, Branch, MoveNetBackbone, MoveNetConfig
 
 STRIDE = 4  # pixels between cells
-FIRST_CELL_PX = (
-    1.75  # where cell 0 of MoveNet's maps lies, in pixels whose first has its middle at 0
-)
+# where cell 0 of MoveNet's maps lies, in pixels whose first has its middle at 0
+FIRST_CELL_PX = 1.75
 GAIN = 1.15
 NEAREST = 1.8  # cells, added to the distance: MoveNet's own decoder divides by distance + 1.8
 TINY = 1e-6  # cells², keeps the gradient of a distance of 0 finite
