@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -41,7 +42,7 @@ def bench() -> int:
 
 
 def _run(command: str, module: str) -> int:
-    with _console(), _end_signals():
+    with _console(), _end_signals(), _plain_warnings(command):
         try:
             return int(importlib.import_module(module).main(sys.argv[1:]))
         except CfposeError as error:
@@ -53,6 +54,31 @@ def _run(command: str, module: str) -> int:
         except KeyboardInterrupt:
             print(f"{command}: interrupted", file=sys.stderr)
             return 130
+
+
+@contextlib.contextmanager
+def _plain_warnings(command: str) -> Iterator[None]:
+    """What cfpose warns of as one line, without the place in its code; other warnings as ever."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is RuntimeWarning and file is None:
+            print(f"{command}: warning: {message}", file=sys.stderr)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 class Terminated(KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.errors import ImageError, InputError
 from cfpose_sdk.files import shown, what_is_at, write_file
+from cfpose_sdk.media.containers import count_pictures, turn_avif
 
 Image = NDArray[np.uint8]
 _JPEG_START = b"\xff\xd8"
@@ -48,19 +50,33 @@ def decode_image(data: bytes, path: str | os.PathLike[str]) -> Image:
             f"{path} is not an image that OpenCV can read, or it is damaged; "
             f"expected a JPEG, PNG, WebP, BMP or TIFF file"
         )
-    return check_image(image)
+    if (pictures := count_pictures(data)) > 1:
+        warnings.warn(
+            f"{shown(path)} holds {pictures} or more frames or pages, of which only the first is "
+            f"used; for all of them convert it to a video",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return check_image(turn_avif(data, check_image(image)))
 
 
 def check_image(image: object) -> Image:
     """Return `image` as BGR uint8 (H, W, 3), C-contiguous.
 
     Takes uint8 (H, W, 3), and grey (H, W) or (H, W, 1), which is repeated over three channels;
-    views with any strides. Raises ImageError for everything else rather than guess a conversion.
+    views with any strides; the same as a torch tensor on any device; and a PIL image, whose RGB is
+    turned into BGR. Raises ImageError for everything else rather than guess a conversion.
     """
+    image = _as_array(image)
     if not isinstance(image, np.ndarray):
         raise ImageError(
             f"an image must be a BGR uint8 numpy array (H, W, 3), got {type(image).__name__}"
-            + _hint_for(image)
+            + ("; use predict_batch for several images" if isinstance(image, list | tuple) else "")
+        )
+    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4):
+        raise ImageError(
+            f"an image must have shape (H, W, 3), got {image.shape}, channels first; convert it "
+            f"with numpy.transpose(image, (1, 2, 0)), and RGB to BGR with [:, :, ::-1]"
         )
     if image.ndim == 3 and image.shape[2] == 4:
         raise ImageError(
@@ -191,14 +207,20 @@ def _check_png(path: str | os.PathLike[str], data: bytes) -> None:
     raise _truncated(path, "PNG")
 
 
-def _hint_for(image: object) -> str:
-    if isinstance(image, list | tuple):
-        return "; use predict_batch for several images"
-    if type(image).__module__.startswith("PIL."):
-        return '; convert it with numpy.asarray(image.convert("RGB"))[:, :, ::-1]'
-    if type(image).__module__.startswith("torch"):
-        return "; convert it to a numpy array of BGR bytes, height first"
-    return ""
+def _as_array(image: object) -> object:
+    """Arrays of a PIL image or of a torch tensor; anything else as it is."""
+    module = type(image).__module__
+    try:
+        if module.startswith("PIL.") and hasattr(image, "convert"):
+            return np.asarray(image.convert("RGB"))[:, :, ::-1]
+        if module.startswith("torch") and hasattr(image, "detach"):
+            return np.asarray(image.detach().cpu())
+    except Exception as error:  # a file that PIL reads only now, a type that NumPy lacks
+        raise ImageError(
+            f"an image must be a BGR uint8 numpy array (H, W, 3); this {type(image).__name__} "
+            f"cannot be converted: {error}"
+        ) from error
+    return image
 
 
 _THUMBNAIL_PX = 800  # the longer side at most
