@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import cv2
 
 from cfpose_sdk.backends import Device
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
+from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import shown, what_is_at
 from cfpose_sdk.foreign import adopted_file, split_preset
 from cfpose_sdk.media.frames import Footage, Unread, expand, is_video, passed_by
+from cfpose_sdk.media.image import Image
 from cfpose_sdk.media.names import Names, base_name, distinct_names, is_photo_url, is_url
 from cfpose_sdk.media.sources import open_source
-from cfpose_sdk.results import Poses
 from cfpose_sdk.streaming.stream import StreamOptions
 
 _STOP_KEYS = (27, ord("q"))  # escape, q
@@ -39,6 +40,8 @@ def predict(
     outputs: OutputFiles,
     streaming: StreamOptions,
     show: bool,
+    finding: DetectorOptions | None = None,
+    max_people: int | None = None,
 ) -> int:
     """Poses of all SOURCEs of the command line into the files asked for; returns the exit code.
 
@@ -57,8 +60,12 @@ def predict(
         detector=detector,
         device=device,
         allow_fallback=allow_fallback,
+        detector_options=finding,
+        max_people=max_people,
     ) as estimator:
-        return PredictRun(estimator, outputs.open(), streaming, show).run(parts)
+        return PredictRun(estimator, outputs.open(), streaming, show, style=outputs.style).run(
+            parts
+        )
 
 
 @dataclass
@@ -76,6 +83,7 @@ class PredictRun:
     show: bool = False
     frames: int = 0
     failed: int = 0  # sources that could not be read, or not to their end
+    style: Mapping[str, Any] = field(default_factory=dict)  # of --show: options of Poses.plot
     names: Names = field(default_factory=dict)  # of the sources, no two alike
 
     def run(self, sources: Sequence[Part | Unread]) -> int:
@@ -152,7 +160,7 @@ class PredictRun:
                     line.clear()
                     print(f"{poses.source}: {_count(len(poses))}, {spent_ms:.1f} ms")
                     spent_ms = 0.0
-                if self.show and not _show(poses, still=not video):
+                if self.show and not _show(poses.plot(**self.style), still=not video):
                     return False
         if video and frames:
             line.clear()
@@ -226,10 +234,10 @@ def _count(people: int) -> str:
     return "1 person" if people == 1 else f"{people} people"
 
 
-def _show(poses: Poses, *, still: bool) -> bool:
+def _show(picture: Image, *, still: bool) -> bool:
     """Show one picture, a still until a key is hit; False when the viewer wants to stop."""
     try:
-        cv2.imshow("cfpose", poses.plot())
+        cv2.imshow("cfpose", picture)
         return (cv2.waitKey(0 if still else 1) & 0xFF) not in _STOP_KEYS
     except cv2.error as error:
         raise BackendError(

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 
@@ -94,3 +96,46 @@ def test_a_folder_says_what_it_passes_by(
     (street / "x.heic").touch()
     assert cfpose.predict(street) == 0
     assert "passed by: 1 .heic" in capsys.readouterr().err
+
+
+def people_of(file: Path) -> list[int]:
+    return [len(image["people"]) for image in json.loads(file.read_text())]
+
+
+def test_which_people_are_kept(
+    cfpose: Any, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.json"
+    for options, people in (
+        ((), [2, 2]),
+        (("--max-people", 1), [1, 1]),
+        (("--threshold", 1), [0, 0]),
+        (("--nms", 0), [2, 2]),
+    ):
+        assert cfpose.predict(street, "--json", out, *options) == 0
+        assert people_of(out) == people
+    for wrong in (("--max-people", 0), ("--threshold", 1.5), ("--nms", -1), ("--line-width", 0)):
+        assert cfpose.predict(street, *wrong) == 2
+        assert "got" in capsys.readouterr().err
+
+
+def test_only_visible_joints_are_written(cfpose: Any, street: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(street / "market.jpg"), np.full((128, 64, 3), 40, np.uint8))  # confidence 0.16
+    files = {name: tmp_path / name for name in ("json", "coco", "csv", "openpose.json")}
+    outputs = [w for name, f in files.items() for w in (f"--{name.removesuffix('.json')}", f)]
+    assert cfpose.predict(street / "market.jpg", *outputs, "--only-visible") == 0
+    ((person, _),) = (image["people"] for image in json.loads(files["json"].read_text()))
+    assert person["xy"] == [None] * 17
+    assert not any(person["visible"])
+    assert json.loads(files["coco"].read_text())[0]["keypoints"] == [0] * 51
+    assert len(files["csv"].read_text().splitlines()) == 1
+    (frame,) = json.loads(files["openpose.json"].read_text())
+    assert frame["people"][0]["pose_keypoints_2d"] == [0] * 75
+
+
+def test_options_of_drawing(cfpose: Any, street: Path, tmp_path: Path) -> None:
+    drawn = set()
+    for options in ((), ("--boxes",), ("--labels",), ("--line-width", 6), ("--colours", "people")):
+        assert cfpose.predict(street / "000000000139.png", "--save", tmp_path / "d", *options) == 0
+        drawn.add((tmp_path / "d" / "000000000139.png").read_bytes())
+    assert len(drawn) == 5
