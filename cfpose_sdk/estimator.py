@@ -65,7 +65,8 @@ class PoseEstimator:
     `max_people`: of those that the detector finds in an image, only so many are kept, the best
     scored. `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead
     of raising. It can be pickled, and opens its files anew in the other process. Raises
-    ArtifactError (SpecError) for a file that is no cfpose artifact, BackendError for a device that is not there.
+    ArtifactError (SpecError) for a file that is no cfpose artifact, BackendError for a device that
+    is not there.
     """
 
     def __init__(
