@@ -183,6 +183,11 @@ def _stream_of(path: str | os.PathLike[str]) -> int | None:
     return int(match[1]) if match else _STREAMS.get(text)
 
 
+def is_stdout(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names this process's standard output."""
+    return _stream_of(path) == 1
+
+
 def _open_through(path: Path) -> TextIO | None:
     """A device, FIFO or stream of this process, to be written to as it is; None: a usual file."""
     number = _stream_of(path)

@@ -24,7 +24,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.files import UnfinishedFile, check_output_folder, check_outputs, shown, write_file
+from cfpose_sdk.files import (
+    UnfinishedFile,
+    check_output_folder,
+    check_outputs,
+    is_stdout,
+    shown,
+    write_file,
+)
 from cfpose_sdk.formats import ROW_FIELDS, numbers
 from cfpose_sdk.media.frames import Footage
 from cfpose_sdk.media.image import write_picture
@@ -296,6 +303,12 @@ class OutputFiles:
         if self.pictures is not None:
             check_output_folder("--save", self.pictures)
             _refuse_overwriting(sources, self.pictures)
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether a file is the standard output, which then holds nothing else."""
+        files = (self.coco, self.json, self.csv, self.openpose)
+        return any(file is not None and is_stdout(file) for file in files)
 
     def open(self) -> list[Sink]:
         """A sink for each. Raises InputError, and leaves no file, when one cannot be written."""

@@ -63,9 +63,9 @@ def predict(
         detector_options=finding,
         max_people=max_people,
     ) as estimator:
-        return PredictRun(estimator, outputs.open(), streaming, show, style=outputs.style).run(
-            parts
-        )
+        run = PredictRun(estimator, outputs.open(), streaming, show, style=outputs.style)
+        run.on_stdout = outputs.on_stdout
+        return run.run(parts)
 
 
 @dataclass
@@ -84,6 +84,7 @@ class PredictRun:
     frames: int = 0
     failed: int = 0  # sources that could not be read, or not to their end
     style: Mapping[str, Any] = field(default_factory=dict)  # of --show: options of Poses.plot
+    on_stdout: bool = False  # an output file is the standard output: lines go to stderr
     names: Names = field(default_factory=dict)  # of the sources, no two alike
 
     def run(self, sources: Sequence[Part | Unread]) -> int:
@@ -158,14 +159,18 @@ class PredictRun:
                 line.step()
                 if not video:
                     line.clear()
-                    print(f"{poses.source}: {_count(len(poses))}, {spent_ms:.1f} ms")
+                    self._say(f"{poses.source}: {_count(len(poses))}, {spent_ms:.1f} ms")
                     spent_ms = 0.0
                 if self.show and not _show(poses.plot(**self.style), still=not video):
                     return False
         if video and frames:
             line.clear()
-            print(f"{video}: {frames} frames, {people} poses, {spent_ms / frames:.1f} ms a frame")
+            each_ms = spent_ms / frames
+            self._say(f"{video}: {frames} frames, {people} poses, {each_ms:.1f} ms a frame")
         return True
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr if self.on_stdout else sys.stdout)
 
     def _complain(self, error: InputError) -> None:
         self.failed += 1

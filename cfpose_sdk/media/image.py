@@ -52,8 +52,8 @@ def decode_image(data: bytes, path: str | os.PathLike[str]) -> Image:
         )
     if (pictures := count_pictures(data)) > 1:
         warnings.warn(
-            f"{shown(path)} holds {pictures} or more frames or pages, of which only the first is "
-            f"used; for all of them convert it to a video",
+            f"{shown(path)} holds more than one frame or page ({pictures}), of which only the "
+            f"first is used; for all of them convert it to a video",
             RuntimeWarning,
             stacklevel=3,
         )

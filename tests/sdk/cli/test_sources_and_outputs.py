@@ -139,3 +139,12 @@ def test_options_of_drawing(cfpose: Any, street: Path, tmp_path: Path) -> None:
         assert cfpose.predict(street / "000000000139.png", "--save", tmp_path / "d", *options) == 0
         drawn.add((tmp_path / "d" / "000000000139.png").read_bytes())
     assert len(drawn) == 5
+
+
+def test_a_file_on_stdout_has_it_alone(
+    cfpose: Any, street: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cfpose.predict(street, "--json", "/dev/stdout") == 0
+    out, err = capfd.readouterr()
+    assert len(json.loads(out)) == 2
+    assert "market.jpg: 2 people" in err
