@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +18,7 @@ def check_boxes(boxes: object) -> Float64:
 
     Raises BoxError when the shape is another, a number is not finite, or a box has no area.
     """
-    try:
-        array = np.asarray(boxes)
-    except ValueError as error:
-        raise BoxError(f"boxes must be an (N, 4) array of x1, y1, x2, y2: {error}") from error
+    array = box_array(boxes)
     if array.shape in ((0,), (0, 4)):
         return np.zeros((0, 4))
     if array.dtype.kind not in "iuf":
@@ -33,6 +32,32 @@ def check_boxes(boxes: object) -> Float64:
     flat = (xyxy[:, 2:] <= xyxy[:, :2]).any(axis=1)
     _raise_at(flat, xyxy, "must have x2 > x1 and y2 > y1 (xyxy, not xywh)")
     return xyxy
+
+
+def box_array(boxes: object) -> NDArray[Any]:
+    """Boxes as NumPy has them, of any shape: from arrays, lists, and torch tensors on any device,
+    of any type, with or without a gradient. Raises BoxError for what NumPy does not take.
+    """
+    try:
+        return np.asarray(_on_host(boxes))
+    except Exception as error:  # whatever the object's own conversion raises
+        raise BoxError(
+            f"boxes must be an (N, 4) array of x1, y1, x2, y2, got {type(boxes).__name__} that "
+            f"NumPy does not take: {error}"
+        ) from error
+
+
+def _on_host(value: Any) -> Any:
+    """Tensors, also in lists, as float arrays in the memory that NumPy reaches."""
+    if isinstance(value, list | tuple):
+        return [_on_host(each) for each in value]
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        host = value.detach().cpu()
+        try:
+            return np.asarray(host)
+        except TypeError:  # bfloat16
+            return np.asarray(host.float())
+    return value
 
 
 def iou_matrix(first: ArrayLike, second: ArrayLike) -> Float64:

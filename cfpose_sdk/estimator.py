@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import (
+    Detections,
     Detector,
     OpenDetector,
     PersonFinder,
@@ -25,8 +28,9 @@ from cfpose_sdk.detectors.base import (
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.files import MODELS
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
-from cfpose_sdk.media.frames import Footage, Frame, PathLike, Source, load_frame
+from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
 from cfpose_sdk.media.image import Image
+from cfpose_sdk.media.names import PathLike
 from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses
 from cfpose_sdk.spec import ModelSpec
@@ -58,9 +62,11 @@ class PoseEstimator:
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
     people. `options` are of the pose model's runtime, see `RuntimeOptions`.
-    `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead of
-    raising. It can be pickled, and opens its files anew in the other process. Raises ArtifactError
-    (SpecError) for a file that is no cfpose artifact, BackendError for a device that is not there.
+    `max_people`: of those that the detector finds in an image, only so many are kept, the best
+    scored. `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead
+    of raising. It can be pickled, and opens its files anew in the other process. Raises
+    ArtifactError (SpecError) for a file that is no cfpose artifact, BackendError for a device that
+    is not there.
     """
 
     def __init__(
@@ -74,17 +80,19 @@ class PoseEstimator:
         threads: int | None = None,
         options: RuntimeOptions | None = None,
         allow_fallback: bool = False,
+        max_people: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+        for name, value in (("batch_size", batch_size), ("max_people", max_people)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, got {value}")
         self._arguments: dict[str, Any] = {
             "detector": detector, "detector_options": detector_options, "device": device,
             "batch_size": batch_size, "threads": threads, "options": options,
-            "allow_fallback": allow_fallback,
+            "allow_fallback": allow_fallback, "max_people": max_people,
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
-        self._detector = LazyDetector(detector, detector_options, running)
+        self._detector = LazyDetector(detector, detector_options, running, max_people)
         try:
             self._model = model
             self._backend = _open_model(model, options, running)
@@ -252,7 +260,9 @@ class LazyDetector:
         detector: str | os.PathLike[str] | Detector | None,
         options: DetectorOptions | None,
         running: Running,
+        max_people: int | None = None,
     ) -> None:
+        self._max_people = max_people
         if callable(detector) and options is not None:
             raise InputError("detector_options belong to a detector's file, not to a callable")
         self._options, self._running = options or DetectorOptions(), running
@@ -270,6 +280,9 @@ class LazyDetector:
         detector = self._open()
         start = time.perf_counter()
         people = as_detections(detector(image))
+        if self._max_people is not None and len(people) > self._max_people:
+            kept = np.sort(np.argsort(-people.scores, kind="stable")[: self._max_people])
+            people = Detections(people.boxes[kept], people.scores[kept])
         return TimedDetections(people, (time.perf_counter() - start) * 1000)
 
     @property

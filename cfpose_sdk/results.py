@@ -21,7 +21,7 @@ from cfpose_sdk.formats import (
     person_records,
     table_rows,
 )
-from cfpose_sdk.media.draw import draw_poses
+from cfpose_sdk.media.draw import Colouring, draw_poses
 from cfpose_sdk.media.image import Image, check_image, thumbnail, write_picture
 from cfpose_sdk.skeleton import Skeleton
 
@@ -155,10 +155,16 @@ class Poses:
         boxes: bool = False,
         ids: bool = True,
         covariance: bool = False,
+        labels: bool = False,
+        line_width: float | None = None,
+        colours: Colouring = "auto",
     ) -> Image:
         """A new BGR image with the poses drawn on `image`, by default the frame they came from.
 
         People with ids have a colour each and their number beside them, unless `ids` is False.
+        `labels` writes the score of each box beside its person. `line_width` is in pixels; None
+        grows with the person. `colours`: "sides" paints left and right apart, "people" gives each
+        a colour; "auto" is people where they have ids. Raises InputError for other values.
         `covariance` adds the ellipse of two standard deviations around each joint that is drawn.
         """
         ground = self.image if image is None else check_image(image)
@@ -174,7 +180,16 @@ class Poses:
             show_boxes=boxes,
             ids=self.ids if ids else None,
             covariance=self.covariance if covariance else None,
+            labels=self._labels(ids) if labels else None,
+            line_width=line_width,
+            colours=colours,
         )
+
+    def _labels(self, ids: bool) -> list[str]:
+        scores = [f"{score:.2f}" for score in self.box_scores]
+        if self.ids is None or not ids:
+            return scores
+        return [f"{number} {score}" for number, score in zip(self.ids, scores, strict=True)]
 
     def save(self, path: str | Path, image: Image | None = None) -> Path:
         """Write `plot(image)` to a file; the suffix gives the format. Whole or not at all."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import BackendError, InputError
-from cfpose_sdk.files import SPEC_KEY
+from cfpose_sdk.files import FINDER_KEY, SPEC_KEY
 
 Cuda = Literal["cuda-bindings", "pycuda"]
 Device = Literal["auto", "cpu", "cuda", "openvino"]
@@ -90,9 +90,18 @@ class Backend(ABC):
 
     @functools.cached_property
     def _fixed_batch(self) -> int:
-        """People that one run takes, no fewer and no more, as an adopted network's spec says."""
+        """People that one run takes, no fewer and no more; 0: any number.
+
+        An adopted network's spec says so, or the shape of a graph that was simplified to a batch.
+        Graphs of others are run as they are: their outputs need not have a row for each input.
+        """
+        if FINDER_KEY in self.metadata:
+            return self.input_shapes.get("images", (None,))[0] or 0
         if SPEC_KEY not in self.metadata:
             return 0
+        for name in ("crops", "boxes"):
+            if size := self.input_shapes.get(name, (None,))[0]:
+                return size
         try:
             adopted = json.loads(self.metadata[SPEC_KEY]).get("adopted") or {}
             return int(adopted.get("batch", 0))

@@ -17,7 +17,9 @@ from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
+from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
+from cfpose_sdk.media.draw import Colouring, check_style
 from cfpose_sdk.streaming.stream import StreamOptions
 
 if TYPE_CHECKING:
@@ -91,6 +93,21 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--detector", metavar="D", help="person detector; None: the bundled finder"
     )
     command.add_argument(
+        "--threshold",
+        metavar="S",
+        type=float,
+        help="leave out people whom the detector scores below this, 0 to 1; None: the detector's",
+    )
+    command.add_argument(
+        "--nms",
+        metavar="IOU",
+        type=float,
+        help="of two boxes that overlap more the lower-scored is left out; None: the detector's",
+    )
+    command.add_argument(
+        "--max-people", metavar="N", type=int, help="keep the N best-scored people of an image"
+    )
+    command.add_argument(
         "--device", choices=get_args(Device), default="auto", help="device that runs the models"
     )
     command.add_argument(
@@ -127,7 +144,28 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
         help="joints of the OpenPose files",
     )
     command.add_argument(
+        "--only-visible",
+        action="store_true",
+        help="write no coordinates of joints whose confidence is below 0.3: null in JSON, no row "
+        "in CSV, zeros in COCO and OpenPose files",
+    )
+    _add_drawing(command)
+    command.add_argument(
         "--show", action="store_true", help="show the poses in a window; q or Escape stops"
+    )
+
+
+def _add_drawing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--boxes", action="store_true", help="draw the boxes of the people")
+    command.add_argument("--labels", action="store_true", help="draw the scores of the boxes")
+    command.add_argument(
+        "--line-width", metavar="PX", type=float, help="width of drawn limbs; None: by the person"
+    )
+    command.add_argument(
+        "--colours",
+        choices=get_args(Colouring),
+        default="auto",
+        help="paint left and right apart, or each person; auto: people where they have ids",
     )
 
 
@@ -159,7 +197,17 @@ def _predict(options: argparse.Namespace) -> int:
         openpose=options.openpose,
         openpose_format=options.openpose_format,
         pictures=options.save,
+        style={
+            "boxes": options.boxes,
+            "labels": options.labels,
+            "line_width": options.line_width,
+            "colours": options.colours,
+        },
+        only_visible=options.only_visible,
     )
+    check_style(options.line_width, options.colours)
+    chosen = {"threshold": options.threshold, "nms_iou": options.nms}
+    given = any(value is not None for value in chosen.values())
     streaming = StreamOptions(
         detect_every=options.detect_every, track=options.track, smooth=options.smooth
     )
@@ -172,6 +220,8 @@ def _predict(options: argparse.Namespace) -> int:
         outputs=outputs,
         streaming=streaming,
         show=options.show,
+        finding=DetectorOptions(**chosen) if given else None,
+        max_people=options.max_people,
     )
 
 

@@ -15,19 +15,28 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from cfpose_sdk.files import UnfinishedFile, write_file
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import (
+    UnfinishedFile,
+    check_output_folder,
+    check_outputs,
+    is_stdout,
+    shown,
+    write_file,
+)
 from cfpose_sdk.formats import ROW_FIELDS, numbers
 from cfpose_sdk.media.frames import Footage
 from cfpose_sdk.media.image import write_picture
 from cfpose_sdk.media.video_writer import VideoRecording
-from cfpose_sdk.results import Poses
+from cfpose_sdk.results import VISIBLE_FROM, Poses
 
 OpenPoseFormat = Literal["body25", "coco18"]
 _ARMS = ("nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder",
@@ -46,14 +55,19 @@ _MIDPOINTS = {
 }
 
 
-def openpose_frame(poses: Poses, layout: OpenPoseFormat = "body25") -> dict[str, Any]:
-    """One frame as OpenPose's `write_json` has it; x and y in pixels of the frame.
+def openpose_frame(
+    poses: Poses, layout: OpenPoseFormat = "body25", only_visible: bool = False
+) -> dict[str, Any]:
+    """One frame as OpenPose's `write_json` has it; x and y in pixels of the frame. With
+    `only_visible` the joints that are not visible are 0, 0, 0.
 
     `person_id` holds the track id, or -1 as in OpenPose without tracking.
     """
     people = []
     for n in range(len(poses)):
         triples = [_joint(poses, n, name) for name in JOINTS[layout]]
+        if only_visible:
+            triples = [t if t[2] >= VISIBLE_FROM else [0.0, 0.0, 0.0] for t in triples]
         person: dict[str, Any] = {
             "person_id": [-1 if poses.ids is None else int(poses.ids[n])],
             "pose_keypoints_2d": [value for triple in triples for value in triple],
@@ -76,6 +90,7 @@ def _joint(poses: Poses, person: int, name: str) -> list[float]:
     return numbers(np.append(xy, poses.confidence[person, joints].min()))
 
 
+_NAME_BYTES = 230  # of 255, with room for a number
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -96,8 +111,9 @@ class Sink(Protocol):
 
 
 class _FileSink:
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, only_visible: bool = False) -> None:
         self._file = UnfinishedFile(path)
+        self._only_visible = only_visible
 
     def begin(self, name: str, footage: Footage, video: bool) -> None: ...
 
@@ -113,8 +129,8 @@ class _FileSink:
 class _ListSink(_FileSink):
     """A JSON list with an item a line."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, only_visible: bool = False) -> None:
+        super().__init__(path, only_visible)
         self._before = "[\n"
 
     def extend(self, items: Iterable[Any]) -> None:
@@ -128,41 +144,57 @@ class _ListSink(_FileSink):
 
 
 class JsonSink(_ListSink):
-    """`Poses.to_dict` of every frame."""
+    """`Poses.to_dict` of every frame; a joint that is left out is null."""
 
     def add(self, poses: Poses) -> None:
-        self.extend([poses.to_dict()])
+        record = poses.to_dict()
+        for person in record["people"] if self._only_visible else ():
+            for name in {"xy", "xy_raw", "covariance"} & person.keys():
+                person[name] = [
+                    value if seen else None
+                    for value, seen in zip(person[name], person["visible"], strict=True)
+                ]
+        self.extend([record])
 
 
 class CocoSink(_ListSink):
-    """COCO keypoint results of every person."""
+    """COCO keypoint results of every person; a joint that is left out is 0, 0, 0."""
 
     def add(self, poses: Poses) -> None:
-        self.extend(poses.to_coco())
+        people = poses.to_coco()
+        for person, visible in zip(people, poses.visible, strict=True):
+            for joint in np.flatnonzero(~visible) if self._only_visible else ():
+                person["keypoints"][3 * joint : 3 * joint + 3] = [0.0, 0.0, 0.0]
+        self.extend(people)
 
 
 class CsvSink(_FileSink):
     """One row a person and joint."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, only_visible: bool = False) -> None:
+        super().__init__(path, only_visible)
         self._file.write(",".join(ROW_FIELDS) + "\n")
 
     def add(self, poses: Poses) -> None:
         text = io.StringIO()
-        csv.DictWriter(text, ROW_FIELDS, lineterminator="\n").writerows(poses.rows())
+        rows = [row for row in poses.rows() if row["visible"] or not self._only_visible]
+        csv.DictWriter(text, ROW_FIELDS, lineterminator="\n").writerows(rows)
         self._file.write(text.getvalue())
 
 
 class OpenPoseSink(_ListSink):
     """One JSON list of frames, each with the name of its `image`."""
 
-    def __init__(self, path: str | Path, layout: OpenPoseFormat) -> None:
-        super().__init__(path)
+    def __init__(
+        self, path: str | Path, layout: OpenPoseFormat, only_visible: bool = False
+    ) -> None:
+        super().__init__(path, only_visible)
         self._layout = layout
 
     def add(self, poses: Poses) -> None:
-        self.extend([{"image": poses.source, **openpose_frame(poses, self._layout)}])
+        self.extend(
+            [{"image": poses.source, **openpose_frame(poses, self._layout, self._only_visible)}]
+        )
 
 
 @dataclass
@@ -179,9 +211,13 @@ class _FolderSink:
     def abandon(self) -> None: ...
 
     def place(self, stem: str, ending: str) -> Path:
-        """A path in the folder that no earlier file of this run has."""
+        """A path in the folder that no earlier file of this run has, and that is no link.
+
+        A stem that would make the name too long for a file system is cut.
+        """
+        stem = stem.encode(errors="replace")[: _NAME_BYTES - len(ending)].decode(errors="ignore")
         place, count = self.folder / f"{stem}{ending}", 1
-        while place in self.used:
+        while place in self.used or place.is_symlink():
             count += 1
             place = self.folder / f"{stem}-{count}{ending}"
         self.used.add(place)
@@ -193,6 +229,7 @@ class OpenPoseFolderSink(_FolderSink):
     """One file a frame, NAME_keypoints.json, as OpenPose's `--write_json` makes them."""
 
     layout: OpenPoseFormat = "body25"
+    only_visible: bool = False
     _video: Path | None = None  # the video's part of the names: its frames are not remembered
 
     def begin(self, name: str, footage: Footage, video: bool) -> None:
@@ -203,7 +240,7 @@ class OpenPoseFolderSink(_FolderSink):
             place = self.place(Path(str(poses.source)).stem, "_keypoints.json")
         else:
             place = self._video.with_name(f"{self._video.name}-{poses.frame:06d}_keypoints.json")
-        write_file(place, json.dumps(openpose_frame(poses, self.layout)))
+        write_file(place, json.dumps(openpose_frame(poses, self.layout, self.only_visible)))
 
 
 @dataclass
@@ -212,7 +249,7 @@ class PictureSink(_FolderSink):
     size, made even.
     """
 
-    covariance: bool = False
+    style: Mapping[str, Any] = field(default_factory=dict)  # options of Poses.plot
     _recording: VideoRecording | None = None
 
     def begin(self, name: str, footage: Footage, video: bool) -> None:
@@ -222,7 +259,7 @@ class PictureSink(_FolderSink):
             self._recording = VideoRecording(place, footage.fps)
 
     def add(self, poses: Poses) -> None:
-        picture = poses.plot(covariance=self.covariance)
+        picture = poses.plot(**self.style)
         if self._recording is not None:
             self._recording.add(picture)
             return
@@ -251,6 +288,27 @@ class OutputFiles:
     openpose: Path | None = None  # a .json file, else a folder
     openpose_format: OpenPoseFormat = "body25"
     pictures: Path | None = None  # a folder for drawn photos and videos
+    style: Mapping[str, Any] = field(default_factory=dict)  # of the pictures: options of Poses.plot
+    only_visible: bool = False  # the files hold no coordinates of joints that are not `visible`
+
+    def check(self, sources: Sequence[Path]) -> None:
+        """Raise InputError unless all can be written without harm to the sources or each other."""
+        files = {"--coco": self.coco, "--json": self.json, "--csv": self.csv}
+        named = {option: Path(file) for option, file in files.items() if file is not None}
+        if self.openpose is not None and self.openpose.suffix.lower() == ".json":
+            named["--openpose"] = self.openpose
+        elif self.openpose is not None:
+            check_output_folder("--openpose", self.openpose)
+        check_outputs(named, sources)
+        if self.pictures is not None:
+            check_output_folder("--save", self.pictures)
+            _refuse_overwriting(sources, self.pictures)
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether a file is the standard output, which then holds nothing else."""
+        files = (self.coco, self.json, self.csv, self.openpose)
+        return any(file is not None and is_stdout(file) for file in files)
 
     def open(self) -> list[Sink]:
         """A sink for each. Raises InputError, and leaves no file, when one cannot be written."""
@@ -265,16 +323,29 @@ class OutputFiles:
         return sinks
 
     def _opened(self) -> Iterator[Sink]:
-        if self.coco:
-            yield CocoSink(self.coco)
-        if self.json:
-            yield JsonSink(self.json)
-        if self.csv:
-            yield CsvSink(self.csv)
+        if self.coco is not None:
+            yield CocoSink(self.coco, self.only_visible)
+        if self.json is not None:
+            yield JsonSink(self.json, self.only_visible)
+        if self.csv is not None:
+            yield CsvSink(self.csv, self.only_visible)
         if self.openpose is not None:
             if self.openpose.suffix.lower() == ".json":
-                yield OpenPoseSink(self.openpose, self.openpose_format)
+                yield OpenPoseSink(self.openpose, self.openpose_format, self.only_visible)
             else:
-                yield OpenPoseFolderSink(self.openpose, layout=self.openpose_format)
+                yield OpenPoseFolderSink(
+                    self.openpose, layout=self.openpose_format, only_visible=self.only_visible
+                )
         if self.pictures is not None:
-            yield PictureSink(self.pictures)
+            yield PictureSink(self.pictures, style=self.style)
+
+
+def _refuse_overwriting(sources: Sequence[Path], folder: Path) -> None:
+    place = os.path.realpath(folder)
+    for source in sources:
+        # of a link both are kept: the link, and the file that it leads to
+        if place in (os.path.realpath(source.parent), os.path.dirname(os.path.realpath(source))):
+            raise InputError(
+                f"--save {shown(folder)} is the folder of {shown(source.name)}, which would be "
+                f"overwritten; choose another"
+            )

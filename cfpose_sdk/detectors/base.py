@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend, Device, open_backend
-from cfpose_sdk.boxes import check_boxes, letterbox, nms
+from cfpose_sdk.boxes import box_array, check_boxes, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError
 from cfpose_sdk.files import MODELS
 from cfpose_sdk.media.image import Image
@@ -133,16 +133,21 @@ Detector = Callable[[Image], Any]
 def as_detections(value: object) -> Detections:
     """Detections, (N, 4) xyxy boxes, or (N, 5) with a score column → Detections.
 
-    Boxes without scores get 1. Raises BoxError on anything else; nothing is clipped or dropped.
+    Arrays, lists and torch tensors; of another project, supervision's say, what has `xyxy` and
+    `confidence`. Boxes without scores get 1. Raises BoxError on anything else; nothing is clipped
+    or dropped.
     """
     if isinstance(value, Detections):
         return value
     if value is None:
         raise BoxError("the detector returned None; expected (N, 4) boxes, [] for nobody")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise BoxError(f"boxes must be an (N, 4) array of x1, y1, x2, y2: {error}") from error
+    if hasattr(value, "xyxy"):
+        confidence = getattr(value, "confidence", None)
+        if confidence is None:
+            return as_detections(value.xyxy)
+        scores = box_array(confidence).astype(np.float32)
+        return Detections(check_boxes(value.xyxy).astype(np.float32), scores)
+    array = box_array(value)
     if array.ndim == 2 and array.shape[1] == 5 and array.dtype.kind in "iuf":
         return Detections(check_boxes(array[:, :4]).astype(np.float32), array[:, 4])
     boxes = check_boxes(array)

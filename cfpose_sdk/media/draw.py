@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.skeleton import Skeleton
 
 Colour = tuple[int, int, int]  # BGR
+Colouring = Literal["auto", "sides", "people"]  # auto: people where they have ids
 
 _LEFT: Colour = (60, 170, 255)  # orange
 _RIGHT: Colour = (255, 160, 60)  # blue
@@ -20,6 +24,7 @@ _EDGE: Colour = (30, 30, 30)  # dark rim, so that colours stand out on any groun
 _BOX: Colour = (225, 225, 225)
 _SHIFT = 4  # OpenCV draws at 1 / 2**_SHIFT px
 _FINE = 0.35  # of a body's width: the points of faces and hands, which lie close together
+_WIDEST = 100.0  # px of a line
 _FAR = 1 << 20  # px; beyond it OpenCV's fixed-point coordinates overflow
 
 
@@ -34,32 +39,51 @@ def draw_poses(
     show_boxes: bool = False,
     ids: NDArray[np.integer] | None = None,
     covariance: NDArray[np.floating] | None = None,
+    labels: Sequence[str] | None = None,
+    line_width: float | None = None,
+    colours: Colouring = "auto",
 ) -> Image:
     """Draw (N, K, 2) keypoints with (N, K) confidence over a BGR image; returns a new image.
 
     Joints below `threshold` and their limbs are left out. Lines grow with the (N, 4) xyxy boxes;
     left is orange, right is blue, the middle is green; with (N,) `ids` each person has a colour of
     its own, and its number. (N, K, 2, 2) `covariance` adds ellipses of two standard deviations.
-    Small people are drawn last, on top.
+    `labels` are written beside the people, in the place of their numbers. `line_width` in pixels
+    holds for all; `colours` "sides" or "people" holds whether there are ids or not. Small people
+    are drawn last, on top. Raises InputError for a width or colours that there are not.
     """
+    check_style(line_width, colours)
+    if labels is None and ids is not None:
+        labels = [str(int(number)) for number in ids]
+    numbers = np.arange(len(xy)) if ids is None else ids
+    by_side = colours == "sides" or (colours == "auto" and ids is None)
     canvas = image.copy()
     sides = _joint_colours(skeleton)
     heights = [float(max(box[2] - box[0], box[3] - box[1])) for box in boxes]
     for person in sorted(range(len(xy)), key=lambda n: -heights[n]):
-        width = _line_width(heights[person], canvas)
+        width = line_width or _line_width(heights[person], canvas)
         if show_boxes:
             corners = np.round(boxes[person].clip(-_FAR, _FAR)).astype(int).tolist()
             cv2.rectangle(
                 canvas, corners[:2], corners[2:], _BOX, max(1, round(width / 3)), cv2.LINE_AA
             )
         shown = (confidence[person] >= threshold) & (np.abs(xy[person]) < _FAR).all(axis=-1)
-        colours = sides if ids is None else [_id_colour(int(ids[person]))] * len(skeleton)
-        _draw_person(canvas, xy[person], shown, skeleton, colours, width)
+        own = _id_colour(int(numbers[person]))
+        paints = sides if by_side else [own] * len(skeleton)
+        _draw_person(canvas, xy[person], shown, skeleton, paints, width)
         if covariance is not None:
-            _draw_spread(canvas, xy[person], covariance[person], shown, colours)
-        if ids is not None:
-            _draw_number(canvas, int(ids[person]), boxes[person], colours[0], width)
+            _draw_spread(canvas, xy[person], covariance[person], shown, paints)
+        if labels is not None:
+            _draw_label(canvas, labels[person], boxes[person], _BOX if by_side else own, width)
     return canvas
+
+
+def check_style(line_width: float | None, colours: Colouring) -> None:
+    """Raise InputError for a width or colours that there are not."""
+    if line_width is not None and not 0 < line_width <= _WIDEST:
+        raise InputError(f"line_width must be more than 0 and at most {_WIDEST}, got {line_width}")
+    if colours not in get_args(Colouring):
+        raise InputError(f"colours must be one of {get_args(Colouring)}, got {colours!r}")
 
 
 def _draw_person(
@@ -119,17 +143,15 @@ def _draw_spread(
         )
 
 
-def _draw_number(
-    canvas: Image, number: int, box: NDArray[np.floating], colour: Colour, width: float
+def _draw_label(
+    canvas: Image, text: str, box: NDArray[np.floating], colour: Colour, width: float
 ) -> None:
     scale = max(0.4, width * 0.2)
     x, y = (round(float(value)) for value in box[:2].clip(-_FAR, _FAR))
     place = (x, max(y, round(22 * scale)))
     for paint, thickness in ((_EDGE, 3), (colour, 1)):
         thick = max(thickness, round(thickness * scale))
-        cv2.putText(
-            canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thick, cv2.LINE_AA
-        )
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thick, cv2.LINE_AA)
 
 
 def _id_colour(number: int) -> Colour:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import shown, what_is_at, write_file
+from cfpose_sdk.media.containers import count_pictures, turn_avif
 
 Image = NDArray[np.uint8]
 _JPEG_START = b"\xff\xd8"
@@ -29,7 +31,11 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
     Raises ImageError when the file is missing, is a folder, is no image, or ends too early.
     """
-    data = _read_bytes(Path(path))
+    return decode_image(_read_bytes(path), path)
+
+
+def decode_image(data: bytes, path: str | os.PathLike[str]) -> Image:
+    """`read_image` for the bytes of a file; `path` is for the messages."""
     if data.startswith(_JPEG_START) and not _jpeg_is_complete(data):
         raise _truncated(path, "JPEG")
     if data.startswith(_PNG_START):
@@ -44,19 +50,33 @@ def read_image(path: str | os.PathLike[str]) -> Image:
             f"{path} is not an image that OpenCV can read, or it is damaged; "
             f"expected a JPEG, PNG, WebP, BMP or TIFF file"
         )
-    return check_image(image)
+    if (pictures := count_pictures(data)) > 1:
+        warnings.warn(
+            f"{shown(path)} holds more than one frame or page ({pictures}), of which only the "
+            f"first is used; for all of them convert it to a video",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return check_image(turn_avif(data, check_image(image)))
 
 
 def check_image(image: object) -> Image:
     """Return `image` as BGR uint8 (H, W, 3), C-contiguous.
 
     Takes uint8 (H, W, 3), and grey (H, W) or (H, W, 1), which is repeated over three channels;
-    views with any strides. Raises ImageError for everything else rather than guess a conversion.
+    views with any strides; the same as a torch tensor on any device; and a PIL image, whose RGB is
+    turned into BGR. Raises ImageError for everything else rather than guess a conversion.
     """
+    image = _as_array(image)
     if not isinstance(image, np.ndarray):
         raise ImageError(
             f"an image must be a BGR uint8 numpy array (H, W, 3), got {type(image).__name__}"
-            + _hint_for(image)
+            + ("; use predict_batch for several images" if isinstance(image, list | tuple) else "")
+        )
+    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4):
+        raise ImageError(
+            f"an image must have shape (H, W, 3), got {image.shape}, channels first; convert it "
+            f"with numpy.transpose(image, (1, 2, 0)), and RGB to BGR with [:, :, ::-1]"
         )
     if image.ndim == 3 and image.shape[2] == 4:
         raise ImageError(
@@ -121,18 +141,24 @@ def quiet_opencv() -> Iterator[None]:
         yield
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     # bytes and imdecode rather than imread: names of any alphabet work on every system
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist; expected a photo") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{path} is a folder; expected a photo") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read: {error}") from error
+        kind = what_is_at(path)
+        if kind == "nothing":
+            raise ImageError(f"{shown(path)} does not exist; expected a photo")
+        if kind == "folder":
+            raise ImageError(f"{shown(path)} is a folder; expected a photo")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{shown(path)} cannot be read: {error}") from error
+    except ImageError:
+        raise
+    except InputError as error:
+        reason = error.__cause__ or error
+        raise ImageError(f"{shown(path)} cannot be read: {reason}; expected a photo") from error
     if not data:
-        raise ImageError(f"{path} is empty (0 bytes); expected a photo")
+        raise ImageError(f"{shown(path)} is empty (0 bytes); expected a photo")
     return data
 
 
@@ -181,14 +207,20 @@ def _check_png(path: str | os.PathLike[str], data: bytes) -> None:
     raise _truncated(path, "PNG")
 
 
-def _hint_for(image: object) -> str:
-    if isinstance(image, list | tuple):
-        return "; use predict_batch for several images"
-    if type(image).__module__.startswith("PIL."):
-        return '; convert it with numpy.asarray(image.convert("RGB"))[:, :, ::-1]'
-    if type(image).__module__.startswith("torch"):
-        return "; convert it to a numpy array of BGR bytes, height first"
-    return ""
+def _as_array(image: object) -> object:
+    """Arrays of a PIL image or of a torch tensor; anything else as it is."""
+    module = type(image).__module__
+    try:
+        if module.startswith("PIL.") and hasattr(image, "convert"):
+            return np.asarray(image.convert("RGB"))[:, :, ::-1]
+        if module.startswith("torch") and hasattr(image, "detach"):
+            return np.asarray(image.detach().cpu())
+    except Exception as error:  # a file that PIL reads only now, a type that NumPy lacks
+        raise ImageError(
+            f"an image must be a BGR uint8 numpy array (H, W, 3); this {type(image).__name__} "
+            f"cannot be converted: {error}"
+        ) from error
+    return image
 
 
 _THUMBNAIL_PX = 800  # the longer side at most

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfpose_sdk.boxes import check_boxes, iou_matrix, letterbox, nms
+from cfpose_sdk.detectors.base import as_detections
 from cfpose_sdk.errors import BoxError
 
 COORDINATE = st.integers(0, 30)
@@ -128,3 +129,44 @@ def test_letterbox_enlarges_small_photos() -> None:
     assert scale == 4
     assert (canvas[:40] == 90).all()
     assert (canvas[40:] == 114).all()
+
+
+class OnGpu:
+    """What a CUDA tensor does."""
+
+    def __array__(self, *_: object, **__: object) -> object:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+class OnGpuWithCpu(OnGpu):
+    def detach(self) -> OnGpuWithCpu:
+        return self
+
+    def cpu(self) -> object:
+        return np.array([[1.0, 2, 3, 4]])
+
+
+def test_boxes_of_any_tensor() -> None:
+    with pytest.raises(BoxError, match="OnGpu that NumPy does not take"):
+        check_boxes(OnGpu())
+    with pytest.raises(BoxError, match="NumPy does not take"):
+        as_detections([OnGpu()])
+    assert check_boxes(OnGpuWithCpu()).tolist() == [[1, 2, 3, 4]]
+    torch = pytest.importorskip("torch")
+    box = torch.tensor([[1.0, 2, 3, 4]])
+    for boxes in (box.requires_grad_(), box.bfloat16(), [box[0].detach()], box.double()):
+        assert check_boxes(boxes).tolist() == [[1, 2, 3, 4]]
+        assert len(as_detections(boxes)) == 1
+    far = torch.tensor([[2**24, 0, 2**24 + 1, 9]])
+    assert check_boxes(far).tolist() == [[2**24, 0, 2**24 + 1, 9]]
+
+
+@pytest.mark.parametrize("confidence", [None, np.array([0.25, 0.5], np.float32)])
+def test_detections_of_another_project(confidence: object) -> None:
+    class Theirs:  # as supervision.Detections
+        xyxy = np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+
+    Theirs.confidence = confidence  # type: ignore[attr-defined]
+    found = as_detections(Theirs())
+    assert found.boxes.tolist() == Theirs.xyxy.tolist()
+    assert found.scores.tolist() == ([1, 1] if confidence is None else [0.25, 0.5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.skeleton import COCO_17
 
@@ -23,7 +24,9 @@ def person(**joints: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return xy, confidence
 
 
-def draw(xy: np.ndarray, confidence: np.ndarray, boxes: np.ndarray = BOX, **o: bool) -> np.ndarray:
+def draw(
+    xy: np.ndarray, confidence: np.ndarray, boxes: np.ndarray = BOX, **o: object
+) -> np.ndarray:
     return draw_poses(BLACK, xy, confidence, boxes, COCO_17, threshold=0.3, **o)
 
 
@@ -104,3 +107,19 @@ def test_spread_is_two_standard_deviations_long_and_points_its_way() -> None:
     assert np.abs(offset[:, 0]).max() == pytest.approx(30, abs=1.5)
     assert np.abs(offset[:, 1]).max() == pytest.approx(10, abs=1.5)
     np.testing.assert_allclose((offset[:, 0] / 30) ** 2 + (offset[:, 1] / 10) ** 2, 1, atol=0.35)
+
+
+def test_width_labels_and_colours_can_be_chosen() -> None:
+    seen = person(left_shoulder=(30, 50), left_elbow=(90, 50))
+    thin, wide = draw(*seen, line_width=1.0), draw(*seen, line_width=12.0)
+    assert (wide > 0).any(axis=2).sum() > 4 * (thin > 0).any(axis=2).sum()
+    number = np.array([3])
+    sides = draw(*seen, ids=number, colours="sides")
+    np.testing.assert_array_equal(sides[50, 60], draw(*seen)[50, 60])
+    people = draw(*seen, ids=number)
+    np.testing.assert_array_equal(people[50, 60], draw(*seen, ids=number, colours="people")[50, 60])
+    assert (people[50, 60] != sides[50, 60]).any()
+    assert draw(*person(), labels=["0.87"]).any()
+    for wrong in ({"line_width": 0.0}, {"line_width": float("nan")}, {"colours": "rainbow"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            draw(*seen, **wrong)

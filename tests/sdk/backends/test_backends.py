@@ -171,3 +171,21 @@ def test_the_readme_lists_the_bounds_of_parity(root: Path) -> None:
         ]
         for name, bound in BOUNDS.items()
     }
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("people", [0, 1, 2, 5])
+def test_a_graph_of_a_fixed_batch_takes_any_number_of_people(
+    size: int, people: int, pose_model: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    graph = onnx.load(pose_model)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    onnx.save(graph, tmp_path / "fixed.onnx")
+    crops = np.random.default_rng(1).integers(0, 256, (people, 64, 48, 3), dtype=np.uint8)
+    with open_backend(pose_model) as free, open_backend(tmp_path / "fixed.onnx") as fixed:
+        expected, found = free.run({"crops": crops}), fixed.run({"crops": crops})
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)

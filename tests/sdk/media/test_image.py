@@ -187,6 +187,26 @@ def test_arrays_that_are_not_are_refused(image: object, cause: str) -> None:
         check_image(image)
 
 
+def test_images_of_pil_and_torch() -> None:
+    pil = pytest.importorskip("PIL.Image")
+    image = pil.fromarray(np.ascontiguousarray(PICTURE[:, :, ::-1]))
+    np.testing.assert_array_equal(check_image(image), PICTURE)
+    grey = np.stack([np.asarray(image.convert("L"))] * 3, axis=-1)
+    np.testing.assert_array_equal(check_image(image.convert("L")), grey)
+    assert check_image(image.convert("RGBA")).shape == PICTURE.shape
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(check_image(torch.from_numpy(PICTURE.copy())), PICTURE)
+    first = torch.from_numpy(PICTURE.copy()).permute(2, 0, 1)
+    for bad, cause in (
+        (first, r"channels first.*transpose"),
+        (first / 255, "channels first"),
+        (torch.zeros(4, 5, 3, requires_grad=True), "uint8 in 0..255"),
+        (torch.zeros(4, 5, 3, dtype=torch.bfloat16), "cannot be converted"),
+    ):
+        with pytest.raises(ImageError, match=cause):
+            check_image(bad)
+
+
 def test_a_png_with_a_wrong_checksum_is_refused_in_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
