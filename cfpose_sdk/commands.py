@@ -1,13 +1,21 @@
 """The console commands; here errors become messages and exit codes.
 
-0 success, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
+0 success, 1 a check failed, 2 wrong use or bad input, 130 interrupted, 143 asked to end. The
+console decides nothing: without one, with one that lacks a letter, or whose reader has gone, the
+work goes on, and the code is about the work alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
 
 from cfpose_sdk.errors import CfposeError
 
@@ -33,17 +41,112 @@ def bench() -> int:
 
 
 def _run(command: str, module: str) -> int:
+    with _console(), _end_signals():
+        try:
+            return int(importlib.import_module(module).main(sys.argv[1:]))
+        except CfposeError as error:
+            print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except Terminated as error:
+            print(f"{command}: ended by {signal.Signals(error.number).name}", file=sys.stderr)
+            return 128 + error.number
+        except KeyboardInterrupt:
+            print(f"{command}: interrupted", file=sys.stderr)
+            return 130
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end; whoever cleans up after Ctrl-C cleans up after this."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _end_signals() -> Iterator[None]:
+    """SIGTERM (docker stop, a batch system) and SIGHUP (a closed terminal) as Ctrl-C.
+
+    One that is ignored, as nohup has it, or handled already stays so.
+    """
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+
+    def end(number: int, _: object) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the cleaning short
+        raise Terminated(number)
+
+    for number in taken:
+        signal.signal(number, end)
     try:
-        code = int(importlib.import_module(module).main(sys.argv[1:]))
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _console() -> Iterator[None]:
+    """stdout and stderr that never raise, whatever the process was started with."""
+    _fill_closed()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", Console(stream)) for stream in before)
+    try:
+        yield
+    finally:
         sys.stdout.flush()
-    except CfposeError as error:
-        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # the reader (head, less) has gone; without this Python complains once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return code
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _fill_closed() -> None:
+    """Put the null device where 0, 1 or 2 is closed: else the next file that is opened, a result
+    say, would get the number and with it what a library prints there.
+    """
+    with contextlib.suppress(OSError):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+
+
+class Console:
+    """A stream of the console; letters that it lacks are escaped, and it falls silent once its
+    reader has gone, its disk is full, or where there is none.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = io.StringIO() if stream is None else stream
+        self._silent = stream is None
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Print; returns the number of letters."""
+        if not self._silent:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):  # ValueError: it was closed
+                self._fall_silent()
+        return len(text)
+
+    def flush(self) -> None:
+        """Print what waits."""
+        if not self._silent:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._fall_silent()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _fall_silent(self) -> None:
+        """Also for what Python flushes at its exit, which it would complain of."""
+        self._silent = True
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)

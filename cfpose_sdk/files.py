@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and SHA-256 of files and values.
+"""Ask what stands at a path, write files whole or not at all, SHA-256 of files and values.
 
 Where OSError and ValueError are caught: Python raises ValueError for a path with a NUL character,
 and its subclass UnicodeError for text that is not UTF-8.
@@ -10,14 +10,23 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
+import stat
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from cfpose_sdk.errors import InputError
 
 MODELS = Path(__file__).parent / "models"  # the folder of the bundled models
+Kind = Literal["file", "folder", "device", "nothing"]
+_OWN_STREAM = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_SUFFIX_SHOWN = 20  # letters
+_NAME_SHOWN = 120  # letters of a path in a message
 
 
 def demo_photos() -> Path:
@@ -46,45 +55,155 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def what_is_at(path: str | os.PathLike[str]) -> Kind:
+    """What a path leads to, through links: a file, a folder, a device (or FIFO), or nothing.
+
+    Raises InputError where the file system does not answer: no permission, a name that is too
+    long, links in a circle, a NUL character, no name at all.
+    """
+    if not os.fspath(path):
+        raise InputError("an empty path was given; expected the name of a file or folder")
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown(path)} cannot be looked at: {_reason(error)}") from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device"
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as messages have it: what is not UTF-8 as U+FFFD, the middle of a long one cut out."""
+    text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    half = _NAME_SHOWN // 2
+    return text if len(text) <= 2 * _NAME_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def check_outputs(outputs: Mapping[str, Path], sources: Iterable[Path] = ()) -> None:
+    """Raise InputError unless each output can be written without harm, before any work begins.
+
+    `outputs`: the option that asked for it → the file; folders that get files are for
+    `check_output_folder`. `sources`: files that are read. Refused are an output that is a source or
+    another output, a folder, or a place that cannot be written. Devices and FIFOs may be outputs;
+    of a link the file that it leads to counts.
+    """
+    read = {_identity(source): source for source in sources if _answers(source)}
+    written: dict[object, str] = {}
+    for option, path in outputs.items():
+        kind = what_is_at(path)
+        if kind == "folder":
+            raise InputError(f"{option} {shown(path)} is a folder; expected the name of a file")
+        if kind == "device" and os.path.realpath(path) == os.path.realpath(os.devnull):
+            continue
+        who = _identity(path)
+        if who in read:
+            raise InputError(
+                f"{option} {shown(path)} is one of the sources, which would be overwritten; "
+                f"choose another file"
+            )
+        if who in written:
+            raise InputError(
+                f"{option} {shown(path)} is the file of {written[who]}, too; give each its own"
+            )
+        written[who] = option
+        if kind != "device" and _stream_of(path) is None:
+            check_output_folder(option, Path(os.path.realpath(path)).parent)
+
+
+def check_output_folder(option: str, folder: Path) -> None:
+    """Raise InputError unless files can be made in a folder, which need not be there yet."""
+    place = folder
+    while (kind := what_is_at(place)) == "nothing" and place != place.parent:
+        place = place.parent
+    if kind != "folder":
+        raise InputError(
+            f"{option} cannot write into {shown(folder)}: {shown(place)} is no folder; choose "
+            f"another"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{option} cannot write into {shown(place)}: permission denied; choose another folder"
+        )
+
+
+def _answers(path: Path) -> bool:
+    try:
+        return what_is_at(path) != "nothing"
+    except InputError:
+        return False  # whoever reads it says what is wrong
+
+
+def _identity(path: Path) -> object:
+    """Equal for two paths of one file, be it there or not."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.normcase(os.path.realpath(path))
+    return found.st_dev, found.st_ino
+
+
+def _stream_of(path: str | os.PathLike[str]) -> int | None:
+    """The number of the process's own stream that a path names: /dev/stdout, /dev/fd/3."""
+    text = os.fspath(path)
+    match = _OWN_STREAM.fullmatch(text)
+    return int(match[1]) if match else _STREAMS.get(text)
+
+
+def _open_through(path: Path) -> TextIO | None:
+    """A device, FIFO or stream of this process, to be written to as it is; None: a usual file."""
+    number = _stream_of(path)
+    if number is not None:  # opened anew, a file behind it would be written from its start
+        return os.fdopen(os.dup(number), "w", encoding="utf-8", newline="")
+    if what_is_at(path) != "device":
+        return None
+    return path.open("w", encoding="utf-8", newline="")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return (reason or str(error)).lower()
+
+
 def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """Write a new file beside `path`, then rename it to `path`; makes missing folders.
 
+    Of a link the file it leads to is replaced; a device, a FIFO and /dev/stdout are written to.
     Raises InputError when the file cannot be written.
     """
-    file = Path(path)
-    unfinished = file.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
-            os.replace(unfinished, file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be written: {error}") from error
-    return file
+    with UnfinishedFile(path) as file:
+        file.write_all(data)
+    return file.path
 
 
 class UnfinishedFile:
     """A file that is written under another name beside `path` and renamed at the end.
 
     `with UnfinishedFile(path) as file: write to file.part`; `commit` renames it, `discard` (also
-    when the block raises) removes it. For data that does not fit in memory. Raises InputError when
-    the file cannot be written.
+    when the block raises) removes it. For data that does not fit in memory. Of a link the file it
+    leads to is replaced. What is written to a device, a FIFO or /dev/stdout goes there as it comes.
+    Raises InputError when the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        # the suffix stays last: video writers choose their container by it
-        self.part = self.path.with_name(f".{uuid.uuid4().hex}.part{self.path.suffix}")
         self._stream: TextIO | None = None
+        self._through = False
+        # the suffix stays last: video writers choose their container by it
+        suffix = self.path.suffix if len(self.path.suffix) < _SUFFIX_SHOWN else ""
+        name = f".{uuid.uuid4().hex}.part{suffix}"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.part.touch()
+            self._stream = _open_through(self.path)
+            self._through = self._stream is not None
+            self._target = Path(os.path.realpath(self.path) if self.path.is_symlink() else path)
+            folder = Path(tempfile.gettempdir()) if self._through else self._target.parent
+            self.part = folder / name
+            if not self._through:
+                folder.mkdir(parents=True, exist_ok=True)
+                if what_is_at(self._target) == "folder":
+                    raise InputError("it is a folder; expected the name of a file")
+                self.part.touch()
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} cannot be written: {error}") from error
+            raise self._error(error) from error
 
     def write(self, text: str) -> None:
         """Append text."""
@@ -93,16 +212,30 @@ class UnfinishedFile:
                 self._stream = self.part.open("w", encoding="utf-8", newline="")
             self._stream.write(text)
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} cannot be written: {error}") from error
+            raise self._error(error) from error
+
+    def write_all(self, data: bytes | str) -> None:
+        """Write the whole content."""
+        try:
+            self.part.write_bytes(data.encode() if isinstance(data, str) else data)
+        except (OSError, ValueError) as error:
+            raise self._error(error) from error
 
     def commit(self) -> Path:
         """Rename the file to `path`."""
         try:
+            if self._through and self._stream is not None and self.part.exists():
+                self._stream.flush()
+                with self.part.open("rb") as data:
+                    shutil.copyfileobj(data, self._stream.buffer)
             self._close()
-            os.replace(self.part, self.path)
+            if not self._through:
+                os.replace(self.part, self._target)
         except (OSError, ValueError) as error:
             self.discard()
-            raise InputError(f"{self.path} cannot be written: {error}") from error
+            raise self._error(error) from error
+        if self._through:
+            self.discard()
         return self.path
 
     def discard(self) -> None:
@@ -111,6 +244,9 @@ class UnfinishedFile:
             self._close()
         with contextlib.suppress(OSError):
             self.part.unlink()
+
+    def _error(self, error: OSError | ValueError) -> InputError:
+        return InputError(f"{shown(self.path)} cannot be written: {error.__cause__ or error}")
 
     def _close(self) -> None:
         stream, self._stream = self._stream, None

@@ -10,7 +10,14 @@ import pytest
 
 import cfpose_sdk
 from cfpose_sdk import errors
-from cfpose_sdk.files import UnfinishedFile, write_file
+from cfpose_sdk.files import (
+    UnfinishedFile,
+    check_output_folder,
+    check_outputs,
+    shown,
+    what_is_at,
+    write_file,
+)
 
 
 def test_writes_text_and_bytes_and_makes_folders(tmp_path: Path) -> None:
@@ -44,6 +51,72 @@ def test_what_is_not_utf8_cannot_be_written(tmp_path: Path) -> None:
         ):
             file.write("\udce9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_at_a_path_is_answered_or_our_error(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "gone").symlink_to("nowhere")
+    asked = {"f": "file", "": "folder", "x": "nothing", "f/x": "nothing", "gone": "nothing"}
+    assert {name: what_is_at(tmp_path / name) for name in asked} == asked
+    assert what_is_at(os.devnull) == "device"
+    for bad in ("n" * 300, "a", "a/x", "zero\0", "x/" * 5000):
+        with pytest.raises(errors.InputError, match="cannot be looked at") as caught:
+            what_is_at(tmp_path / bad)
+        assert len(str(caught.value)) < 400
+    with pytest.raises(errors.InputError, match="empty path"):
+        what_is_at("")
+    assert shown("\udce9") == "\ufffd"
+
+
+def test_outputs_are_checked_before_work_begins(tmp_path: Path) -> None:
+    source = tmp_path / "a.jpg"
+    source.touch()
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "loop").symlink_to("loop")
+    good = {"--json": tmp_path / "new" / "o.json", "--csv": tmp_path / "o.csv"}
+    check_outputs(good, [source, tmp_path / "loop", tmp_path / "missing"])
+    check_outputs({"--json": Path(os.devnull), "--csv": Path(os.devnull)}, [source])
+    assert list(tmp_path.glob("new")) == []
+    for name, cause in (
+        ("a.jpg", "one of the sources"), ("link", "one of the sources"),
+        (".", "is a folder"), ("a.jpg/o.json", "no folder"), ("loop/o", "cannot be looked at"),
+        ("n" * 256, "cannot be looked at"), ("new/../o.csv", "is the file of --csv"),
+    ):  # fmt: skip
+        with pytest.raises(errors.InputError, match=cause):
+            check_outputs({"--csv": tmp_path / "o.csv", "--json": tmp_path / name}, [source])
+    with pytest.raises(errors.InputError, match=r"--save .*no folder"):
+        check_output_folder("--save", source / "x")
+
+
+def test_links_are_followed_and_devices_written_through(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target, link = tmp_path / "there" / "f", tmp_path / "link"
+    link.symlink_to(target)
+    write_file(link, "one")
+    write_file(link, "two")
+    assert link.is_symlink()
+    assert target.read_text() == "two"
+    assert list(target.parent.iterdir()) == [target]
+    write_file(os.devnull, "x")
+    assert what_is_at(os.devnull) == "device"
+    with UnfinishedFile("/dev/stdout") as file:
+        file.write("a")
+        file.part.write_text("b")
+    with pytest.raises(RuntimeError), UnfinishedFile(tmp_path / "long" / ("x." + "y" * 250)):
+        raise RuntimeError
+    assert list((tmp_path / "long").iterdir()) == []
+    assert capfd.readouterr().out == "ab"
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write_file(fifo, b"through")
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    with pytest.raises(errors.InputError, match="is a folder"):
+        write_file(tmp_path, "x")
 
 
 def test_every_error_is_in_the_tree_and_public() -> None:

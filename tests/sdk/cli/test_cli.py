@@ -313,5 +313,5 @@ def test_a_closed_pipe_is_quiet(street: Path, pose_model: Path, finder_model: Pa
         check=False,
     )
     os.close(write)
-    assert run.returncode == 141
+    assert run.returncode == 0  # the code is about the work alone
     assert run.stderr == b""

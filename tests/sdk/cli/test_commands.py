@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from cfpose_sdk import commands
+from cfpose_sdk.commands import Console
 from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
 
 
@@ -49,3 +57,81 @@ def test_programming_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("cfpose_sdk.commands.importlib.import_module", import_module)
     with pytest.raises(ZeroDivisionError):
         commands.cfpose()
+
+
+_PRINTS = """
+import sys, types
+from pathlib import Path
+from cfpose_sdk import commands
+def main(arguments):
+    print("\\u7167")
+    out = Path(sys.argv[1]).open("w")
+    print("again", flush=True)
+    print("warning \\u7167", file=sys.stderr)
+    out.write("whole")
+    out.close()
+    return 0
+module = types.ModuleType("cfpose_sdk.cli")
+module.main = main
+sys.modules["cfpose_sdk.cli"] = module
+sys.exit(commands.cfpose())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "console", [">&-", "2>&-", ">&- 2>&-", ">/dev/full 2>/dev/full", "| true", "<&- >&- 2>&-"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_console_never_decides_a_run(console: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(_PRINTS)
+    run = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" prints.py out.txt {console}', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0
+    assert (tmp_path / "out.txt").read_text() == "whole"
+    assert b"Traceback" not in run.stderr
+    assert b"Exception" not in run.stderr
+
+
+def test_a_letter_that_the_console_lacks_is_escaped() -> None:
+    raw = io.BytesIO()
+    console = Console(io.TextIOWrapper(raw, encoding="cp1252"))
+    print("\u7167.jpg", file=console)
+    console.flush()
+    assert raw.getvalue().rstrip() == b"\\u7167.jpg"
+    assert not Console(None).isatty()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_asked_to_end_is_cleaned_up_as_ctrl_c_is(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name)
+    cleaned: list[bool] = []
+
+    class Module:
+        @staticmethod
+        def main(arguments: list[str]) -> int:
+            try:
+                os.kill(os.getpid(), number)
+                signal.sigtimedwait([], 5)
+            except KeyboardInterrupt:
+                os.kill(os.getpid(), number)  # an impatient second one
+                cleaned.append(True)
+                raise
+            return 0
+
+    monkeypatch.setattr(
+        "cfpose_sdk.commands.importlib.import_module",
+        lambda module: Module,
+    )
+    assert commands.cfpose() == 128 + number
+    assert cleaned == [True]
+    assert capsys.readouterr().err == f"cfpose: ended by {name}\n"
+    assert signal.getsignal(number) == signal.SIG_DFL
