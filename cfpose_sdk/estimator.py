@@ -25,8 +25,9 @@ from cfpose_sdk.detectors.base import (
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.files import MODELS
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
-from cfpose_sdk.media.frames import Footage, Frame, PathLike, Source, load_frame
+from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
 from cfpose_sdk.media.image import Image
+from cfpose_sdk.media.names import PathLike
 from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses
 from cfpose_sdk.spec import ModelSpec

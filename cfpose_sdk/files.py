@@ -19,9 +19,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
-from cfpose_sdk.errors import InputError
+from cfpose_sdk.errors import ArtifactError, InputError
 
 MODELS = Path(__file__).parent / "models"  # the folder of the bundled models
+PHOTO_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
+VIDEO_SUFFIXES = (
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
 Kind = Literal["file", "folder", "device", "nothing"]
 _OWN_STREAM = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -72,6 +80,22 @@ def what_is_at(path: str | os.PathLike[str]) -> Kind:
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device"
 
 
+def check_model_file(path: Path, expected: str = "a model file") -> None:
+    """Raise ArtifactError unless a file is there and may be read."""
+    try:
+        kind = what_is_at(path)
+    except InputError as error:
+        raise ArtifactError(f"{error}; expected {expected}") from error
+    if kind == "nothing":
+        raise ArtifactError(f"{shown(path)} does not exist; expected {expected}")
+    if kind == "folder":
+        raise ArtifactError(
+            f"{shown(path)} is a folder; a file of that name does not exist; expected {expected}"
+        )
+    if not os.access(path, os.R_OK):
+        raise ArtifactError(f"{shown(path)} may not be read by this user; expected {expected}")
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as messages have it: what is not UTF-8 as U+FFFD, the middle of a long one cut out."""
     text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -84,7 +108,8 @@ def check_outputs(outputs: Mapping[str, Path], sources: Iterable[Path] = ()) -> 
 
     `outputs`: the option that asked for it → the file; folders that get files are for
     `check_output_folder`. `sources`: files that are read. Refused are an output that is a source or
-    another output, a folder, or a place that cannot be written. Devices and FIFOs may be outputs;
+    another output, a photo or video that is there, a folder, or a place that cannot be written.
+    Devices and FIFOs may be outputs;
     of a link the file that it leads to counts.
     """
     read = {_identity(source): source for source in sources if _answers(source)}
@@ -105,24 +130,33 @@ def check_outputs(outputs: Mapping[str, Path], sources: Iterable[Path] = ()) -> 
             raise InputError(
                 f"{option} {shown(path)} is the file of {written[who]}, too; give each its own"
             )
+        if kind == "file" and path.suffix.lower() in PHOTO_SUFFIXES + VIDEO_SUFFIXES:
+            raise InputError(
+                f"{option} {shown(path)} is a photo or video, which would be overwritten; was a "
+                f"file name left out before it?"
+            )
         written[who] = option
         if kind != "device" and _stream_of(path) is None:
-            check_output_folder(option, Path(os.path.realpath(path)).parent)
+            _check_place(f"{option} {shown(path)}", Path(os.path.realpath(path)).parent)
 
 
 def check_output_folder(option: str, folder: Path) -> None:
     """Raise InputError unless files can be made in a folder, which need not be there yet."""
+    _check_place(f"{option} {shown(folder)}", folder)
+
+
+def _check_place(what: str, folder: Path) -> None:
     place = folder
     while (kind := what_is_at(place)) == "nothing" and place != place.parent:
         place = place.parent
     if kind != "folder":
         raise InputError(
-            f"{option} cannot write into {shown(folder)}: {shown(place)} is no folder; choose "
-            f"another"
+            f"{what} cannot be written: {shown(place)} is no folder; choose another place"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(
-            f"{option} cannot write into {shown(place)}: permission denied; choose another folder"
+            f"{what} cannot be written: no permission to write into {shown(place)}; choose "
+            f"another place"
         )
 
 

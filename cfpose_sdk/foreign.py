@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cfpose_sdk.errors import ArtifactError, MissingDependencyError, is_installed
+from cfpose_sdk.files import check_model_file
 
 CACHE_VARIABLE = "CFPOSE_CACHE"
 # of `cfpose-export adopt`; the test of the export compares them with its own
@@ -38,8 +39,7 @@ def adopted_file(preset: str, path: Path) -> Path:
     licence is recorded as not stated. Raises ArtifactError when the file cannot be adopted,
     MissingDependencyError without the package onnx.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist; expected a foreign pose network (.onnx)")
+    check_model_file(path, "a foreign pose network (.onnx)")
     chosen = os.environ.get(CACHE_VARIABLE)
     folder = (Path(chosen) if chosen else Path.home() / ".cache" / "cfpose") / "adopted"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,7 +19,12 @@ ROW_FIELDS = (
 
 
 def coco_image_id(name: str) -> int | str:
-    """COCO's integer where the file name's stem is one (000000000139.jpg), else the name."""
+    """COCO's integer where the file name's stem is one (000000000139.jpg), else the name.
+
+    A name with folders, which tells it from another of the same name, stays whole.
+    """
+    if len(PurePath(name).parts) > 1:
+        return name
     stem = PurePath(name).stem
     return int(stem) if stem.isascii() and stem.isdigit() else PurePath(name).name
 

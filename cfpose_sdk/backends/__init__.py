@@ -11,6 +11,7 @@ from cfpose_sdk.backends.openvino import OpenvinoBackend
 from cfpose_sdk.backends.plugins import CHECKPOINT, open_plugin, plugin_suffixes
 from cfpose_sdk.backends.tensorrt.backend import TensorrtBackend
 from cfpose_sdk.errors import ArtifactError, InputError, is_installed
+from cfpose_sdk.files import check_model_file, shown
 
 __all__ = ["Backend", "Device", "RuntimeOptions", "open_backend"]
 
@@ -64,7 +65,8 @@ def _known_suffix(file: Path) -> str:
     suffix = file.suffix.lower()
     known = dict.fromkeys((*_SUFFIXES, CHECKPOINT, *plugin_suffixes()))
     if suffix not in known:
-        raise ArtifactError(f"{file} has suffix {suffix!r}; expected one of {', '.join(known)}")
-    if not file.is_file():
-        raise ArtifactError(f"{file} does not exist; expected a model file")
+        raise ArtifactError(
+            f"{shown(file)} has suffix {suffix!r}; expected one of {', '.join(known)}"
+        )
+    check_model_file(file)
     return suffix

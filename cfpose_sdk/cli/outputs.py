@@ -15,14 +15,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from cfpose_sdk.files import UnfinishedFile, write_file
+from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import UnfinishedFile, check_output_folder, check_outputs, shown, write_file
 from cfpose_sdk.formats import ROW_FIELDS, numbers
 from cfpose_sdk.media.frames import Footage
 from cfpose_sdk.media.image import write_picture
@@ -76,6 +78,7 @@ def _joint(poses: Poses, person: int, name: str) -> list[float]:
     return numbers(np.append(xy, poses.confidence[person, joints].min()))
 
 
+_NAME_BYTES = 230  # of 255, with room for a number
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -179,9 +182,13 @@ class _FolderSink:
     def abandon(self) -> None: ...
 
     def place(self, stem: str, ending: str) -> Path:
-        """A path in the folder that no earlier file of this run has."""
+        """A path in the folder that no earlier file of this run has, and that is no link.
+
+        A stem that would make the name too long for a file system is cut.
+        """
+        stem = stem.encode(errors="replace")[: _NAME_BYTES - len(ending)].decode(errors="ignore")
         place, count = self.folder / f"{stem}{ending}", 1
-        while place in self.used:
+        while place in self.used or place.is_symlink():
             count += 1
             place = self.folder / f"{stem}-{count}{ending}"
         self.used.add(place)
@@ -252,6 +259,19 @@ class OutputFiles:
     openpose_format: OpenPoseFormat = "body25"
     pictures: Path | None = None  # a folder for drawn photos and videos
 
+    def check(self, sources: Sequence[Path]) -> None:
+        """Raise InputError unless all can be written without harm to the sources or each other."""
+        files = {"--coco": self.coco, "--json": self.json, "--csv": self.csv}
+        named = {option: Path(file) for option, file in files.items() if file is not None}
+        if self.openpose is not None and self.openpose.suffix.lower() == ".json":
+            named["--openpose"] = self.openpose
+        elif self.openpose is not None:
+            check_output_folder("--openpose", self.openpose)
+        check_outputs(named, sources)
+        if self.pictures is not None:
+            check_output_folder("--save", self.pictures)
+            _refuse_overwriting(sources, self.pictures)
+
     def open(self) -> list[Sink]:
         """A sink for each. Raises InputError, and leaves no file, when one cannot be written."""
         sinks: list[Sink] = []
@@ -265,11 +285,11 @@ class OutputFiles:
         return sinks
 
     def _opened(self) -> Iterator[Sink]:
-        if self.coco:
+        if self.coco is not None:
             yield CocoSink(self.coco)
-        if self.json:
+        if self.json is not None:
             yield JsonSink(self.json)
-        if self.csv:
+        if self.csv is not None:
             yield CsvSink(self.csv)
         if self.openpose is not None:
             if self.openpose.suffix.lower() == ".json":
@@ -278,3 +298,14 @@ class OutputFiles:
                 yield OpenPoseFolderSink(self.openpose, layout=self.openpose_format)
         if self.pictures is not None:
             yield PictureSink(self.pictures)
+
+
+def _refuse_overwriting(sources: Sequence[Path], folder: Path) -> None:
+    place = os.path.realpath(folder)
+    for source in sources:
+        # of a link both are kept: the link, and the file that it leads to
+        if place in (os.path.realpath(source.parent), os.path.dirname(os.path.realpath(source))):
+            raise InputError(
+                f"--save {shown(folder)} is the folder of {shown(source.name)}, which would be "
+                f"overwritten; choose another"
+            )

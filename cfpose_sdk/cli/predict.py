@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -17,8 +17,10 @@ from cfpose_sdk.backends import Device
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.files import shown, what_is_at
 from cfpose_sdk.foreign import adopted_file, split_preset
-from cfpose_sdk.media.frames import Footage, Unread, expand, is_url, is_video
+from cfpose_sdk.media.frames import Footage, Unread, expand, is_video, passed_by
+from cfpose_sdk.media.names import Names, base_name, distinct_names, is_photo_url, is_url
 from cfpose_sdk.media.sources import open_source
 from cfpose_sdk.results import Poses
 from cfpose_sdk.streaming.stream import StreamOptions
@@ -45,8 +47,10 @@ def predict(
     # FFmpeg would print each damaged block of a video to stderr; cfpose reports what matters
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     parts = [part for source in sources for part in parts_of(source)]
-    if outputs.pictures is not None:
-        _refuse_overwriting(parts, outputs.pictures)
+    opened = [Path(file) for file in (model, detector) if file]
+    outputs.check([part for part in parts if isinstance(part, Path)] + opened)
+    for source in sources:
+        _tell_passed_by(source)
     foreign = split_preset(model or "")
     with PoseEstimator(
         model if foreign is None else adopted_file(*foreign),
@@ -72,6 +76,7 @@ class PredictRun:
     show: bool = False
     frames: int = 0
     failed: int = 0  # sources that could not be read, or not to their end
+    names: Names = field(default_factory=dict)  # of the sources, no two alike
 
     def run(self, sources: Sequence[Part | Unread]) -> int:
         """The exit code: 0 every source was read to its end, 1 some were not, 2 none could be read.
@@ -79,6 +84,7 @@ class PredictRun:
         Raises CfposeError when a sink cannot be written to or a window cannot be opened.
         """
         live = False
+        self.names = distinct_names(s for s in sources if isinstance(s, str | Path))
         try:
             for group in _groups(sources):
                 if isinstance(group, Unread):
@@ -107,13 +113,14 @@ class PredictRun:
 
     def _run_group(self, group: list[Part]) -> bool:
         """One video, or photos that share one stream; False when the viewer wants to stop."""
-        video = not isinstance(group[0], Path) or is_video(group[0])
+        video = not _is_photo(group[0])
+        entries = [entry for entry in group if not isinstance(entry, int)]
         try:
-            footage = open_source(group[0] if video else [str(photo) for photo in group])
+            footage = open_source(group[0] if video else entries, names=self.names)
         except InputError as error:
             self._complain(error)
             return True
-        name = f"camera-{group[0]}" if isinstance(group[0], int) else Path(str(group[0])).name
+        name = f"camera-{group[0]}" if isinstance(group[0], int) else base_name(group[0])
         for sink in self.sinks:
             sink.begin(name, footage, video)
         with Progress(name if video else "photos", footage.count) as line:
@@ -170,9 +177,9 @@ def parts_of(source: str) -> list[Part | Unread]:
     """A SOURCE of the command line → photos, videos, URLs, camera numbers; or an Unread."""
     if is_url(source):
         return [source]
-    if source.isdigit() and not Path(source).exists():
-        return [int(source)]
     try:
+        if source.isascii() and source.isdigit() and what_is_at(source) == "nothing":
+            return [int(source)]
         return list(expand(source))
     except InputError as error:
         return [Unread(error)]
@@ -182,7 +189,7 @@ def _groups(sources: Sequence[Part | Unread]) -> Iterator[list[Part] | Unread]:
     """Photos that follow each other together, everything else alone."""
     photos: list[Part] = []
     for source in sources:
-        if isinstance(source, Path) and not is_video(source):
+        if not isinstance(source, Unread) and _is_photo(source):
             photos.append(source)
             continue
         if photos:
@@ -193,8 +200,26 @@ def _groups(sources: Sequence[Part | Unread]) -> Iterator[list[Part] | Unread]:
         yield photos
 
 
+def _is_photo(source: Part) -> bool:
+    return is_photo_url(source) or (isinstance(source, Path) and not is_video(source))
+
+
 def _is_live(source: Part) -> bool:
-    return isinstance(source, int) or is_url(source)
+    return isinstance(source, int) or (is_url(source) and not is_photo_url(source))
+
+
+def _tell_passed_by(source: str) -> None:
+    """One line about the files of a folder that are no photos by their names."""
+    try:
+        left = {} if is_url(source) else passed_by(source)
+    except InputError:
+        return  # said where it is read
+    if left:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left.items()))
+        print(
+            f"cfpose: {shown(source)}: only its photos are read; passed by: {kinds}",
+            file=sys.stderr,
+        )
 
 
 def _count(people: int) -> str:
@@ -211,19 +236,6 @@ def _show(poses: Poses, *, still: bool) -> bool:
             "--show needs a display and an OpenCV with windows; use --save, or replace "
             "opencv-python-headless by opencv-python"
         ) from error
-
-
-def _refuse_overwriting(sources: Sequence[object], folder: Path) -> None:
-    for source in sources:
-        # of a link both are kept: the link, and the file that it leads to
-        if isinstance(source, Path) and folder.resolve() in (
-            source.parent.resolve(),
-            source.resolve().parent,
-        ):
-            raise InputError(
-                f"--save {folder} is the folder of {source.name}, which would be overwritten; "
-                f"choose another"
-            )
 
 
 _BAR_WIDTH = 30

@@ -14,6 +14,7 @@ import numpy as np
 from cfpose_sdk.detectors.base import Detections, DetectorOptions, Running
 from cfpose_sdk.detectors.layouts import class_names
 from cfpose_sdk.errors import ArtifactError, BackendError, require
+from cfpose_sdk.files import check_model_file
 from cfpose_sdk.media.image import Image
 
 
@@ -24,8 +25,7 @@ class UltralyticsDetector:
 
     def __init__(self, path: Path, options: DetectorOptions, running: Running) -> None:
         options.only("threshold", "nms_iou", "person_class", "size_wh", what=f"{path.name}")
-        if not path.is_file():
-            raise ArtifactError(f"{path} does not exist; expected a checkpoint")
+        check_model_file(path, "a checkpoint")
         require("ultralytics", extra="ultralytics", why=f"running {path.name}")
         from ultralytics import YOLO
 

@@ -6,23 +6,17 @@ import glob
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.media.image import Image, check_image, read_image
+from cfpose_sdk.files import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Kind, shown, what_is_at
+from cfpose_sdk.media.image import Image, check_image, decode_image, read_image
+from cfpose_sdk.media.names import PathLike, base_name, fetch_photo, is_url
 
-PathLike = str | os.PathLike[str]
 Source = PathLike | int | Iterable[Image | PathLike]
-_PHOTO_SUFFIXES = (
-    ".bmp", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
-_VIDEO_SUFFIXES = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
-)  # fmt: skip
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes of such a file name
 
 
@@ -66,45 +60,98 @@ class Footage:
     own: bool = True  # False: a caller's iterable, which should run in the caller's thread
 
 
-def load_frame(item: Image | PathLike) -> Frame:
-    """A BGR array or a photo's path → Frame. Raises ImageError."""
+def load_frame(item: Image | PathLike, name: str | None = None) -> Frame:
+    """A BGR array or a photo's path → Frame, named by its file where no name is given.
+
+    Raises ImageError, for a web address too.
+    """
     start = time.perf_counter()
+    if is_url(item):
+        raise ImageError(
+            f"{shown(item)} is a web address; expected a photo's path or an array: download it, or "
+            f"pass it to stream()"
+        )
     if isinstance(item, str | os.PathLike):
-        image, name = _read_photo(item), printable(Path(item).name)
+        image, name = _read_photo(item), printable(name or Path(item).name)
     else:
-        image, name = check_image(item), None
+        image = check_image(item)
     return Frame(image, name, (time.perf_counter() - start) * 1000)
+
+
+def fetch_frame(url: str, name: str | None, timeout_s: float) -> Frame:
+    """The photo behind a web address → Frame. Raises ImageError."""
+    start = time.perf_counter()
+    image = decode_image(fetch_photo(url, timeout_s), shown(url))
+    return Frame(image, name or base_name(url), (time.perf_counter() - start) * 1000)
 
 
 def expand(source: PathLike) -> list[Path]:
     """The photos and videos that a path or glob names, sorted; a folder gives its photos.
 
-    A single file is returned whatever its suffix. Raises InputError when there is nothing.
+    A single file is returned whatever its suffix. Raises InputError when there is nothing, or where
+    the file system does not answer.
     """
     path = Path(source)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if _is_photo(file) and file.is_file())
+    magic = glob.has_magic(os.fspath(source))
+    kind = _kind_of_source(source, magic)
+    if kind == "folder":
+        files = [file for file in _entries(path) if _is_photo(file) and _may_be_file(file)]
         expected = "photos"
-    elif path.exists() or not glob.has_magic(str(path)):
+    elif kind != "nothing" or not magic:
         return [path]  # a missing one is reported where it is read
     else:
-        matches = map(Path, glob.glob(str(path), recursive=True))
-        files = sorted(m for m in matches if (_is_photo(m) or is_video(m)) and m.is_file())
+        files = sorted(
+            match
+            for match in map(Path, glob.glob(str(path), recursive=True))
+            if (_is_photo(match) or is_video(match)) and _may_be_file(match)
+        )
         expected = "photos or videos"
     if not files:
-        known = _PHOTO_SUFFIXES + (() if expected == "photos" else _VIDEO_SUFFIXES)
-        raise InputError(f"{path} holds no {expected}; they are known by {', '.join(known)}")
+        known = PHOTO_SUFFIXES + (() if expected == "photos" else VIDEO_SUFFIXES)
+        raise InputError(f"{shown(path)} holds no {expected}; they are known by {', '.join(known)}")
     return files
+
+
+def passed_by(source: PathLike) -> dict[str, int]:
+    """How many files of a folder `expand` leaves out, by suffix; {} for what is no folder."""
+    path = Path(source)
+    if not os.fspath(source) or what_is_at(path) != "folder":
+        return {}
+    left = [
+        file.suffix.lower() or file.name
+        for file in _entries(path)
+        if not _is_photo(file) and not file.name.startswith(".") and _may_be_file(file)
+    ]
+    return dict(Counter(left))
+
+
+def _kind_of_source(source: PathLike, magic: bool) -> Kind:
+    try:
+        return what_is_at(source)
+    except InputError:
+        if magic and os.fspath(source):  # a pattern may be longer than a name
+            return "nothing"
+        raise
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
+
+
+def _may_be_file(path: Path) -> bool:
+    """Also where the file system does not answer: whoever reads it says why."""
+    try:
+        return what_is_at(path) == "file"
+    except InputError:
+        return True
 
 
 def is_video(path: PathLike) -> bool:
     """Whether the suffix is a video's."""
-    return Path(path).suffix.lower() in _VIDEO_SUFFIXES
-
-
-def is_url(source: object) -> TypeGuard[str]:
-    """Whether the source is a string such as rtsp://…"""
-    return isinstance(source, str) and "://" in source
+    return Path(base_name(path)).suffix.lower() in VIDEO_SUFFIXES
 
 
 def printable(name: str) -> str:
@@ -135,13 +182,13 @@ def _read_photo(path: PathLike) -> Image:
     try:
         return read_image(path)
     except ImageError as error:
-        if _is_photo(Path(path)) or not Path(path).is_file():
+        if _is_photo(Path(path)) or not _may_be_file(Path(path)):
             raise
-        hint = f"videos are known by {', '.join(_VIDEO_SUFFIXES)}"
+        hint = f"videos are known by {', '.join(VIDEO_SUFFIXES)}"
         if is_video(path):
             hint = "a video is for stream"
         raise ImageError(f"{error}; {hint}") from error
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in _PHOTO_SUFFIXES
+    return path.suffix.lower() in PHOTO_SUFFIXES

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import shown, what_is_at, write_file
 
 Image = NDArray[np.uint8]
 _JPEG_START = b"\xff\xd8"
@@ -29,7 +29,11 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
     Raises ImageError when the file is missing, is a folder, is no image, or ends too early.
     """
-    data = _read_bytes(Path(path))
+    return decode_image(_read_bytes(path), path)
+
+
+def decode_image(data: bytes, path: str | os.PathLike[str]) -> Image:
+    """`read_image` for the bytes of a file; `path` is for the messages."""
     if data.startswith(_JPEG_START) and not _jpeg_is_complete(data):
         raise _truncated(path, "JPEG")
     if data.startswith(_PNG_START):
@@ -121,18 +125,24 @@ def quiet_opencv() -> Iterator[None]:
         yield
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     # bytes and imdecode rather than imread: names of any alphabet work on every system
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist; expected a photo") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{path} is a folder; expected a photo") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read: {error}") from error
+        kind = what_is_at(path)
+        if kind == "nothing":
+            raise ImageError(f"{shown(path)} does not exist; expected a photo")
+        if kind == "folder":
+            raise ImageError(f"{shown(path)} is a folder; expected a photo")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{shown(path)} cannot be read: {error}") from error
+    except ImageError:
+        raise
+    except InputError as error:
+        reason = error.__cause__ or error
+        raise ImageError(f"{shown(path)} cannot be read: {reason}; expected a photo") from error
     if not data:
-        raise ImageError(f"{path} is empty (0 bytes); expected a photo")
+        raise ImageError(f"{shown(path)} is empty (0 bytes); expected a photo")
     return data
 
 

@@ -11,20 +11,28 @@ import cv2
 import numpy as np
 
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import shown, what_is_at
 from cfpose_sdk.media.frames import (
     Footage,
     Frame,
     Item,
-    PathLike,
     Source,
     Unread,
     expand,
-    is_url,
+    fetch_frame,
     is_video,
     load_frame,
     opencv_path,
 )
 from cfpose_sdk.media.image import Image, check_image, quiet_opencv
+from cfpose_sdk.media.names import (
+    Names,
+    PathLike,
+    base_name,
+    distinct_names,
+    is_photo_url,
+    is_url,
+)
 
 TIMEOUT_S = 10.0  # of opening a URL and of waiting for its next frame
 # OpenCV answers "no frame" both at the end and at a frame that is damaged, after which it can go
@@ -32,8 +40,11 @@ TIMEOUT_S = 10.0  # of opening a URL and of waiting for its next frame
 _PATIENCE = 64
 
 
-def open_video(source: PathLike | int, timeout_s: float = TIMEOUT_S) -> Footage:
-    """Frames of a video file, URL or camera index, named NAME-000000, NAME-000001, …
+def open_video(
+    source: PathLike | int, timeout_s: float = TIMEOUT_S, name: str | None = None
+) -> Footage:
+    """Frames of a video file, URL or camera index, named NAME-000000, NAME-000001, …; by default
+    NAME is the file's, without its suffix.
 
     A damaged frame is an `Unread` in its place. A file that ends before its announced end, and a
     camera or URL that stops, give an `Unread` as the last item. Raises InputError when the source
@@ -41,8 +52,8 @@ def open_video(source: PathLike | int, timeout_s: float = TIMEOUT_S) -> Footage:
     """
     label = f"camera {source}" if isinstance(source, int) else os.fspath(source)
     live = isinstance(source, int) or is_url(source)
-    if not live and not Path(label).is_file():
-        raise InputError(f"{label} does not exist; expected a video file")
+    if not live and what_is_at(label) != "file":
+        raise InputError(f"{shown(label)} does not exist, or is no file; expected a video file")
     opened_as = source if isinstance(source, int) else opencv_path(label)
     with quiet_opencv():
         capture = _capture(opened_as, timeout_s)
@@ -52,7 +63,9 @@ def open_video(source: PathLike | int, timeout_s: float = TIMEOUT_S) -> Footage:
             f"{label} cannot be opened as a video; check the file (it may be cut off before its "
             f"index), address or camera number"
         )
-    video = _Video(capture, label, live)
+    if name is None or name == base_name(label):
+        name = Path(base_name(label)).stem
+    video = _Video(capture, label, name, live)
     if video.first is None:
         capture.release()
         raise InputError(f"{label} was opened, but no frame can be read from it")
@@ -66,8 +79,8 @@ def open_video(source: PathLike | int, timeout_s: float = TIMEOUT_S) -> Footage:
 
 
 class _Video:
-    def __init__(self, capture: cv2.VideoCapture, label: str, live: bool) -> None:
-        self.capture, self.label = capture, label
+    def __init__(self, capture: cv2.VideoCapture, label: str, name: str, live: bool) -> None:
+        self.capture, self.label, self.name = capture, label, name
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if 0 < count < 1e9 else None
         self.live = live and self.count is None  # a file behind a URL has a length
@@ -129,7 +142,7 @@ class _Video:
         if not done or picture is None:
             return None
         milliseconds = (time.perf_counter() - start) * 1000
-        name = f"{Path(self.label).stem}-{number:06d}"
+        name = f"{self.name}-{number:06d}"
         time_s = self._time(number)
         if time_s is not None:
             self.pause_s = max(self.pause_s, time_s - self.last_s)
@@ -159,34 +172,42 @@ def _capture(source: str | int, timeout_s: float) -> cv2.VideoCapture:
     return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
 
 
-def open_source(source: Source, timeout_s: float = TIMEOUT_S) -> Footage:
+def open_source(
+    source: Source, timeout_s: float = TIMEOUT_S, names: Names | None = None
+) -> Footage:
     """A photo, folder of photos, glob, video, camera index, URL, or an iterable of arrays and
     paths (of photos and videos), as items in order.
 
     The source is opened now, its items are read one by one later. A file that cannot be
-    read is an `Unread` in its place. Raises InputError when there is nothing to read from, or the
-    one path does not exist.
+    read is an `Unread` in its place. `names`: of paths in the results; None gives those of one
+    folder, glob or list names that differ. Raises InputError when there is nothing to read from, or
+    the one path does not exist.
     """
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise InputError(
             f"a stream needs several images, got one array {source.shape}; use [image]"
         )
+    if is_photo_url(source):
+        return _listed([source], names, own=True)
     if isinstance(source, int) or is_url(source):
-        return open_video(source, timeout_s)
+        named = None if names is None or isinstance(source, int) else names.get(source)
+        return open_video(source, timeout_s, named)
     if isinstance(source, str | os.PathLike):
         files = expand(source)
-        if len(files) == 1 and not files[0].exists():
-            raise InputError(f"{source} does not exist; expected a photo, video, folder or glob")
+        if len(files) == 1 and what_is_at(files[0]) == "nothing":
+            raise InputError(
+                f"{shown(source)} does not exist; expected a photo, video, folder or glob"
+            )
         if len(files) == 1 and is_video(files[0]):
-            return open_video(files[0], timeout_s)
-        return _listed(files, own=True)
+            return open_video(files[0], timeout_s, None if names is None else names.get(source))
+        return _listed(files, names, own=True)
     if not isinstance(source, Iterable):
         raise InputError(
             f"a stream needs a path, a camera index, a URL or an iterable of images, "
             f"got {type(source).__name__}"
         )
     own = isinstance(source, list | tuple | np.ndarray)
-    return _listed(source, own=own)
+    return _listed(source, names, own=own)
 
 
 def open_frames(source: Source) -> Iterator[Frame]:
@@ -194,19 +215,26 @@ def open_frames(source: Source) -> Iterator[Frame]:
     return _frames(open_source(source))
 
 
-def _listed(entries: Iterable[Image | PathLike], *, own: bool) -> Footage:
-    items = _items(entries)
+def _listed(entries: Iterable[Image | PathLike], names: Names | None, *, own: bool) -> Footage:
+    if names is None:
+        listed = entries if isinstance(entries, list | tuple) else ()
+        names = distinct_names(entry for entry in listed if isinstance(entry, str | os.PathLike))
+    items = _items(entries, names)
     count = len(entries) if isinstance(entries, list | tuple) else None
     return Footage(items, items.close, count=count, own=own)
 
 
-def _items(entries: Iterable[Image | PathLike]) -> Generator[Item, None, None]:
+def _items(entries: Iterable[Image | PathLike], names: Names) -> Generator[Item, None, None]:
     for entry in entries:
+        name = names.get(entry) if isinstance(entry, str | os.PathLike) else None
         try:
-            if isinstance(entry, str | os.PathLike) and is_video(entry):
-                footage = open_video(Path(entry))
+            if is_photo_url(entry):
+                yield fetch_frame(entry, name, TIMEOUT_S)
+                continue
+            if isinstance(entry, str | os.PathLike) and (is_url(entry) or is_video(entry)):
+                footage = open_video(entry, name=name)
             else:
-                yield load_frame(entry)
+                yield load_frame(entry, name)
                 continue
         except InputError as error:
             if not isinstance(entry, str | os.PathLike):

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from cfpose_sdk.backends.tensorrt.library import Flavour
 from cfpose_sdk.errors import ArtifactError, BackendError
-from cfpose_sdk.files import digest_of, sha256
+from cfpose_sdk.files import check_model_file, digest_of, sha256
 
 PASSPORT_VERSION = 1
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # minimum, best, maximum
@@ -125,8 +125,7 @@ def read_engine(engine: Path) -> tuple[bytes, Passport]:
 
     Raises ArtifactError when they are not, or when a file is missing.
     """
-    if not engine.is_file():
-        raise ArtifactError(f"{engine} does not exist; expected an engine file")
+    check_model_file(engine, "an engine file")
     passport = read_passport(engine)
     data = engine.read_bytes()
     again = f"run: {rebuild_command(engine, passport)}"
