@@ -27,7 +27,7 @@ from cfpose_bench.run.protocol import PRESETS, Protocol, with_preset
 from cfpose_bench.run.session import Plan, measure
 from cfpose_bench.runtimes import command as runtimes_command
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.files import check_command_outputs
+from cfpose_sdk.files import check_command_outputs, what_is_at
 
 WORK = Path(".cfpose-bench")
 
@@ -127,7 +127,7 @@ def _check_bounds(bounds: Bounds, plan: Plan, dataset: KeypointDataset) -> None:
         raise InputError("--max-drift needs --reference FP32.onnx to drift from")
     if bounds.min_ap is not None and not dataset.has_keypoints:
         raise InputError(f"--min-ap needs keypoints; the data set {dataset.name} has boxes only")
-    if bounds.baseline is not None and not bounds.baseline.is_file():
+    if bounds.baseline is not None and what_is_at(bounds.baseline) != "file":
         raise InputError(f"--baseline {bounds.baseline} does not exist")
     if bounds.baseline is not None:
         read_report(bounds.baseline)

@@ -24,6 +24,16 @@ def test_a_file_is_no_folder_of_a_run(tiny_recipe: Path, tmp_path: Path, option:
     assert file.read_text() == "kept"
 
 
+@pytest.mark.parametrize("minutes", ["nan", "-1", "0", "soon"])
+def test_minutes_are_above_zero(
+    tiny_recipe: Path, tmp_path: Path, minutes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--data-root", str(tmp_path), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="2"):
+        main(["stage1", "--recipe", str(tiny_recipe), *place, "--max-minutes", minutes])
+    assert "expected a number of minutes above 0" in capsys.readouterr().err
+
+
 def test_files_that_are_read_are_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "net.safetensors"
     file.write_text("kept")

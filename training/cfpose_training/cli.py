@@ -14,6 +14,7 @@ from cfpose_training.data_commands import (
     add_data,
     add_label,
     given,
+    minutes,
     whole_number,
 )
 
@@ -273,7 +274,7 @@ def _run_parser(place: argparse.ArgumentParser) -> argparse.ArgumentParser:
     common.add_argument("--resume", action="store_true", help="continue the run in OUT")
     common.add_argument(
         "--max-minutes",
-        type=float,
+        type=minutes,
         default=math.inf,
         help="stop after this many minutes; --resume continues",
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cfpose_bench.data.annotations import Record, is_counted, read_annotations, read_json
 from cfpose_bench.data.download import COCO_HOST, COCO_VAL, Archive, coco_cache, fetch_archives
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.files import demo_photos
+from cfpose_sdk.files import demo_photos, what_is_at
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
@@ -150,14 +150,14 @@ def _find_known(name: str, data_root: str | Path | None) -> Path:
             f"{DATA_VARIABLE}"
         )
     for path in (Path(root) / place for place in KNOWN[name]):
-        if path.is_file():
+        if what_is_at(path) == "file":
             return path
     raise DatasetError(f"{name} is not in {root}: looked for {', '.join(KNOWN[name])}")
 
 
 def _annotation_file(path: Path) -> Path:
     """The file itself, or the only JSON file of the folder (or of its `annotations` folder)."""
-    if not path.is_dir():
+    if what_is_at(path) != "folder":
         return path
     files = sorted(path.glob("*.json")) or sorted(path.glob("annotations/*.json"))
     if len(files) != 1:
@@ -203,7 +203,7 @@ def open_demo(folder: Path | None = None) -> KeypointDataset:
     """The demo photos, of `demo_photos` or another folder. Raises DatasetError without them."""
     folder = demo_photos() if folder is None else folder
     listing = folder / PEOPLE_FILE
-    if not listing.is_file():
+    if what_is_at(listing) != "file":
         raise DatasetError(
             f"the demo photos are not in {folder}: a clone of the repository has them in "
             f"examples/photos, and the wheel in cfpose_sdk/photos; name another data set with "

@@ -16,7 +16,7 @@ from cfpose_bench.data.annotations import read_annotations
 from cfpose_bench.data.box_files import read_box_file, read_boxes
 from cfpose_bench.data.dataset import open_dataset
 from cfpose_bench.data.gaps import notes
-from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.errors import CfposeError, DatasetError
 from tests.bench.known_answer import KnowsTheAnswer
 
 Record = dict[str, Any]
@@ -172,6 +172,21 @@ def test_absolute_file_names(dataset_folder: Path, tmp_path: Path) -> None:
     assert (len(opened.photos), opened.missing) == (3, ())
     with pytest.raises(DatasetError, match=r"--images .*nowhere is no folder"):
         open_dataset(moved, images=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "loop"])
+def test_places_that_cannot_be_looked_at(source: str, tmp_path: Path, stand_in: object) -> None:
+    if source == "loop":
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        source = str(tmp_path / "loop")
+    for options in (
+        ["--dataset", source],
+        ["--dataset", "coco-val", "--data-root", source],
+        ["--dataset", "demo", "--images", source, "--boxes", source],
+        ["--dataset", "demo", "--baseline", source],
+    ):
+        with pytest.raises(CfposeError):
+            main([*options, *FAST])
 
 
 def test_results_that_are_not_finite_are_named(person: Build, annotate: Build, pose: Build) -> None:
