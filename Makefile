@@ -10,6 +10,8 @@ TORCH = torch==2.13.0
 JOBS = 2
 PHOTO = examples/photos/street.jpg
 DATA = ../shared/data
+CASES = ../shared/cases
+ONLY =
 REPORT = benchmarks/results/coco-val-340-cpu.json
 RUNTIMES = benchmarks/results/runtimes-cpu.json
 FRAME = studies/results/frame-input-dev.json
@@ -22,7 +24,7 @@ NODE_STAMPS = $(NODE_EXAMPLES:%=%/node_modules/.stamp)
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test slow browser check lint format bench runtimes models soak tables clean
+.PHONY: help demo test slow browser check lint format bench runtimes models cases soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -35,6 +37,7 @@ help:
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
 	@echo "make runtimes  times of cfpose's CPU runtimes against rtmlib and MoveNet, in turns"
 	@echo "make models  the bundled models anew, from photos and labels into runs/: hours"
+	@echo "make cases   what people ran into with tools like this one, of CASES=$(CASES), where it is there"
 	@echo "make soak    long runs that look for leaks; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed reports"
 	@echo "make clean   remove what these commands made"
@@ -95,6 +98,12 @@ out/w32-int8.onnx: out/w32.onnx
 # JOBS=2 runs at a time; RUNS= and THREADS= are read there too
 models: $(VENV)/.dev
 	$(MAKE) --file training/recipes/cfpose-s.mk --jobs $(JOBS) BIN=$(BIN)/ DATA=$(DATA)
+
+# ONLY='09 17' runs those alone
+cases: $(VENV)/.dev
+	@if [ -f $(CASES)/run-all ]; \
+		then CFPOSE_BIN=$(abspath $(BIN)) bash $(CASES)/run-all $(ONLY); \
+		else echo "the cases are not in $(CASES), so none was run; CASES=FOLDER names their place"; fi
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/long/soak.py

@@ -140,26 +140,42 @@ def check_outputs(outputs: Mapping[str, Path], sources: Iterable[Path] = ()) -> 
             )
         written[who] = option
         if kind != "device" and _stream_of(path) is None:
-            _check_place(f"{option} {shown(path)}", Path(os.path.realpath(path)).parent)
+            _check_place(option, path, Path(os.path.realpath(path)).parent)
+
+
+def check_command_outputs(options: Mapping[str, object], *names: str) -> None:
+    """`check_outputs` of a command's options: those called `names` are files that it writes.
+
+    Files among the others, in lists too, are its sources. An output that is not given is none.
+    """
+    outputs = {
+        f"--{name.replace('_', '-')}": Path(path)
+        for name in names
+        if isinstance(path := options.get(name), str | os.PathLike)
+    }
+    others = [value for name, value in options.items() if name not in names]
+    given = [each for value in others for each in (value if isinstance(value, list) else [value])]
+    check_outputs(outputs, [Path(path) for path in given if isinstance(path, str | os.PathLike)])
 
 
 def check_output_folder(option: str, folder: Path) -> None:
     """Raise InputError unless files can be made in a folder, which need not be there yet."""
-    _check_place(f"{option} {shown(folder)}", folder)
+    _check_place(option, folder, folder)
 
 
-def _check_place(what: str, folder: Path) -> None:
-    place = folder
+def _check_place(option: str, path: Path, folder: Path) -> None:
+    """Raise InputError unless `path`, which goes into `folder`, can be made there."""
+    place, what = folder, f"{option} {shown(path)}"
     while (kind := what_is_at(place)) == "nothing" and place != place.parent:
         place = place.parent
     if kind != "folder":
         raise InputError(
-            f"{what} cannot be written: {shown(place)} is no folder; choose another place"
+            f"{what} cannot be written: {shown(place)} is no folder; give another {option}"
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(
-            f"{what} cannot be written: no permission to write into {shown(place)}; choose "
-            f"another place"
+            f"{what} cannot be written: no permission to write into {shown(place)}; give another "
+            f"{option}"
         )
 
 

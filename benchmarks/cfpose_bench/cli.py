@@ -15,6 +15,7 @@ from cfpose_bench.measurement import physical_cores
 from cfpose_bench.report.page import write_page
 from cfpose_bench.report.report import (
     Bounds,
+    read_report,
     reasons,
     report,
     side_table,
@@ -26,6 +27,7 @@ from cfpose_bench.run.protocol import PRESETS, Protocol, with_preset
 from cfpose_bench.run.session import Plan, measure
 from cfpose_bench.runtimes import command as runtimes_command
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.files import check_command_outputs, what_is_at
 
 WORK = Path(".cfpose-bench")
 
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: --dataset")
     if options.command is not None and arguments[0] != options.command:
         parser.error(f"options go behind the sub-command {options.command}, not before it")
+    check_command_outputs(vars(options), "json", "csv", "html", "output")
     return int(options.run(options))
 
 
@@ -64,7 +67,7 @@ def measure_and_report(
     csv: Path | None = None,
     html: Path | None = None,
 ) -> int:
-    """Measure, print the tables, write the files that are named; returns 1 over a bound, else 0."""
+    """Measure, write the files that are named, print the tables; returns 1 over a bound, else 0."""
     try:
         rows, protocol = measure(plan, dataset)
     except KeyboardInterrupt:
@@ -72,17 +75,17 @@ def measure_and_report(
             print("cfpose-bench: the same command goes on from here", file=sys.stderr)
         raise
     record = report(protocol, rows)
+    if json is not None:  # saved before anything that can fail
+        write_json(record, json)
+    if csv is not None:
+        write_csv(record, csv)
     failed = reasons(record, rows, bounds)
+    if html is not None:
+        write_page(record, rows, dataset, html, failed)
     print(_heading(protocol))
     print(table(rows))
     print()
     print(side_table(rows))
-    if json is not None:
-        write_json(record, json)
-    if csv is not None:
-        write_csv(record, csv)
-    if html is not None:
-        write_page(record, rows, dataset, html, failed)
     for reason in failed:
         print(reason)
     return 1 if failed else 0
@@ -124,8 +127,10 @@ def _check_bounds(bounds: Bounds, plan: Plan, dataset: KeypointDataset) -> None:
         raise InputError("--max-drift needs --reference FP32.onnx to drift from")
     if bounds.min_ap is not None and not dataset.has_keypoints:
         raise InputError(f"--min-ap needs keypoints; the data set {dataset.name} has boxes only")
-    if bounds.baseline is not None and not bounds.baseline.is_file():
+    if bounds.baseline is not None and what_is_at(bounds.baseline) != "file":
         raise InputError(f"--baseline {bounds.baseline} does not exist")
+    if bounds.baseline is not None:
+        read_report(bounds.baseline)
 
 
 def _heading(protocol: Mapping[str, Any]) -> str:

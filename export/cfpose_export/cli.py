@@ -10,11 +10,15 @@ from cfpose_export import artifacts, checkpoint_commands, deploy_commands
 from cfpose_export.adopt import command as adopt_commands
 from cfpose_export.precision import commands as precision_commands
 from cfpose_sdk.errors import ExportError
+from cfpose_sdk.files import check_command_outputs, check_output_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 1 when a proof failed; bad input raises."""
     arguments = _parser().parse_args(argv)
+    check_command_outputs(vars(arguments), "output", "json")
+    if getattr(arguments, "folder", None) is not None:
+        check_output_folder("--folder", arguments.folder)
     try:
         arguments.run(arguments)
     except ExportError as error:

@@ -14,6 +14,7 @@ from cfpose_training.data_commands import (
     add_data,
     add_label,
     given,
+    minutes,
     whole_number,
 )
 
@@ -31,11 +32,23 @@ RUN = ("out", "resume", "max_minutes", "devices", "accelerator", "threads", "kee
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    _check_outputs(arguments)
     try:
         code: int = arguments.run(arguments)
     finally:
         _leave_processes()
     return code
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Raise InputError where a command could not write what it is asked for."""
+    from cfpose_sdk.files import check_command_outputs, check_output_folder
+
+    check_command_outputs(vars(arguments), "output", *(["out"] * (arguments.command == "label")))
+    for option in ("out", "cache"):
+        folder = getattr(arguments, option, None)
+        if folder is not None and arguments.command not in ("label", "data"):
+            check_output_folder(f"--{option}", folder)
 
 
 def _leave_processes() -> None:
@@ -282,7 +295,7 @@ def _run_parser(place: argparse.ArgumentParser) -> argparse.ArgumentParser:
     common.add_argument("--resume", action="store_true", help="continue the run in OUT")
     common.add_argument(
         "--max-minutes",
-        type=float,
+        type=minutes,
         default=math.inf,
         help="stop after this many minutes; --resume continues",
     )

@@ -1,7 +1,7 @@
 """Every option of training: frozen dataclasses, filled from one TOML recipe.
 
 Every difference between two runs is a field here. A recipe names each field that it sets; an
-unknown key, or a value of another type, is an error.
+unknown key, a value of another type, or a number out of its range (`ranges`) is an error.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, HeadName
+from cfpose_training.ranges import out_of_range
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -100,7 +101,6 @@ class FinderConfig:
 SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
 GcnTarget = Literal["off", "gt", "teacher", "mix"]
-MAX_BOX_SIGMA = 0.2  # opposite edges, off by 2 sigma each, keep a fifth of the side between them
 
 
 @dataclass(frozen=True)
@@ -293,14 +293,14 @@ class Recipe:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a TOML recipe. Raises TrainingError naming the file and the offending key."""
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
+        # utf-8-sig: Windows' editors begin a file with a byte order mark
+        table = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
         recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, dacite.DaciteError) as error:
+    except (ValueError, RecursionError, dacite.DaciteError) as error:
         raise TrainingError(f"the recipe {path} is not usable: {error}") from error
-    if problem := _contradiction(recipe):
+    if problem := next(out_of_range(recipe), "") or _contradiction(recipe):
         raise TrainingError(f"the recipe {path} is not usable: {problem}")
     return recipe
 
@@ -325,17 +325,13 @@ def _contradiction(recipe: Recipe) -> str:
         runs["finder.optim"] = recipe.finder.optim
         if recipe.finder.optim.mild_epochs:
             return "finder.optim.mild_epochs: the finder has one augmentation; leave it 0"
-    for name, optim in runs.items():
-        if not 0 <= optim.cosine_from < 1:
-            return f"{name}.cosine_from is {optim.cosine_from}, expected a share of [0, 1)"
+        low, high = recipe.finder.augment.zoom
+        if low > high:
+            return f"finder.augment.zoom is ({low}, {high}), expected two rising factors"
     for augment in filter(None, (recipe.augment, recipe.mild_augment)):
-        if not 0 <= augment.box_sigma <= MAX_BOX_SIGMA:
-            return f"box_sigma is {augment.box_sigma}, expected 0 to {MAX_BOX_SIGMA}"
         low, high = augment.dropout_side
         if not 0 < low <= high <= 1:
             return f"dropout_side is ({low}, {high}), expected two rising shares of (0, 1]"
-    if recipe.labels.softmax_beta <= 0:
-        return f"labels.softmax_beta is {recipe.labels.softmax_beta}, expected more than 0"
     return ""
 
 

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+def minutes(text: str) -> float:
+    """A type of argparse's arguments: a number above 0, infinity included."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of minutes above 0")
+    return number
+
+
 def whole_number(least: int) -> Callable[[str], int]:
     """A type of argparse's arguments: a whole number, `least` or more."""
 

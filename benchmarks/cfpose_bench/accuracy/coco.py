@@ -145,15 +145,19 @@ class Accuracy:
     precision: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers for a report, by name; without undefined ones, `per_image` and `precision`."""
+        """Numbers for a report, by name; without undefined ones, `per_image` and `precision`.
+
+        AP is always there: null where there are no people to count.
+        """
         record = dataclasses.asdict(self)
         del record["per_image"], record["precision"]
         record["AP_ci95"] = None if self.AP_ci95 is None else list(self.AP_ci95)
-        return {
+        defined = {
             key: value
             for key, value in record.items()
             if value is not None and not (isinstance(value, float) and math.isnan(value))
         }
+        return {"AP": None} | defined
 
 
 def evaluate(
@@ -181,6 +185,7 @@ def evaluate(
     evaluation = _run(truth, poses, sorted(selected), skeleton)
     tally = _tally(evaluation)
     people = [p for p in truth["annotations"] if p["image_id"] in selected]
+    check_areas(people)
     counted = sum(is_counted(p) for p in people)
     return Accuracy(
         **_stats(evaluation),
@@ -192,6 +197,16 @@ def evaluate(
         per_image=tally,
         precision=_precision(evaluation),
     )
+
+
+def check_areas(people: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DatasetError where a counted person has no area: no pose can ever fit it."""
+    for person in people:
+        if is_counted(person) and not person["area"] > 0:
+            raise DatasetError(
+                f"annotation {person['id']} has labelled keypoints, but the area {person['area']} "
+                f"and the box {person['bbox']}; OKS needs an area above 0: give one, or a box"
+            )
 
 
 def check_skeleton(truth: Mapping[str, Any], skeleton: Skeleton) -> None:
@@ -228,8 +243,9 @@ def _check_results(
                 f"{3 * joints} numbers: x, y, score of {joints} joints"
             )
         if not (np.isfinite(values).all() and math.isfinite(score)):
+            where = "the score" if np.isfinite(values).all() else "keypoints"
             raise DatasetError(
-                f"result {index} (photo {image_id}) holds a number that is not finite"
+                f"result {index} (photo {image_id}) holds a number that is not finite, in {where}"
             )
         low, high = values.reshape(-1, 3).min(axis=0), values.reshape(-1, 3).max(axis=0)
         width, height = high[0] - low[0], high[1] - low[1]

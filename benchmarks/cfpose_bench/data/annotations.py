@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cfpose_bench.data.gaps import AREA_OF_BOX, NOTES, fill_in, joint_count, plain_record
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import CROWDPOSE_14
 
 Record = dict[str, Any]
+PERSON = "person"  # name of the category of people
 CROWD_INDEX = "crowdIndex"  # of a CrowdPose photo: how crowded it is, in [0, 1]
 CROWDPOSE_AREA = 0.53  # of the box; the official CrowdPose evaluator's stand-in for the area
 CROWDPOSE_NAMES = (*CROWDPOSE_14.keypoints[:12], "head", "neck")  # as its files have them
@@ -28,10 +30,11 @@ def is_counted(person: Mapping[str, Any]) -> bool:
 def read_annotations(source: str | Path | Mapping[str, Any]) -> Record:
     """A checked copy of COCO keypoint annotations, from a JSON file or a mapping.
 
-    `iscrowd` and `num_keypoints` are filled in where absent. Where every photo has a `crowdIndex`,
-    the areas become CrowdPose's 0.53 · w · h and its joint `head` is called `top_head`. Raises
-    DatasetError on anything that would make training or evaluation wrong: a broken file, repeated
-    ids, people in unknown photos, keypoint lists of the wrong length, a missing box or area.
+    `iscrowd`, `num_keypoints` and areas are filled in where absent, and so are the joints and boxes
+    of people without labelled joints (`data.gaps`). Where every photo has a `crowdIndex`, the areas
+    become CrowdPose's 0.53 · w · h and its joint `head` is called `top_head`. Raises DatasetError
+    on anything that would make training or evaluation wrong: a broken file, repeated ids, people in
+    unknown photos, keypoint lists of the wrong length, labelled joints without a box.
     """
     if isinstance(source, Mapping):
         label, data = "annotations", dict(source)
@@ -43,19 +46,29 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> Record:
         raise DatasetError(
             f"{label}: expected a COCO object with the lists images, annotations and categories"
         )
+    for key in ("images", "annotations", "categories"):
+        data[key] = [plain_record(entry) for entry in data[key]]
     category = _person_category(label, data["categories"])
     image_ids = _check_images(label, data["images"])
     people = [
-        dict(person)
+        person
         for person in data["annotations"]
         if _field(label, person, "category_id") == category["id"]
     ]
+    if data["annotations"] and not people:
+        raise DatasetError(
+            f"{label}: none of its {len(data['annotations'])} annotations has the category_id "
+            f"{category['id']!r} of {category.get('name', 'the person')!r}; the first has "
+            f"{data['annotations'][0]['category_id']!r}"
+        )
     if is_crowdpose(data):
         category, people = _without_dialect(category, people)
     data["categories"] = [category]
     data["annotations"] = people
     names = category.get("keypoints") or ()
-    count = len(names) or (len(people[0].get("keypoints", ())) // 3 if people else 0)
+    count = joint_count(names, people)
+    if filled := sum([fill_in(person, count) for person in people]):
+        data[NOTES] = {AREA_OF_BOX: filled}
     for person in people:
         _check_person(label, person, image_ids, count)
     ids = [person["id"] for person in people]
@@ -106,12 +119,18 @@ def _field(label: str, record: Any, key: str) -> Any:
 
 
 def _person_category(label: str, categories: Sequence[Any]) -> Record:
-    """The one category that has keypoints (or the only one, when it does not list them)."""
+    """The one category that has keypoints (or the only one, when it does not list them).
+
+    Of several the one that is called person.
+    """
     with_names = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
     chosen = with_names or [c for c in categories if isinstance(c, dict)]
+    if len(chosen) > 1:
+        chosen = [c for c in chosen if str(c.get("name", "")).lower() == PERSON] or chosen
     if len(chosen) != 1 or "id" not in chosen[0]:
         raise DatasetError(
-            f"{label}: expected exactly one category with keypoints, found {len(chosen)}"
+            f"{label}: expected exactly one category with keypoints, or one called {PERSON}, found "
+            f"{len(chosen)}"
         )
     names = chosen[0].get("keypoints") or []
     if not (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from cfpose_bench.data.annotations import Record, is_counted, read_annotations, read_json
 from cfpose_bench.data.download import COCO_HOST, COCO_VAL, Archive, coco_cache, fetch_archives
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.files import demo_photos
+from cfpose_sdk.files import demo_photos, what_is_at
 from cfpose_sdk.media.image import read_image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
@@ -105,49 +104,42 @@ def open_dataset(
     path = _find_known(known, data_root) if known else _annotation_file(Path(source))
     annotations = read_annotations(path)
     folders = [Path(images)] if images is not None else _photo_folders(path)
+    if images is not None:
+        _check_folder(folders[0])
     names = {image["id"]: image["file_name"] for image in annotations["images"]}
     folder = next(
-        (f for f in folders if any((f / name).is_file() for name in names.values())), None
+        (f for f in folders if any(os.path.isfile(f / name) for name in names.values())), None
     )
     if folder is None:
         raise DatasetError(
             f"{path}: none of its {len(names)} photos is in {', '.join(map(str, folders))}; "
             f"name their folder with --images"
         )
-    photos = {i: folder / name for i, name in sorted(names.items()) if (folder / name).is_file()}
+    files = {i: folder / name for i, name in sorted(names.items())}  # absolute names stay
+    photos = {i: file for i, file in files.items() if os.path.isfile(file)}
     missing = tuple(name for i, name in sorted(names.items()) if i not in photos)
     listed = {Path(name).name for name in names.values()}
     others = sum(
-        path.suffix.lower() in PHOTO_SUFFIXES and path.name not in listed
-        for path in folder.iterdir()
+        name.suffix.lower() in PHOTO_SUFFIXES and name.name not in listed
+        for name in _names_in(folder)
     )
     return KeypointDataset(known or path.stem, annotations, photos, missing, others)
 
 
-def read_boxes(path: str | Path) -> dict[int, NDArray[np.float64]]:
-    """(N, 5) boxes of each photo, xyxy and score, from a COCO detection-results file.
+def _check_folder(folder: Path) -> None:
+    """Raise DatasetError unless photos can be looked for in a folder that was named."""
+    if not os.path.isdir(folder):
+        raise DatasetError(f"--images {folder} is no folder that can be found; name the photos'")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DatasetError(f"--images {folder} cannot be looked into: permission denied")
 
-    A list of {"image_id", "bbox": [x, y, w, h], "score"}; entries of a `category_id` other than 1
-    (person) are left out. Raises DatasetError on any other content.
-    """
-    rows: dict[int, list[list[float]]] = {}
-    data = read_json(Path(path))
-    if not isinstance(data, list):
-        raise DatasetError(f"{path}: expected a list of COCO detection results")
-    for index, entry in enumerate(data):
-        try:
-            if entry.get("category_id", 1) != 1:
-                continue
-            x, y, w, h = (float(value) for value in entry["bbox"])
-            row, image_id = [x, y, x + w, y + h, float(entry["score"])], int(entry["image_id"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DatasetError(
-                f"{path}: entry {index} needs image_id, bbox [x, y, w, h] and score ({error!r})"
-            ) from error
-        if not (w > 0 and h > 0 and all(map(math.isfinite, row))):
-            raise DatasetError(f"{path}: entry {index} has the box {entry['bbox']}")
-        rows.setdefault(image_id, []).append(row)
-    return {image_id: np.array(boxes, dtype=np.float64) for image_id, boxes in rows.items()}
+
+def _names_in(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where it cannot be listed, as beside absolute file names."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _find_known(name: str, data_root: str | Path | None) -> Path:
@@ -158,14 +150,14 @@ def _find_known(name: str, data_root: str | Path | None) -> Path:
             f"{DATA_VARIABLE}"
         )
     for path in (Path(root) / place for place in KNOWN[name]):
-        if path.is_file():
+        if what_is_at(path) == "file":
             return path
     raise DatasetError(f"{name} is not in {root}: looked for {', '.join(KNOWN[name])}")
 
 
 def _annotation_file(path: Path) -> Path:
     """The file itself, or the only JSON file of the folder (or of its `annotations` folder)."""
-    if not path.is_dir():
+    if what_is_at(path) != "folder":
         return path
     files = sorted(path.glob("*.json")) or sorted(path.glob("annotations/*.json"))
     if len(files) != 1:
@@ -211,7 +203,7 @@ def open_demo(folder: Path | None = None) -> KeypointDataset:
     """The demo photos, of `demo_photos` or another folder. Raises DatasetError without them."""
     folder = demo_photos() if folder is None else folder
     listing = folder / PEOPLE_FILE
-    if not listing.is_file():
+    if what_is_at(listing) != "file":
         raise DatasetError(
             f"the demo photos are not in {folder}: a clone of the repository has them in "
             f"examples/photos, and the wheel in cfpose_sdk/photos; name another data set with "

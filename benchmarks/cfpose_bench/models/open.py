@@ -19,6 +19,7 @@ from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.files import what_is_at
 
 ENGINES = (".engine", ".plan")
 
@@ -38,7 +39,7 @@ def files_of(path: Path, *, sidecar: bool = False) -> tuple[Path, ...]:
         others = {passport_path(path)}
     if sidecar:
         others.add(path.with_suffix(".json"))
-    return (path, *sorted(other for other in others if other.is_file()))
+    return (path, *sorted(other for other in others if what_is_at(other) == "file"))
 
 
 def _external_data(path: Path) -> set[Path]:

@@ -212,7 +212,7 @@ def reasons(record: Mapping[str, Any], rows: Sequence[Row], bounds: Bounds) -> l
             text = "was not measured" if p99 is None else f"{p99:.1f} ms is above"
             broken.append(f"{where}: p99 of a photo {text} {bounds.max_p99_ms}")
     if bounds.baseline is not None:
-        broken += _against(_read(bounds.baseline), record, [e for _, e in judged], bounds)
+        broken += _against(read_report(bounds.baseline), record, [e for _, e in judged], bounds)
     return broken
 
 
@@ -251,7 +251,8 @@ def _against(
     return broken
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, Any]:
+    """A report of an earlier run. Raises InputError on anything else."""
     try:
         record = json.loads(path.read_bytes())
         if record["schema"] != 1 or not isinstance(record["models"], list):

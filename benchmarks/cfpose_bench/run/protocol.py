@@ -39,6 +39,8 @@ class Protocol:
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.joint_threshold is not None and not 0 <= self.joint_threshold <= 1:
+            raise InputError(f"joint_threshold must be in [0, 1], got {self.joint_threshold}")
 
     def oks_nms(self, source: str) -> float | None:
         """The OKS-NMS threshold. None for ground-truth boxes: they are one a person.

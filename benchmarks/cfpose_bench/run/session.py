@@ -13,7 +13,9 @@ import numpy as np
 
 from cfpose_bench.accuracy.boxes import box_accuracy
 from cfpose_bench.accuracy.coco import check_skeleton
-from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos, read_boxes
+from cfpose_bench.data.box_files import check_photos, read_box_file
+from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos
+from cfpose_bench.data.gaps import notes, sentences
 from cfpose_bench.measurement import cpus_for
 from cfpose_bench.models.open import ModelName, files_of, open_finder, parse_name
 from cfpose_bench.models.workers import Setting, Worker, open_worker
@@ -29,11 +31,62 @@ from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, digest_of
 
 
-def given_boxes(source: str, dataset: KeypointDataset) -> Boxes | None:
-    """Boxes by photo of `gt` or a file; None for `detector`."""
+def given_boxes(
+    source: str, dataset: KeypointDataset, record: dict[str, Any] | None = None
+) -> Boxes | None:
+    """Boxes by photo of `gt` or a file; None for `detector`.
+
+    What of a file is not used is said on stderr, and counted in the protocol `record`. Raises
+    DatasetError where that is all of it.
+    """
     if source == "gt":
         return dataset.ground_truth_boxes()
-    return None if source == "detector" else read_boxes(source)
+    if source == "detector":
+        return None
+    known = {image["id"] for image in dataset.annotations["images"]}
+    file = read_box_file(source, dataset.annotations["categories"][0]["id"])
+    check_photos(source, file.boxes, known)
+    strange = sum(len(rows) for image_id, rows in file.boxes.items() if image_id not in known)
+    unused = {"of another category": file.other_category, "of photos not in the data set": strange}
+    for what, count in unused.items():
+        if count:
+            say(f"{box_label(source)}: {count} boxes {what} are not used")
+            left_out = (record if record is not None else {}).setdefault("boxes_not_used", {})
+            left_out.setdefault(box_label(source), {})[what] = count
+    return file.boxes
+
+
+def say(sentence: str) -> None:
+    """A note of the run, on stderr."""
+    print(f"cfpose-bench: {sentence}", file=sys.stderr)
+
+
+def note_data(dataset: KeypointDataset, record: dict[str, Any]) -> None:
+    """Say, and write into the protocol, what the annotations lacked."""
+    record |= notes(dataset.annotations)
+    for sentence in sentences(dataset.name, notes(dataset.annotations)):
+        say(sentence)
+
+
+def note_sizes(runs: Sequence[Run], dataset: KeypointDataset, record: dict[str, Any]) -> None:
+    """Say, and count in the protocol, photos of another size (or turned) than annotated."""
+    if "photos_of_another_size" in record or not runs:
+        return
+    others = []
+    for image in dataset.annotations["images"]:
+        poses = runs[0].photos.get(image["id"])
+        if poses is not None and "width" in image and "height" in image:
+            annotated = (image["width"], image["height"])
+            if poses.image_size_wh != annotated:
+                others.append((image["file_name"], poses.image_size_wh, annotated))
+    if others:
+        name, (width, height), (wide, high) = others[0]
+        record["photos_of_another_size"] = len(others)
+        say(
+            f"{len(others)} photos have another size than annotated, so their figures are wrong: "
+            f"{name} has {width}x{height}, annotated are {wide}x{high}; take the photos that were "
+            f"annotated, turned alike"
+        )
 
 
 def boxes_for(worker: Worker, boxes: Boxes | None, detected: Photos) -> Boxes | None:
@@ -125,7 +178,8 @@ def measure(plan: Plan, dataset: KeypointDataset) -> tuple[list[Row], dict[str, 
     texts = list(dict.fromkeys([*plan.models, *([plan.reference] if plan.reference else [])]))
     names = [parse_name(text) for text in texts]
     record = _protocol_record(plan, dataset)
-    given: dict[str, Boxes | None] = {s: given_boxes(s, dataset) for s in protocol.boxes}
+    note_data(dataset, record)
+    given: dict[str, Boxes | None] = {s: given_boxes(s, dataset, record) for s in protocol.boxes}
     with ExitStack() as opened:
         runs = [
             _open(plan, name, label, setting, dataset, opened)
@@ -192,6 +246,7 @@ def _one_source(
         if source == "detector" and facts.needs_boxes and not facts.one_stage:
             add_detection(run, detected)
     note_boxes(source, boxes, runs, dataset, record)
+    note_sizes(runs, dataset, record)
     record["taken_up"] = record.get("taken_up", 0) + sum(len(run.taken_up) for run in runs)
     return [
         row_of(

@@ -221,7 +221,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _runtimes(options: argparse.Namespace) -> int:
-    """Measure, print the tables, write the record; returns 0, whatever the goals say."""
+    """Measure, write the record, print the tables; returns 0, whatever the goals say."""
     rounds, target = options.rounds, options.json
     plan = Plan(
         w32=options.w32,
@@ -235,7 +235,7 @@ def _runtimes(options: argparse.Namespace) -> int:
     if rounds is not None:
         plan = replace(plan, rounds=dict.fromkeys(plan.people, rounds))
     record = measure(plan)
-    print(runtimes_block(record))
     if target is not None:
         write_json(record, target)
+    print(runtimes_block(record))
     return 0

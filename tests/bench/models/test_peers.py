@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 import cfpose_bench.peers
 from cfpose_bench import peer_commands
 from cfpose_bench.cli import main
-from cfpose_bench.data.dataset import open_dataset, read_boxes
+from cfpose_bench.data.box_files import read_boxes
+from cfpose_bench.data.dataset import open_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_bench.peers.yolox import YoloX
 from cfpose_export.graph.rules import read_spec

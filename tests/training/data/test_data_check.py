@@ -167,7 +167,6 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "wild visibility": (put("annotations", "keypoints", [7] * 51), "visibility 7"),
     "no box": (drop("annotations", "bbox"), "lacks 'bbox'"),
     "text in a box": (put("annotations", "bbox", [1, 2, 3, "4"]), "not a finite number"),
-    "no area": (drop("annotations", "area"), "lacks 'area'"),
     "no joint labelled": (put("annotations", "keypoints", [0] * 51), "0 of its joints"),
     "no file name": (drop("images", "file_name"), "needs 'file_name'"),
     "no size": (drop("images", "width"), "image 1 lacks its width or height|lack width or height"),
@@ -186,6 +185,15 @@ def test_damaged_annotations_are_refused_by_name_and_reported(
     found = check_recipe(load_recipe(tiny_recipe), tiny_root, COCO_17)
     assert not found.is_usable
     assert "PROBLEM" in found.text
+
+
+def test_people_without_an_area_are_used_and_counted(tiny_root: Path, tiny_recipe: Path) -> None:
+    edit(tiny_root, drop("annotations", "area"))
+    people = load_people([Source("people", "people.json", "images")], tiny_root, COCO_17)
+    assert (people.areas > 0).all()
+    found = check_recipe(load_recipe(tiny_recipe), tiny_root, COCO_17)
+    assert found.is_usable
+    assert "1 people have no area (or 0); that of their box is taken" in found.text
 
 
 def test_cut_off_json_is_refused_and_reported(tiny_root: Path, tiny_recipe: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_bench.data.gaps import AREA_OF_BOX, notes
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import PhotoSource, Recipe, Source
@@ -97,14 +99,14 @@ def check_known(root: Path) -> Check:
     lines: list[str] = []
     here = broken = 0
     for known in KNOWN:
-        there = [place for place in known.places if (root / place[0]).is_file()]
+        there = [place for place in known.places if os.path.isfile(root / place[0])]
         if not there:
             lines += [f"{known.name}: not here; from {known.origin}"]
             lines += [
                 f"  looked for {place}" for place in dict.fromkeys(p[0] for p in known.places)
             ]
             continue
-        with_photos = [place for place in there if (root / place[1]).is_dir()]
+        with_photos = [place for place in there if os.path.isdir(root / place[1])]
         annotations, images = (with_photos or there)[0]
         facts, problems = _check_file(root / annotations, root / images, None, known.origin)
         lines += _section(known.name, f"{annotations}, photos in {images}", facts, problems)
@@ -165,7 +167,7 @@ def _check_file(
     source: Source | None = None,
 ) -> tuple[list[str], list[str]]:
     """Facts and problems of one annotation file and its photos; with `source`, of its part."""
-    if not annotations.is_file():
+    if not os.path.isfile(annotations):
         return [], [f"{annotations} is missing; from {origin}"]
     try:
         record = read_annotations(annotations)
@@ -174,6 +176,8 @@ def _check_file(
     names = tuple(record["categories"][0].get("keypoints") or ())
     part = record if source is None else _part(record, source)
     facts, problems = _people(part, names)
+    if filled := notes(record).get(AREA_OF_BOX, 0):
+        facts.append(f"{filled} people have no area (or 0); that of their box is taken")
     if source is not None:
         shared, unshared = _shares(part, source)
         facts, problems = facts + shared, problems + unshared
@@ -183,7 +187,7 @@ def _check_file(
             f"{', '.join(skeleton.keypoints)}"
         )
     files = [image["file_name"] for image in part["images"]]
-    missing = [name for name in files if not (images / name).is_file()]
+    missing = [name for name in files if not os.path.isfile(images / name)]
     listed = f"{len(files)} photos listed"
     if len(record["images"]) != len(files) and source is not None:
         listed = f"{len(files)} of {len(record['images'])} photos fit files = {source.files!r}"
@@ -255,7 +259,7 @@ def _people(record: dict[str, Any], names: tuple[str, ...]) -> tuple[list[str], 
 def _check_photos(source: PhotoSource, root: Path) -> tuple[list[str], list[str]]:
     """Facts and problems of one of the finder's sources."""
     folder = root / source.images
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [], [f"{folder} is missing; from {_origin(source.name, source.annotations)}"]
     count = sum(path.is_file() for path in folder.iterdir())
     facts, problems = [f"{count} files"], [] if count else [f"{folder} is empty"]

@@ -6,6 +6,7 @@ The file is rebuilt when the list of photos, or the size or time of one of them,
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
     Raises DatasetError naming the missing photos or a folder that cannot be made, ImageError for a
     photo that cannot be decoded, InputError for a file that cannot be written.
     """
-    if missing := [path for path in photos if not path.is_file()]:
+    if missing := [path for path in photos if not os.path.isfile(path)]:
         raise DatasetError(
             f"{len(missing)} of {len(photos)} photos are missing, the first is {missing[0]}"
         )

@@ -1,0 +1,123 @@
+"""The range of every number of a recipe, by the dataclass and the field of `config` that hold it.
+
+A field of several numbers has one range for all of them. A test compares this table with the
+dataclasses, so that no number is left without a range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LARGE = 10**9  # of what has no limit of its own
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; without the ends that are open."""
+
+    low: float
+    high: float = LARGE
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies in the range; NaN lies in none."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"more than {self.low:g}" if self.open_low else f"{self.low:g}"
+        if self.high == LARGE:
+            return low if self.open_low else f"{low} or more"
+        return f"{low} {'to less than' if self.open_high else 'to'} {self.high:g}"
+
+
+SHARE = Range(0, 1)
+FROM_ZERO = Range(0)
+COUNT = Range(1)
+POSITIVE = Range(0, open_low=True)
+MAX_BOX_SIGMA = 0.2  # opposite edges, off by 2 sigma each, keep a fifth of the side between them
+CHANNELS = Range(1, 8192)
+SIDE = Range(1, 8192)
+LAYERS = Range(1, 64)
+
+RANGES: dict[str, dict[str, Range]] = {
+    "OptimConfig": {
+        "epochs": COUNT, "batch_size": COUNT, "lr": POSITIVE, "weight_decay": FROM_ZERO,
+        "milestones": COUNT, "warmup_steps": FROM_ZERO, "final_lr": FROM_ZERO,
+        "cosine_from": Range(0, 1, open_high=True), "mild_epochs": FROM_ZERO,
+        "clip_norm": FROM_ZERO, "ema_decay": Range(0, 1, open_high=True),
+        "seed": Range(0, 2**63 - 1), "workers": Range(0, 1024),
+    },
+    "PhotoSource": {"repeat": COUNT, "holdout_every": FROM_ZERO},
+    "FinderAugmentConfig": {
+        "flip_p": SHARE, "zoom": Range(0, 100, open_low=True), "contrast": SHARE,
+        "brightness": Range(0, 255), "mosaic_p": SHARE,
+    },
+    "FinderConfig": {
+        "size_wh": SIDE, "deploy_size_wh": Range(0, 8192), "label_score": SHARE,
+        "ignore_score": SHARE, "threshold": SHARE, "nms_iou": Range(0, 1, open_low=True),
+    },
+    "FinderNetConfig": {
+        "channels": CHANNELS, "blocks": Range(0, 64), "head_channels": CHANNELS,
+        "frozen": Range(0, 64), "box_grid": Range(0, 64),
+    },
+    "Source": {"repeat": COUNT, "weight": FROM_ZERO, "holdout_every": FROM_ZERO},
+    "AugmentConfig": {
+        "flip_p": SHARE, "zoom_sigma": Range(0, 1, open_high=True), "rotation_p": SHARE,
+        "rotation_sigma_deg": Range(0, 180), "half_body_p": SHARE,
+        "half_body_min_joints": FROM_ZERO, "dropout_p": SHARE, "dropout_side": SHARE,
+        "contrast": SHARE, "brightness": Range(0, 255), "box_sigma": Range(0, MAX_BOX_SIGMA),
+        "quality_p": SHARE,
+    },
+    "LabelConfig": {
+        "epsilon": Range(0, 1, open_high=True), "sigma_bins": POSITIVE, "softmax_beta": POSITIVE,
+    },
+    "DistillConfig": {
+        "alpha": FROM_ZERO, "alpha_auto": FROM_ZERO, "alpha_auto_batches": COUNT,
+        "beta": FROM_ZERO, "tau": POSITIVE, "cst_ratio": FROM_ZERO, "logit_weight": FROM_ZERO,
+        "logit_temperature": POSITIVE,
+    },
+    "PoseConfig": {
+        "size_wh": SIDE, "split_ratio": Range(0, 64, open_low=True),
+        "box_scale": Range(0, 10, open_low=True), "deploy_box_scale": Range(0, 10),
+        "oks_window": Range(0, 100), "spread_temperature": Range(0, 100, open_low=True),
+        "spread_isotropy": SHARE,
+    },
+    "RefinerConfig": {
+        "teacher_fraction": SHARE, "node_channels": CHANNELS, "joint_channels": CHANNELS,
+        "output_weights": FROM_ZERO, "refine_below": SHARE, "init_noise_px": Range(0, 8192),
+    },
+    "HRNetConfig": {
+        "width": CHANNELS, "stem": CHANNELS, "bottlenecks": LAYERS, "modules": LAYERS,
+        "blocks": LAYERS,
+    },
+    "LiteConfig": {"neck": CHANNELS, "frozen": Range(0, 64)},
+}  # fmt: skip
+
+
+def out_of_range(options: object, name: str = "") -> Iterator[str]:
+    """A sentence for each number of a dataclass, and of those in it, that its range does not hold.
+
+    `name` is that of `options` in the recipe.
+    """
+    if isinstance(options, tuple):
+        for index, item in enumerate(options):
+            yield from out_of_range(item, f"{name}[{index}]")
+    if not dataclasses.is_dataclass(options):
+        return
+    ranges = RANGES.get(type(options).__name__, {})
+    for field in dataclasses.fields(options):
+        value, place = getattr(options, field.name), f"{name}.{field.name}".lstrip(".")
+        if field.name not in ranges:
+            yield from out_of_range(value, place)
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not math.isfinite(number):
+                yield f"{place} is {number}, expected a number: {ranges[field.name]}"
+            elif not ranges[field.name].holds(number):
+                yield f"{place} is {value}, expected {ranges[field.name]}"
