@@ -15,6 +15,8 @@ from cfpose_training.data_commands import (
     add_label,
     given,
     minutes,
+    names,
+    numbers,
     whole_number,
 )
 
@@ -390,15 +392,7 @@ def _add_ablation(
     )
     parser.set_defaults(run=ablation)
     parser.add_argument(
-        "--schemes", type=_names, default=_names("baseline,1,2,3,4,5,6"), help="comma-separated"
+        "--schemes", type=names, default=names("baseline,1,2,3,4,5,6"), help="comma-separated"
     )
-    parser.add_argument("--seeds", type=_numbers, default=[1, 2], help="comma-separated")
+    parser.add_argument("--seeds", type=numbers, default=[1, 2], help="comma-separated")
     parser.add_argument("--teacher", type=Path, help="checkpoint to use; none: train one")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _numbers(text: str) -> list[int]:
-    return [whole_number(0)(name) for name in _names(text)]

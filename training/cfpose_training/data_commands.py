@@ -27,6 +27,16 @@ def minutes(text: str) -> float:
     return number
 
 
+def names(text: str) -> list[str]:
+    """A type of argparse's arguments: names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    """A type of argparse's arguments: whole numbers with commas between them."""
+    return [whole_number(0)(name) for name in names(text)]
+
+
 def whole_number(least: int) -> Callable[[str], int]:
     """A type of argparse's arguments: a whole number, `least` or more."""
 
