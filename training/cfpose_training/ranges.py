@@ -70,7 +70,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "AugmentConfig": {
         "flip_p": SHARE, "zoom_sigma": Range(0, 1, open_high=True), "rotation_p": SHARE,
         "rotation_sigma_deg": Range(0, 180), "half_body_p": SHARE,
-        "half_body_min_joints": FROM_ZERO, "dropout_p": SHARE, "dropout_side": SHARE, "turn_p": SHARE,
+        "half_body_min_joints": FROM_ZERO, "dropout_p": SHARE, "dropout_side": SHARE,
+        "turn_p": SHARE,
         "contrast": SHARE, "brightness": Range(0, 255), "box_sigma": Range(0, MAX_BOX_SIGMA),
         "quality_p": SHARE,
     },
