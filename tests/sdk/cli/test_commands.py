@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,12 +108,21 @@ def test_a_letter_that_the_console_lacks_is_escaped() -> None:
     assert not Console(None).isatty()
 
 
+@pytest.fixture
+def ended_by(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal at its default, whatever this process was started with: nohup ignores SIGHUP."""
+    number: signal.Signals = getattr(signal, request.param)
+    before = signal.signal(number, signal.SIG_DFL)
+    yield number
+    signal.signal(number, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("ended_by", ["SIGTERM", "SIGHUP"], indirect=True)
 def test_asked_to_end_is_cleaned_up_as_ctrl_c_is(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ended_by: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = getattr(signal, name)
+    number, name = ended_by, ended_by.name
     cleaned: list[bool] = []
 
     class Module:
