@@ -163,7 +163,7 @@ def finish(arguments: argparse.Namespace) -> int:
     import torch
 
     from cfpose_training.config import load_recipe
-    from cfpose_training.pose.finish import FINISHED_FILE, finish_student
+    from cfpose_training.finish import FINISHED_FILE, finish_student
 
     recipe, student, init = load_recipe(arguments.recipe), arguments.student, arguments.init
     out, threads, share = arguments.out, arguments.threads, arguments.init_share

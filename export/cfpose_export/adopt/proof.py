@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 
 from cfpose_export.adopt.adoption import Plan
 from cfpose_export.adopt.decode.mirror import mirrored_places
-from cfpose_export.adopt.decode.reference import (
-    Decoded,
-    decode_maps,
-    decode_triples,
-    decode_vectors,
-)
+from cfpose_export.adopt.reference import Decoded, decode_maps, decode_triples, decode_vectors
 from cfpose_export.adopt.source import run_network
 from cfpose_export.graph.frame_input import CORE_INPUT, core_graph, frame_graph
 from cfpose_export.graph.rules import read_spec, write_spec

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from cfpose_export.adopt.decode.coordinates import coordinates_decoder
 from cfpose_export.adopt.decode.heatmap import MAX_STEP, Maps, blur_matrix, heatmap_decoder
-from cfpose_export.adopt.decode.reference import decode_maps, decode_vectors
 from cfpose_export.adopt.decode.simcc import Vectors, simcc_decoder
 from cfpose_export.adopt.decode.text import PREFIX
+from cfpose_export.adopt.reference import decode_maps, decode_vectors
+from cfpose_export.adopt.surgery import coordinates_decoder
 from cfpose_sdk import keypoints
 from cfpose_sdk.spec import Reading
 

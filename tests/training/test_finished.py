@@ -13,9 +13,9 @@ from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.cli import main
 from cfpose_training.config import load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.finish import FINISHED_FILE, finish_student
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.calibration import measured_spec
-from cfpose_training.pose.finish import FINISHED_FILE, finish_student
 from cfpose_training.pose.train import deployed_spec, development_set, pose_spec
 
 
