@@ -1,7 +1,8 @@
-"""MoveNet's coordinates [N, 1, K, 3] = (y, x, score) of the square crop → crop pixels.
+"""Crops in front of a foreign network, its decoder behind: one graph of the usual contract.
 
-Such a network says nothing of a joint's spread, so the variance is what OKS forgives that joint of
-that person, (2 sigma)² · area; only calibration makes a covariance of it.
+MoveNet's coordinates [N, 1, K, 3] = (y, x, score) of the square crop say nothing of a joint's
+spread, so the variance is what OKS forgives that joint of that person, (2 sigma)² · area; only
+calibration makes a covariance of it.
 """
 
 from __future__ import annotations
