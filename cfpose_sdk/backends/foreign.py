@@ -5,7 +5,6 @@ The SDK cannot adopt; `cfpose-export adopt` can, and is run as a child process.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from cfpose_sdk.errors import ArtifactError, MissingDependencyError, is_installed
 from cfpose_sdk.files import check_model_file
+from cfpose_sdk.files import digest as file_digest
 
 CACHE_VARIABLE = "CFPOSE_CACHE"
 # of `cfpose-export adopt`; the test of the export compares them with its own
@@ -41,7 +41,7 @@ def adopted_file(preset: str, path: Path) -> Path:
     check_model_file(path, "a foreign pose network (.onnx)")
     chosen = os.environ.get(CACHE_VARIABLE)
     folder = (Path(chosen) if chosen else Path.home() / ".cache" / "cfpose") / "adopted"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     target = folder / f"{path.stem}-{preset}-{digest[:16]}-{_FORMAT}.onnx"
     if target.is_file():
         return target

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.detectors.base import Layout
+from cfpose_sdk.errors import ArtifactError
 
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _MOST_RAW = 8  # cells: raw offsets stay well below, decoded centres reach across the picture
@@ -42,7 +43,10 @@ def decode_yolo(
     person_class: int,
     threshold: float,
 ) -> tuple[Float64, Float64]:
-    """(1, …) output → boxes (N, 4) xyxy in input pixels, scores (N,) ≥ threshold."""
+    """(1, …) output → boxes (N, 4) xyxy in input pixels, scores (N,) ≥ threshold.
+
+    Raises ArtifactError when a raw YOLOX has not one row for each cell of an input of this size.
+    """
     rows = output[0].T if layout == "yolov8" else output[0]
     if layout == "yolov8":
         scores = rows[:, 4 + person_class].astype(np.float64)
@@ -51,7 +55,13 @@ def decode_yolo(
     kept = np.flatnonzero(scores >= threshold)
     cxcywh = rows[kept, :4].astype(np.float64)
     if layout == "yolox":
-        cells, strides = _grid(size_wh, strides_of(size_wh, len(rows)) or _STRIDES[0])
+        levels = strides_of(size_wh, len(rows))
+        if levels is None:
+            raise ArtifactError(
+                f"a YOLOX of input {size_wh[0]} x {size_wh[1]} cannot have {len(rows)} rows, one a "
+                f"cell; give the size that it was exported for"
+            )
+        cells, strides = _grid(size_wh, levels)
         cxcywh[:, :2] = (cxcywh[:, :2] + cells[kept]) * strides[kept, None]
         cxcywh[:, 2:] = np.exp(cxcywh[:, 2:]) * strides[kept, None]
     return centred_to_corners(cxcywh), scores[kept]

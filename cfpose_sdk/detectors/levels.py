@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.detectors.base import Layout
 
-Float64 = NDArray[np.float64]
 Outputs = Mapping[str, NDArray[Any]]
 Shape = tuple[int, ...]
 Found = tuple[Float64, Float64]  # boxes (N, 4) xyxy in input pixels, scores (N,)

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_bench.accuracy.reliability import squared_sigmas
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.keypoints import widen
 
-Float64 = NDArray[np.float64]
 SHARES = ((1, 1 - math.exp(-0.5)), (2, 1 - math.exp(-2.0)))  # sigmas → share within
 _STEPS = 50  # of Newton's method
 _RIDGE = 1e-3  # keeps the fit finite when the scores separate good from bad perfectly

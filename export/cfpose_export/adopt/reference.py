@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from cfpose_export.adopt.decode.heatmap import CEILING, FLOORS, MAX_STEP, Maps, blur_matrix
 from cfpose_export.adopt.decode.simcc import Vectors
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.keypoints import (
     SUBBIN_RADIUS_PX,
     SUBBIN_STEPS,
     WINDOW_STEPS,
     person_area,
 )
-
-Float64 = NDArray[np.float64]
 
 
 class Decoded(NamedTuple):

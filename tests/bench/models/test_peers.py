@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -22,10 +23,10 @@ from cfpose_bench.cli import main
 from cfpose_bench.data.box_files import read_boxes
 from cfpose_bench.data.dataset import open_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
-from cfpose_bench.peers.yolox import YoloX
 from cfpose_export.graph.rules import read_spec
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops
+from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.errors import ArtifactError, BackendError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.keypoints import decode_simcc
@@ -67,13 +68,17 @@ def test_yolox_boxes_by_hand(tmp_path: Path) -> None:
         stride_32 + 2: [0.0, 0.0, np.log(2), 0.0, 0.9, 1.0],
         stride_32 + 5: [0.0, 0.0, 0.0, 0.0, 0.1, 0.4],  # below the threshold
     }
-    yolox = YoloX(yolox_stand_in(tmp_path / "y.onnx", rows))
+    options = DetectorOptions(threshold=0.05, nms_iou=0.45, layout="yolox", size_wh=(416, 416))
+    yolox = open_detector(yolox_stand_in(tmp_path / "y.onnx", rows), options, device="cpu")
     found = yolox(np.zeros((208, 208, 3), np.uint8))  # half the letterbox: scale 2
     np.testing.assert_allclose(found.boxes, [[16, 0, 48, 8], [10, 4, 18, 8]], atol=1e-4)
     np.testing.assert_allclose(found.scores, [0.9, 0.4], atol=1e-6)
     yolox.close()
-    smaller = YoloX(tmp_path / "y.onnx", side=320)
-    with pytest.raises(ArtifactError, match="expected a YOLOX of side 320"):
+    other = dataclasses.replace(options, size_wh=(320, 320))
+    with (
+        pytest.raises(ArtifactError, match="a YOLOX of input 320 x 320 cannot have 3549 rows"),
+        open_detector(tmp_path / "y.onnx", other, device="cpu") as smaller,
+    ):
         smaller(np.zeros((9, 9, 3), np.uint8))
 
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import Float64
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.errors import ArtifactError
@@ -22,7 +23,6 @@ from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 STRIDE = 4
 BOX_SCALE = 1.25  # of its training crops
 BLUR = 3  # cells, side of the Gaussian that DARK smooths a map with

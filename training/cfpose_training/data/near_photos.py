@@ -13,7 +13,6 @@ was left out and for which photo.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import digest, write_file
 from cfpose_sdk.media.image import Image, read_image
 
 Bits = NDArray[np.bool_]
@@ -94,7 +93,7 @@ def gather(
         "against": against.name,
         "near_bits": near_bits,
         "left_out": [vars(near) for near in dropped],
-        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept},
+        "sha256": {path.name: digest(path) for path in kept},
     }
     write_file(into / LIST_FILE, json.dumps(content, indent=1))
     return len(kept), len(dropped)
