@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.spec import SPEC_KEY
 from cfpose_training.checkpoints.files import load_tensors, misfits
-from cfpose_training.checkpoints.from_graph import CLASSIFIERS, PREFIX, classifier, load_graph
+from cfpose_training.checkpoints.from_graph import (
+    CLASSIFIERS,
+    PREFIX,
+    classifier,
+    constants,
+    load_graph,
+)
 from cfpose_training.nets.movenet import WIDTHS, MoveNetBackbone, MoveNetConfig, MoveNetName
 from cfpose_training.nets.pose_net import MarginalHead, PoseNet
 
@@ -84,13 +90,8 @@ def start_movenet(network: PoseNet, path: Path) -> tuple[tuple[str, ...], tuple[
 
 def _read_own(path: Path) -> dict[str, Tensor]:
     """The state dict of a network of this kind that `cfpose-export` wrote."""
-    from onnx import numpy_helper
-
     graph = load_graph(path).graph
-    arrays = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
-        for tensor in graph.initializer
-    }
+    arrays = {name: value.float() for name, value in constants(graph).items()}
     state = {
         key.removeprefix(PREFIX): value for key, value in arrays.items() if key.startswith(PREFIX)
     }
