@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from typing import Any
 
@@ -57,6 +58,7 @@ def model_facts(path: str) -> dict[str, Any]:
         "file": path, "name": spec.name, "provider": info.provider, "precision": spec.precision,
         "joints": len(spec.skeleton), "size_wh": list(spec.size_wh), "license": spec.license,
         "calibrated": spec.calibrated,
+        "started_from": [dataclasses.asdict(start) for start in spec.started_from],
     }  # fmt: skip
     if spec.adopted is not None:
         adopted = spec.adopted
@@ -138,6 +140,8 @@ def describe(report: dict[str, Any]) -> str:
         honest = "calibrated" if model["calibrated"] else "uncalibrated"
         lines += ["", f"  {model['file']}: {model['name']}, {model['precision']}, {honest}"]
         lines.append(f"    {model['joints']} joints, licence: {model['license'] or 'not stated'}")
+        for start in model["started_from"]:
+            lines.append(f"    started from {start['name']} ({start['source']}, {start['license']})")
         if "adopted" in model:
             lines.append(
                 f"    adopted from {model['source']} ({model['adopted']}, preset {model['preset']})"
