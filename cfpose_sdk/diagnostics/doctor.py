@@ -12,6 +12,7 @@ import numpy as np
 import cfpose_sdk
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import ArithmeticPrecision
+from cfpose_sdk.backends.bundled import bundled_models
 from cfpose_sdk.backends.openvino import lacking, processor_flags
 from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
 from cfpose_sdk.backends.tensorrt import open_memory
@@ -217,7 +218,10 @@ def _run_precision(kind: ArithmeticPrecision) -> str:
 
 
 def _try_models(device: Device) -> tuple[str, dict[str, str]]:
-    """Run both bundled models; "ok", or what went wrong; and how close to the known answers."""
+    """Run the defaults, and on "auto" the other bundled pose models; "ok", or what went wrong; and
+    how close to the known answers.
+    """
+    others = {name: path for name, path in bundled_models().items() if path != BUNDLED_MODEL}
     image = np.full((32, 24, 3), 128, dtype=np.uint8)
     answers: dict[str, Parity] = {}
     try:
@@ -227,6 +231,9 @@ def _try_models(device: Device) -> tuple[str, dict[str, str]]:
         with PoseEstimator(device=device) as estimator:
             estimator.predict(image, boxes=[[2, 2, 20, 30]])
             answers["pose"] = pose_parity(estimator)
+        for name, path in others.items() if device == "auto" else ():
+            with PoseEstimator(path, device=device) as estimator:
+                answers[name] = pose_parity(estimator)
     except CfposeError as error:
         return str(error), {name: answer.message for name, answer in answers.items()}
     messages = {name: answer.message for name, answer in answers.items()}
