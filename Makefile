@@ -97,7 +97,7 @@ out/w32-int8.onnx: out/w32.onnx
 
 # JOBS=2 runs at a time; RUNS= and THREADS= are read there too
 models: $(VENV)/.dev
-	$(MAKE) --file training/recipes/cfpose-s.mk --jobs $(JOBS) BIN=$(BIN)/ DATA=$(DATA)
+	$(MAKE) --file training/recipes/models.mk --jobs $(JOBS) BIN=$(BIN)/ DATA=$(DATA)
 
 # ONLY='09 17' runs those alone
 cases: $(VENV)/.dev

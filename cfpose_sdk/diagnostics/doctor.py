@@ -142,7 +142,9 @@ def describe(report: dict[str, Any]) -> str:
         lines += ["", f"  {model['file']}: {model['name']}, {model['precision']}, {honest}"]
         lines.append(f"    {model['joints']} joints, licence: {model['license'] or 'not stated'}")
         for start in model["started_from"]:
-            lines.append(f"    started from {start['name']} ({start['source']}, {start['license']})")
+            lines.append(
+                f"    started from {start['name']} ({start['source']}, {start['license']})"
+            )
         if "adopted" in model:
             lines.append(
                 f"    adopted from {model['source']} ({model['adopted']}, preset {model['preset']})"

@@ -16,9 +16,7 @@ import pytest
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER, bundled_models
 
 PACKAGES = {"cfpose_bench", "cfpose_export", "cfpose_sdk", "cfpose_training"}
-MODELS = {
-    f"cfpose_sdk/models/{path.name}" for path in (*bundled_models().values(), BUNDLED_FINDER)
-}
+MODELS = {f"cfpose_sdk/models/{path.name}" for path in (*bundled_models().values(), BUNDLED_FINDER)}
 
 
 @pytest.fixture(scope="module")
