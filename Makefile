@@ -110,6 +110,7 @@ soak: $(VENV)/.dev
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
+	$(BIN)/python -m cfpose_bench.tables cfpose_sdk/models cfpose_sdk/models/README.md
 	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
 	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
 	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
