@@ -73,7 +73,7 @@ bench: $(VENV)/.dev
 	$(BIN)/cfpose-bench boxes $(DATA)/labellers/yolox_nano.onnx --dataset coco-val \
 		--data-root $(DATA) --threshold 0.05 --nms 0.45 $(LIMIT) -o out/yolox_nano.json
 	$(BIN)/cfpose-bench --dataset coco-val --data-root $(DATA) $(LIMIT) $(FLAGS) \
-		--boxes gt --boxes detector --boxes out/yolox_nano.json --model default \
+		--boxes gt --boxes detector --boxes out/yolox_nano.json --model cfpose-s --model cfpose-m \
 		--model movenet:$(DATA)/labellers/movenet_lightning.onnx \
 		--model movenet:$(DATA)/labellers/movenet_thunder.onnx \
 		--json $(REPORT) --csv $(REPORT:.json=.csv) --html out/bench.html

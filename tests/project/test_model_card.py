@@ -12,7 +12,7 @@ from cfpose_bench.report.bundled_files import files_block
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER, bundled_models
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY
 
-FILES = {path: SPEC_KEY for path in bundled_models().values()} | {BUNDLED_FINDER: FINDER_KEY}
+FILES = dict.fromkeys(bundled_models().values(), SPEC_KEY) | {BUNDLED_FINDER: FINDER_KEY}
 
 
 @pytest.fixture
