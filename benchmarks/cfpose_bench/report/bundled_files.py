@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cfpose_sdk.backends import Backend, open_backend
+from cfpose_sdk.backends.bundled import POSE_MODELS
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 # figures that a spec's `metrics` may hold, in words
@@ -27,7 +28,9 @@ def files_block(folder: Path) -> str:
 
     Raises ArtifactError for a file that is no artifact.
     """
+    first = [path.name for path in POSE_MODELS.values()]
     paths = sorted(folder.glob("*.onnx"))
+    paths.sort(key=lambda path: first.index(path.name) if path.name in first else len(first))
     specs, shapes = [], []
     for path in paths:
         with open_backend(path, device="cpu") as backend:
