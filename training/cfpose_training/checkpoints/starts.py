@@ -13,15 +13,13 @@ from cfpose_training.checkpoints.from_graph import load_graph
 NOT_STATED = "not stated"
 
 
-def starts_of(path: Path | None, known: Iterable[Start]) -> tuple[Start, ...]:
-    """What a network whose weights are those of `path` (`--init`) goes back to; None: to nothing.
+def starts_of(path: Path, known: Iterable[Start]) -> tuple[Start, ...]:
+    """What a network whose weights are those of `path` (`--init`), read before, goes back to.
 
     A checkpoint or graph of ours hands on its own record. Another file is itself the start: as the
     recipe knows it (`known`) by its SHA-256, else by its name, source and licence not stated.
     Raises ArtifactError for a file that cannot be read, SpecError for its spec.
     """
-    if path is None:
-        return ()
     spec = _own_spec(path)
     if spec is not None:
         return spec.started_from

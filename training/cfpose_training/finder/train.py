@@ -82,9 +82,9 @@ def train_finder(
     dev = FinderDevelopmentSet(config, data)
     torch.manual_seed(optim.seed)
     network = FinderNet(config.net)
-    started = starts_of(init, config.started_from)
     if init is not None:
         _start_from(network, init)
+    started = () if init is None else starts_of(init, config.started_from)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = epoch_batches(dataset, repeat, optim, pin_memory=options.uses_cuda)
     finished = fit(

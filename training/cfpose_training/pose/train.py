@@ -133,8 +133,7 @@ def _train_pose(
     file: str,
     init: Path | None = None,
 ) -> Path | None:
-    started = starts_of(init, recipe.started_from)
-    spec = dataclasses.replace(pose_spec(recipe), started_from=started)
+    spec = pose_spec(recipe)
     check_start(recipe.pose, init)
     taught_by = None if teacher is None else open_teacher(teacher, spec, options.threads)
     torch.manual_seed(recipe.stage1.seed)
@@ -146,6 +145,7 @@ def _train_pose(
         if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
             network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
         print(_started(init, found))
+        spec = dataclasses.replace(spec, started_from=starts_of(init, recipe.started_from))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = PoseRun(recipe.stage1, spec, recipe, data, options, development_set(recipe, spec, data))
     people = run.people()
