@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +25,7 @@ from cfpose_sdk.detectors.base import (
     as_detections,
 )
 from cfpose_sdk.errors import BackendError, InputError
-from cfpose_sdk.files import MODELS
+from cfpose_sdk.files import MODELS, as_path
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
 from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
 from cfpose_sdk.media.image import Image
@@ -230,7 +229,7 @@ def _open_model(
 ) -> Backend:
     """The backend of a file, of the bundled model (None), or the caller's own."""
     if not isinstance(model, Backend):
-        path = BUNDLED_MODEL if model is None else Path(model)
+        path = BUNDLED_MODEL if model is None else as_path(model)
         return open_backend(path, **running, options=options)
     if options is not None:
         raise InputError("options belong to a model's file, not to an open Backend")

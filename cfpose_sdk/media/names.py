@@ -48,7 +48,7 @@ def fetch_photo(url: str, timeout_s: float) -> bytes:
 def base_name(source: PathLike) -> str:
     """The last part of a path, or of an address without its query."""
     if not is_url(source):
-        return Path(source).name
+        return Path(os.fsdecode(source)).name
     try:
         return Path(unquote(urlsplit(source).path)).name or (urlsplit(source).hostname or "")
     except ValueError:  # a host in brackets that is no IPv6 address
@@ -88,4 +88,4 @@ def _shared(name: str) -> object:
 def _parts(source: PathLike) -> list[str]:
     if is_url(source):
         return [part for part in source.split("?")[0].split("/") if part]
-    return [part for part in Path(os.path.abspath(source)).parts if part != os.sep]
+    return [part for part in Path(os.path.abspath(os.fsdecode(source))).parts if part != os.sep]

@@ -50,7 +50,7 @@ def open_video(
     camera or URL that stops, give an `Unread` as the last item. Raises InputError when the source
     cannot be opened or has no frame.
     """
-    label = f"camera {source}" if isinstance(source, int) else os.fspath(source)
+    label = f"camera {source}" if isinstance(source, int) else os.fsdecode(source)
     live = isinstance(source, int) or is_url(source)
     if not live and what_is_at(label) != "file":
         raise InputError(f"{shown(label)} does not exist, or is no file; expected a video file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -226,7 +227,7 @@ def _say_run(
     for source in sources:
         for part in filter(None, (source.annotations, source.images)):
             path = data_root / part
-            print(f"  {source.name}: {path}{'' if path.exists() else ' (missing)'}")
+            print(f"  {source.name}: {path}{'' if os.path.exists(path) else ' (missing)'}")
     print(f"  writes {checkpoint}")
 
 
@@ -234,7 +235,7 @@ def _say_files(files: Iterable[tuple[str, Path | None]]) -> None:
     """Print the files that are given: their role and path, and whether they are missing."""
     for role, path in files:
         if path is not None:
-            print(f"  {role}: {path}{'' if path.is_file() else ' (missing)'}")
+            print(f"  {role}: {path}{'' if os.path.isfile(path) else ' (missing)'}")
 
 
 def _report(checkpoint: Path | None) -> int:

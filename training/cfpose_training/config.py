@@ -298,7 +298,7 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (ValueError, RecursionError, dacite.DaciteError) as error:
+    except (TypeError, ValueError, RecursionError, dacite.DaciteError) as error:
         raise TrainingError(f"the recipe {path} is not usable: {error}") from error
     if problem := next(out_of_range(recipe), "") or _contradiction(recipe):
         raise TrainingError(f"the recipe {path} is not usable: {problem}")

@@ -119,7 +119,8 @@ def out_of_range(options: object, name: str = "") -> Iterator[str]:
             yield from out_of_range(value, place)
             continue
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, bool) or not math.isfinite(number):
+            # a whole number of TOML may be too large for math.isfinite
+            if isinstance(number, bool) or not -math.inf < number < math.inf:
                 yield f"{place} is {number}, expected a number: {ranges[field.name]}"
             elif not ranges[field.name].holds(number):
                 yield f"{place} is {value}, expected {ranges[field.name]}"

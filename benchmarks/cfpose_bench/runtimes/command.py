@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("w32", "w32_int8", "detector", "thunder"):
             path = getattr(self, name)
-            if path is not None and not path.is_file():
+            if path is not None and not os.path.isfile(path):
                 raise InputError(f"{path} does not exist; expected a model file")
         if self.threads < 1:
             raise InputError(f"threads must be 1 or more, got {self.threads}")

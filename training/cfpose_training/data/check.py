@@ -261,7 +261,7 @@ def _check_photos(source: PhotoSource, root: Path) -> tuple[list[str], list[str]
     folder = root / source.images
     if not os.path.isdir(folder):
         return [], [f"{folder} is missing; from {_origin(source.name, source.annotations)}"]
-    count = sum(path.is_file() for path in folder.iterdir())
+    count = sum(os.path.isfile(path) for path in folder.iterdir())
     facts, problems = [f"{count} files"], [] if count else [f"{folder} is empty"]
     if source.annotations:
         more, worse = _check_file(

@@ -83,7 +83,7 @@ def _read_source(
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Each counted person of a source's photos, with its image record."""
     record = read_annotations(root / source.annotations)
-    names = tuple(record["categories"][0].get("keypoints", ()))
+    names = tuple(record["categories"][0].get("keypoints") or ())
     if names and names != skeleton.keypoints:
         raise DatasetError(
             f"{source.annotations} labels {len(names)} keypoints {names}, "
