@@ -78,30 +78,6 @@ def _graph(path: Path) -> dict[str, Any]:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged: its graph says {error}") from error
-    return {"file": str(path), "bytes": path.stat().st_size, **record}
-    if suffix == ".xml":
-        beside = ir_record(path)
-        try:
-            return {"file": str(path), **json.loads(beside.read_text(encoding="utf-8"))}
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise ArtifactError(
-                f"{path} has no record {beside.name} that can be read ({error}); "
-                f"run: cfpose-export openvino MODEL.onnx -o {path}"
-            ) from error
-    return _graph(path)
-
-
-def _graph(path: Path) -> dict[str, Any]:
-    model = load_model(path)
-    try:
-        facts = _facts(model)
-        json.dumps(facts)  # protobuf gives bytes for names that are not UTF-8
-    except ArtifactError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is damaged: its graph cannot be described ({error})"
-        ) from error
     return {"file": str(path), "bytes": path.stat().st_size, **facts}
 
 
