@@ -31,7 +31,7 @@ class Frame:
     """One checked image: its file name (None for an array) and the time its reading took.
 
     Of a video also its `number` from 0, and `time_s` since the first frame (the container's time
-    stamp; the clock's for a camera or URL).
+    stamp; the clock's for a camera or URL). `take` counts how often a camera was lost before it.
     """
 
     image: Image
@@ -39,6 +39,7 @@ class Frame:
     read_ms: float
     number: int | None = None
     time_s: float | None = None
+    take: int = 0
 
 
 @dataclass(frozen=True)

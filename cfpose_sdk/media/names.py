@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from cfpose_sdk.formats import coco_image_id
 PathLike = str | os.PathLike[str]
 Names = Mapping[PathLike, str]
 _LARGEST_DOWNLOAD = 1 << 28  # bytes
+_LONGEST_DOWNLOAD_S = 60.0
 
 
 def is_url(source: object) -> TypeGuard[str]:
@@ -33,16 +35,37 @@ def is_photo_url(source: object) -> TypeGuard[str]:
 
 
 def fetch_photo(url: str, timeout_s: float) -> bytes:
-    """The bytes behind an http or https address. Raises ImageError."""
+    """The bytes behind an http or https address: 256 MiB and a minute at most.
+
+    `timeout_s`: of each wait for the server. Raises ImageError.
+    """
     try:
-        # is_photo_url lets no other scheme, such as file:, in
+        # is_photo_url lets no other scheme, such as file:, in; nor may the answer lead to one
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-            data: bytes = answer.read(_LARGEST_DOWNLOAD + 1)
+            if not answer.url.lower().startswith(("http://", "https://")):
+                raise ImageError(f"{shown(url)} leads to {shown(answer.url)}; expected a photo")
+            return _all_of(answer, url)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(f"{shown(url)} cannot be fetched: {error}; check the address") from error
-    if len(data) > _LARGEST_DOWNLOAD:
-        raise ImageError(f"{shown(url)} is larger than 256 MiB; expected a photo")
-    return data
+
+
+def _all_of(answer: http.client.HTTPResponse, url: str) -> bytes:
+    """What an answer holds; a server that drips holds nobody up for longer than a minute."""
+    data, begun = bytearray(), time.monotonic()
+    while part := answer.read1(1 << 16):
+        data += part
+        if len(data) > _LARGEST_DOWNLOAD:
+            limit = _LARGEST_DOWNLOAD >> 20
+            raise ImageError(f"{shown(url)} is larger than {limit} MiB; expected a photo")
+        if time.monotonic() - begun > _LONGEST_DOWNLOAD_S:
+            raise ImageError(
+                f"{shown(url)} was not there after {_LONGEST_DOWNLOAD_S:g} s; download it yourself"
+            )
+    if answer.length:
+        raise ImageError(f"{shown(url)} ended {answer.length} bytes too early; try again")
+    return bytes(data)
 
 
 def base_name(source: PathLike) -> str:
