@@ -31,6 +31,7 @@ from cfpose_bench.runtimes.contestants import (
 )
 from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
@@ -215,8 +216,10 @@ def add_command(commands: Commands) -> None:
     add("--thunder", type=Path, help="movenet_thunder.onnx, against the bundled model")
     add("--peer-python", metavar="PYTHON", help="interpreter of the environment that has rtmlib")
     add("--threads", type=int, default=2, help="CPU threads of a runtime (default: 2)")
-    add("--rounds", type=int, help="of every task; without it 8, 6, 4 for 1, 5, 20 people")
-    add("--starts", type=int, default=7, help="processes of the first result (default: 7)")
+    add("--rounds", type=number(1, whole=True),
+        help="of every task; without it 8, 6, 4 for 1, 5, 20 people")
+    add("--starts", type=number(1, whole=True), default=7,
+        help="processes of the first result (default: 7)")
     add("--json", type=Path, help="write the record here")
     # fmt: on
 
