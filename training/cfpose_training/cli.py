@@ -370,10 +370,7 @@ def _add_finish(commands: Commands, place: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
     parser.add_argument("--init", type=Path, help="what it began from, to mix its weights with")
     parser.add_argument(
-        "--init-share",
-        type=number(0, 1),
-        default=0.0,
-        help="share of the start in the mean of both",
+        "--init-share", type=number(0, 1), default=0.0, help="share of the start in the mean"
     )
 
 
