@@ -16,7 +16,7 @@ from typing import Literal
 import dacite
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.spec import Decode, Evidence
+from cfpose_sdk.spec import Decode, Evidence, Start
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
@@ -92,6 +92,7 @@ class FinderConfig:
     nms_iou: float = 0.5
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    started_from: tuple[Start, ...] = ()  # as in Recipe
 
     @property
     def artifact_size_wh(self) -> tuple[int, int]:
@@ -289,6 +290,8 @@ class Recipe:
     mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    # files of others that --init takes, known by their SHA-256: their names, sources and terms
+    started_from: tuple[Start, ...] = ()
 
     def __post_init__(self) -> None:
         """The same checks for a recipe of a file and one built in Python. Raises TrainingError."""
