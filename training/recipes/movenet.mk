@@ -23,8 +23,8 @@ export OMP_NUM_THREADS = $(THREADS)
 
 train = $(BIN)cfpose-train stage1 --recipe $(R)/$(1).toml --data-root $(RUNS)/data --out $(@D) --cache $(RUNS)/cache \
 	--init $(L)/$(2).onnx --teacher $(TINYPOSE) --threads $(THREADS) --resume
-label = $(BIN)cfpose-train label --data-root $(RUNS)/data --labeller $(TINYPOSE) \
-	$(L)/tinypose_256x192_enhanced.onnx --views 2 --average mean --min-score 0.35 --min-agreement 0.7 \
+label = $(BIN)cfpose-train label --data-root $(RUNS)/data --labeller tinypose:$(TINYPOSE) \
+	tinypose:$(L)/tinypose_256x192_enhanced.onnx --views 2 --average mean --min-score 0.35 --min-agreement 0.6 \
 	--min-joints 6 --threads $(THREADS) --resume --out $@
 
 .PHONY: students
