@@ -15,10 +15,11 @@ from typing import Self
 import numpy as np
 
 from cfpose_sdk.arrays import Float64
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.foreign import adopted_file, split_preset
 from cfpose_sdk.crops import mirror_points
 from cfpose_sdk.errors import ArtifactError, InputError
-from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
@@ -60,11 +61,9 @@ class LabellerFile:
 
     @classmethod
     def of(cls, name: str | Path) -> LabellerFile:
-        """Parse `--labeller`; `default` is the bundled model."""
-        if str(name) == "default":
-            return cls(BUNDLED_MODEL)
+        """Parse `--labeller`; a bundled model's name is one too."""
         foreign = split_preset(str(name))
-        return cls(Path(name)) if foreign is None else cls(foreign[1], foreign[0])
+        return cls(model_file(name)) if foreign is None else cls(foreign[1], foreign[0])
 
     def artifact(self) -> Path:
         """The artifact to open. Raises ArtifactError when the file cannot be adopted."""
