@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from cfpose_bench.accuracy.oks import oks_matrix
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_bench.measurement import environment
-from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.arrays import Float64
+from cfpose_sdk.backends.foreign import adopted_file
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.image import read_image
@@ -52,9 +52,10 @@ def main() -> None:
         "development": (coco, held_out, root / "coco" / "images" / "train"),
         "lsp_extended": (lspet, lspet["annotations"][::LSPET_EVERY], root / "lspet" / "images"),
     }
+    lightning = adopted_file("movenet", root / "labellers" / "movenet_lightning.onnx")
     models = {
         "cfpose": PoseEstimator(device="cpu"),
-        "lightning": MoveNet(root / "labellers" / "movenet_lightning.onnx", device="cpu"),
+        "lightning": PoseEstimator(lightning, device="cpu"),
     }
     report: dict[str, Any] = {
         "environment": environment(),
@@ -85,7 +86,7 @@ def _told(people: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], tuple[
 
 
 def _oks(
-    model: PoseEstimator | MoveNet,
+    model: PoseEstimator,
     record: dict[str, Any],
     told: list[tuple[dict[str, Any], tuple[int, bool]]],
     folder: Path,

@@ -97,6 +97,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         detector=options.detector,
         flip_test=options.flip_test,
         joint_threshold=options.joint_threshold,
+        suppress_repeats=not options.no_oks_nms,
         threads=max(1, len(physical_cores())) if options.threads is None else options.threads,
         device=options.device,
         rounds=options.rounds,
@@ -194,6 +195,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="average the joints of each photo and of its mirror image")
     add("--joint-threshold", type=float, metavar="T",
         help="a pose's score is the mean of its joints' above T; without it, of all joints")
+    add("--no-oks-nms", action="store_true",
+        help="keep repeated poses of a person, which detected boxes may give")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where models run (default: %(default)s)")
     add("--threads", type=int, help="CPU threads of a model; without it, one a physical core")
@@ -204,7 +207,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "%(default)s)")
     add("--in-process", action="store_true", help="all models in this process, for debugging")
     add("--peer-python", metavar="PYTHON",
-        help="interpreter of the environment that has rtmlib or ultralytics")
+        help="interpreter of the environment that has rtmlib, ultralytics or mediapipe")
     add("--limit", type=int, help="only the first photos by id")
     add("--seed", type=int, default=0,
         help="random seed of the confidence interval (default: %(default)s)")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PEERS = {
     "rtmlib": ("onnxruntime", "numpy", "opencv-python-headless", "tqdm", "rtmlib"),
     "ultralytics": ("ultralytics",),
+    "mediapipe": ("mediapipe==0.10.21",),  # wheels of 1.0 and later carry no model
 }
 WITHOUT_DEPENDENCIES = ("rtmlib",)
 # of the same version as here, or the comparison would be one of versions

@@ -19,7 +19,7 @@ from cfpose_sdk.files import digest as file_digest
 CACHE_VARIABLE = "CFPOSE_CACHE"
 # of `cfpose-export adopt`; the test of the export compares them with its own
 PRESETS = ("rtmpose", "rtmw", "simcc-hrnet", "vitpose", "hrnet", "tinypose", "movenet")
-_FORMAT = 1  # of what lies in the cache; grows when adoption gives other artifacts
+_FORMAT = 2  # of what lies in the cache; grows when adoption gives other artifacts
 _HEATMAPS = ("hrnet", "vitpose", "tinypose")
 _RUN = "import sys; from cfpose_sdk.commands import export; sys.exit(export())"
 Shape = Sequence[int | None]

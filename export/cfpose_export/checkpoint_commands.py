@@ -1,6 +1,6 @@
-"""Commands that need PyTorch: `onnx` writes a checkpoint's graph, `frame` lets it take frames.
+"""`onnx` writes a checkpoint's graph, `frame` lets a graph take frames.
 
-PyTorch is imported when a command runs, so that the parser works without it.
+`onnx` needs PyTorch, which is imported when it runs, so that the parser works without it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ def _onnx(arguments: argparse.Namespace) -> None:
 
 def _frame(arguments: argparse.Namespace) -> None:
     """Print the proof of the frame-in graph."""
-    require("torch", "onnxscript", extra="export", why="cfpose-export frame")
     from cfpose_export.proof.compare import Bounds
     from cfpose_export.proof.frame import write_proven_frame
 

@@ -14,6 +14,7 @@ import pytest
 
 from cfpose_bench.models import open
 from cfpose_sdk import commands
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17
@@ -85,6 +86,13 @@ def test_repeated_poses_are_suppressed_with_found_boxes(
     _, found = run(dataset_folder, "--boxes", "detector")
     assert found["models"][0]["accuracy"]["poses"] == 3
     assert found["models"][0]["accuracy"]["AP"] == pytest.approx(1.0)
+    assert found["protocol"]["oks_nms"] == {"detector": 0.9}
+    _, found = run(dataset_folder, "--boxes", "detector", "--no-oks-nms")
+    assert found["models"][0]["accuracy"]["poses"] == 9
+    assert found["models"][0]["accuracy"]["AP"] < 1
+    assert found["protocol"]["oks_nms"] == {"detector": None}
+    with pytest.raises(InputError, match="leave --no-oks-nms out"):
+        run(dataset_folder, "--no-oks-nms", "--preset", "paper", "--boxes", "gt")
 
 
 def test_boxes_from_a_file(dataset_folder: Path, stand_in: Any, tmp_path: Path) -> None:

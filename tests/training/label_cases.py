@@ -1,4 +1,4 @@
-"""Options and edits for the tests of labelling runs."""
+"""Options, edits and adopted stand-ins for the tests of labelling runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from cfpose_export.adopt.adoption import AdoptOptions, plan_adoption
+from cfpose_export.adopt.surgery import fuse
+from cfpose_training.labels.labeller import LabellerFile
 from cfpose_training.labels.run import LabelOptions
 
 
@@ -17,12 +22,19 @@ def edit(root: Path, change: Any) -> None:
     (root / "people.json").write_text(json.dumps(record))
 
 
+def adopted(foreign: Path, target: Path, preset: str, **fields: Any) -> Path:
+    """Adopt a stand-in, without the proof on photos; `fields` are those of the preset."""
+    plan = plan_adoption(foreign, AdoptOptions("MIT", preset, name=target.stem, fields=fields))
+    onnx.save_model(fuse(plan), target)
+    return target
+
+
 def options(root: Path, models: Path, **changes: Any) -> LabelOptions:
     """A run of two views over `root`, into its labels.json."""
     plain = LabelOptions(
         out=root / "labels.json",
         images=root / "images",
-        labeller=models / "tiny_thunder.onnx",
+        labellers=(LabellerFile(models / "tiny_thunder.onnx"),),
         annotations=root / "people.json",
         views=2,
         threads=1,

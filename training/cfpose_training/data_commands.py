@@ -220,8 +220,9 @@ def add_label(commands: Commands) -> None:
         help="compare new labels with its own and write the figures; write no labels",
     )
     parser.add_argument(
-        "--labeller", type=Path, required=True, nargs="+",
-        help="MoveNet ONNX that labels, or heat-map models, whose maps are averaged",
+        "--labeller", required=True, nargs="+", metavar="M",
+        help="models that label together: artifacts, checkpoints, or foreign networks with their "
+        "preset (movenet:F.onnx)",
     )  # fmt: skip
     parser.add_argument(
         "--detector", type=Path, help="detector that finds the people in photos without annotations"
@@ -229,7 +230,9 @@ def add_label(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON file to write; OUT.journal beside it"
     )
-    parser.add_argument("--licence", default="", help="licence of the labels, for the file's info")
+    parser.add_argument(
+        "--licence", "--license", default="", help="licence of the labels, for the file's info"
+    )
     _add_run(parser)
     _add_rules(parser)
 
@@ -271,8 +274,8 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
     rules = LabelRules()
     helps = {
-        "min_score": "lowest score of a joint, mean over the views",
-        "min_agreement": "lowest agreement of a joint: mean OKS between its views",
+        "min_score": "lowest score of a joint, mean over labellers and views",
+        "min_agreement": "lowest agreement of a joint: mean OKS between labellers and views",
         "min_joints": "fewest kept joints of a person",
         "box_margin": "how far outside its box a joint may lie, as a share of the longer side",
         "max_offset": "largest distance between the middles of the joints and of the box, as a "
@@ -290,12 +293,13 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         "--average",
         choices=("mean", "median"),
         default=rules.average,
-        help="average of the views",
+        help="of labellers and views; mean: by score and precision",
     )
 
 
 def label(arguments: argparse.Namespace) -> int:
     """Run `label`; returns the exit code."""
+    from cfpose_training.labels.labeller import LabellerFile
     from cfpose_training.labels.rules import LabelRules
     from cfpose_training.labels.run import LabelOptions, run_labelling
 
@@ -307,8 +311,7 @@ def label(arguments: argparse.Namespace) -> int:
             "resume", "max_minutes", "detector")  # fmt: skip
     options = LabelOptions(
         out=out,
-        labeller=labellers[0],
-        more_labellers=tuple(labellers[1:]),
+        labellers=tuple(map(LabellerFile.of, labellers)),
         images=root / images,
         annotations=None if annotations is None else root / annotations,
         who=who or "unlabelled",

@@ -31,8 +31,8 @@ train = $(BIN)cfpose-train $(1) --recipe $(R)/$(2).toml --data-root $(RUNS)/data
 	--threads $(THREADS) --resume
 # $(call once,COMMAND,RECIPE): a command that has no state to go on from.
 once = $(BIN)cfpose-train $(1) --recipe $(R)/$(2).toml --data-root $(RUNS)/data --out $(@D) --cache $(RUNS)/cache
-label = $(BIN)cfpose-train label --data-root $(RUNS)/data --labeller $(TINYPOSE) $(ENHANCED) --views 2 --average mean \
-	--min-score 0.35 --min-agreement 0.7 --min-joints 6 --threads $(THREADS) --resume --out $@
+label = $(BIN)cfpose-train label --data-root $(RUNS)/data --labeller tinypose:$(TINYPOSE) tinypose:$(ENHANCED) \
+	--views 2 --average mean --min-score 0.35 --min-agreement 0.6 --min-joints 6 --threads $(THREADS) --resume --out $@
 graph = $(BIN)cfpose-export onnx --checkpoint
 
 .PHONY: models inputs

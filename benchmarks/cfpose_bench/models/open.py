@@ -75,7 +75,11 @@ def _tensors(graph: Any) -> list[Any]:
 
 
 # peers that run in an environment of their own, by the adapter file that serves them
-ADAPTERS = {"rtmlib": "rtmlib_pose.py", "ultralytics": "ultralytics_pose.py"}
+ADAPTERS = {
+    "rtmlib": "rtmlib_pose.py",
+    "ultralytics": "ultralytics_pose.py",
+    "mediapipe": "mediapipe_pose.py",
+}
 YOLO_POSE = "yolopose"
 PEERS = (*PRESETS, YOLO_POSE, *ADAPTERS, "adapter")
 

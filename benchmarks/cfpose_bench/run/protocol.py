@@ -24,6 +24,7 @@ class Protocol:
     detector: str | None = None  # the detector's file; None is the bundled finder
     flip_test: bool = False
     joint_threshold: float | None = None  # joints that count in a pose's score; None: all
+    suppress_repeats: bool = True  # by OKS-NMS, where `oks_nms` says so
     padded_oks: bool = False  # the area of OKS-NMS: of the padded box, not of the box
     threads: int = 1
     device: Device = "auto"
@@ -43,10 +44,13 @@ class Protocol:
             raise InputError(f"joint_threshold must be in [0, 1], got {self.joint_threshold}")
 
     def oks_nms(self, source: str) -> float | None:
-        """The OKS-NMS threshold. None for ground-truth boxes: they are one a person.
+        """The OKS-NMS threshold. None for ground-truth boxes, which are one a person, and where it
+        was switched off.
 
-        The preset `paper` suppresses there too, as the papers' evaluation does.
+        The preset `paper` suppresses under ground-truth boxes too, as the papers' evaluation does.
         """
+        if not self.suppress_repeats:
+            return None
         return None if source == "gt" and self.preset != "paper" else OKS_NMS
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +94,8 @@ def with_preset(protocol: Protocol, preset: str | None, boxes: tuple[str, ...] |
                 f"--preset paper counts joints above {SIMCC_JOINT_THRESHOLD}, got "
                 f"--joint-threshold {protocol.joint_threshold}; give one of the two"
             )
+        if not protocol.suppress_repeats:
+            raise InputError("--preset paper suppresses repeated poses; leave --no-oks-nms out")
         return replace(
             protocol,
             boxes=boxes,

@@ -38,7 +38,7 @@ def fuse(plan: Plan) -> onnx.ModelProto:
     _keep_apart(graph)
     _name_scopes(graph)
     core = list(graph.node)
-    parts = [_front(plan), *_behind(plan)]
+    parts = [_front(plan, _input_type(plan, graph)), *_behind(plan)]
     spec, joints = plan.spec, len(plan.spec.skeleton)
     n = (spec.adopted.batch if spec.adopted else 0) or "N"
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
@@ -104,8 +104,19 @@ def _own_scope(node: onnx.NodeProto) -> str:
     return ".".join(part for part in node.name.split("/")[:-1] if part)
 
 
-def _front(plan: Plan) -> onnx.GraphProto:
-    """uint8 BGR crops → what the network takes."""
+def _input_type(plan: Plan, graph: onnx.GraphProto) -> int:
+    """The type to feed. Whole levels that the network casts to float32 at once may be float32: the
+    samples of a frame are not whole, and rounding them would move joints.
+    """
+    readers = [node for node in graph.node if core_name(plan.source.input) in node.input]
+    casts = [a.i for node in readers if node.op_type == "Cast" for a in node.attribute]
+    if casts == [TensorProto.FLOAT] * len(readers):
+        return int(TensorProto.FLOAT)
+    return int(helper.np_dtype_to_tensor_dtype(plan.source.dtype))
+
+
+def _front(plan: Plan, kind: int) -> onnx.GraphProto:
+    """uint8 BGR crops → what the network takes, in the type `kind`."""
     preset, spec, source = plan.preset, plan.spec, plan.source
     width = spec.size_wh[0]
     mean, std = np.asarray(preset.mean, float), np.asarray(preset.std, float)
@@ -130,10 +141,9 @@ def _front(plan: Plan) -> onnx.GraphProto:
     if source.channels_first:
         lines.append(f"planes = Transpose <perm = [0, 3, 1, 2]> ({value})")
         value = "planes"
-    if source.dtype.kind in "iu":  # a frame's samples are not whole
+    if helper.tensor_dtype_to_np_dtype(kind).kind in "iu":  # a frame's samples are not whole
         lines.append(f"whole_levels = Round({value})")
         value = "whole_levels"
-    kind = helper.np_dtype_to_tensor_dtype(source.dtype)
     lines.append(f"pixels = Cast <to = {kind}> ({value})")
     constants = {
         "mirrored_columns": np.arange(width)[::-1].copy(), "channels": [2, 1, 0],

@@ -86,6 +86,7 @@ def _bilinear(frame: NDArray[np.uint8], points: Float64) -> Float64:
 SIZES_WH = ((320, 240), (1280, 720), (3840, 2160))
 MAX_GREY = 0.25  # of 255; a float32 position in a 4K frame is good to some 1e-4 pixels
 MAX_FLIPS = 0.01  # of the coordinates
+FLIP_PX = 0.5  # crop pixels that a coarse coordinate moves
 
 
 @dataclass(frozen=True)
@@ -273,18 +274,11 @@ def _run_both(
     }
     if "covariance" in in_crops:
         expected["covariance"] = in_crops["covariance"] * step[..., None, None] ** 2
-    winners = [_winners(outputs, names) for outputs in (got, in_crops)]
-    return _FrameRun(
-        expected,
-        got,
-        step,
-        np.abs(got[CORE_INPUT] - crops).max(axis=(1, 2, 3)),
-        np.moveaxis(winners[0] != winners[1], 0, -1),
-    )
-
-
-def _winners(outputs: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any]:
-    """(2, N, K): the winning bins, or for a graph without bins where its coarse poses lie."""
     if names:
-        return np.stack([outputs[name].argmax(axis=2) for name in names])
-    return np.moveaxis(np.round(outputs["coarse"]), 2, 0)
+        winners = [[o[name].argmax(axis=2) for name in names] for o in (got, in_crops)]
+        flips = np.stack(winners[0], axis=-1) != np.stack(winners[1], axis=-1)
+    else:  # a graph without bins: its coarse poses tell
+        moved = got["coarse"] - transform_points(back, in_crops["coarse"])
+        flips = np.abs(moved) / step[..., None] > FLIP_PX
+    grey = np.abs(got[CORE_INPUT] - crops).max(axis=(1, 2, 3))
+    return _FrameRun(expected, got, step, grey, flips)

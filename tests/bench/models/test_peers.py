@@ -223,6 +223,51 @@ def test_the_ultralytics_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (asked["path"], asked["conf"], asked["device"]) == ("yolo.pt", 0.001, "cpu")
 
 
+def test_the_mediapipe_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of the widened box, which is cut at the border, and RGB."""
+    space = types.SimpleNamespace
+    asked: dict[str, Any] = {}
+
+    class Pose:
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+
+        def process(self, picture: Any) -> Any:
+            asked["picture"] = picture
+            if picture[0, 0, 0] == 0:  # no red: nobody
+                return space(pose_landmarks=None)
+            points = [space(x=0.5, y=n / 100, visibility=n / 30) for n in range(33)]
+            return space(pose_landmarks=space(landmark=points))
+
+    folder = tmp_path / "modules" / "pose_landmark"
+    folder.mkdir(parents=True)
+    (folder / "pose_landmark_full.tflite").write_bytes(b"model")
+    stand_in = types.ModuleType("mediapipe")
+    stand_in.__file__ = str(tmp_path / "__init__.py")
+    stand_in.solutions = space(pose=space(Pose=Pose))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mediapipe", stand_in)
+    module = adapter("mediapipe_pose")
+    monkeypatch.setattr(module.importlib.metadata, "version", lambda name: "0.10")
+    path = tmp_path / "pose_landmark_full.tflite"
+    path.write_bytes(b"another")
+    with pytest.raises(ValueError, match="is not a pose model of the installed mediapipe"):
+        module.open_model(str(path), device="cpu", threads=1)
+    path.write_bytes(b"model")
+    model = module.open_model(str(path), device="cpu", threads=1)
+    assert (asked["model_complexity"], asked["static_image_mode"]) == (1, True)
+    photo = np.zeros((100, 200, 3), np.uint8)
+    photo[:, :100, 2] = 255
+    xy, scores = model.predict(photo, np.array([[-8, 10, 72, 90], [110, 10, 190, 90]]))
+    # 100 px wide around (32, 50), from 0 on: 82 x 100
+    assert asked["picture"].shape == (100, 100, 3)
+    np.testing.assert_allclose(xy[0][:, 0], 0.5 * 82 - 0.5)
+    np.testing.assert_allclose(xy[0][5, 1], 11 - 0.5)  # the left shoulder, BlazePose's point 11
+    np.testing.assert_allclose(xy[0][16, 1], 28 - 0.5)
+    assert scores[0][:2].tolist() == [0, pytest.approx(2 / 30)]
+    np.testing.assert_array_equal(xy[1], [[150, 50]] * 17)
+    assert not scores[1].any()
+
+
 def test_a_peers_environment_is_made_by_pip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -241,6 +241,26 @@ def test_coordinates_of_a_fixed_batch(adopt: Adopt, batch: int) -> None:
     np.testing.assert_allclose(got["confidence"][:1], rows[:1, :, 2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_cast_at_once", [True, False])
+def test_whole_levels_are_rounded_only_where_the_network_needs_them(
+    adopt: Adopt, is_cast_at_once: bool
+) -> None:
+    """A frame's samples are not whole; a network that makes them float32 at once takes them so."""
+    network = nets.movenet_like()
+    if not is_cast_at_once:
+        network.graph.node[0].input[0] = "same"
+        network.graph.node.insert(0, onnx.helper.make_node("Identity", ["image"], ["same"]))
+    path = adopt(network, MOVENET)
+    kinds = [node.op_type for node in load_model(path).graph.node]
+    assert ("Round" in kinds) is not is_cast_at_once
+    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    got = outputs_of(path, crops)["keypoints"]
+    session = onnxruntime.InferenceSession(str(path.with_name("net.onnx")))
+    for crop, found in zip(crops, got, strict=True):
+        rows = session.run(None, {"image": crop[None, ..., ::-1].astype(np.int32)})[0][0, 0]
+        np.testing.assert_allclose(found, rows[:, 1::-1] * 64, rtol=1e-5)
+
+
 def test_a_batch_that_cannot_be_opened_runs_in_chunks(adopt: Adopt) -> None:
     """An answer that depends on a crop's place in its batch shows that the batch is fixed."""
     network = nets.heatmap_network(batch=2)

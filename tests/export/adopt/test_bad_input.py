@@ -57,6 +57,26 @@ def test_other_networks(tmp_path: Path, network: onnx.ModelProto, message: str) 
         refused(tmp_path, network, OPEN)
 
 
+@pytest.mark.parametrize("file", ["rtmdet_nano_person_320", "yolox_nano"])
+def test_real_detectors_are_told(tmp_path: Path, shared_dir: Path, file: str) -> None:
+    source = shared_dir / "data" / "labellers" / f"{file}.onnx"
+    size = ["--size", "416", "416"] if file == "yolox_nano" else []
+    with pytest.raises(ArtifactError, match="as a detector does"):
+        refused(tmp_path, source.read_bytes(), [*OPEN, *size])
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("tinypose", r"coordinates; take one of --preset movenet"),
+        ("simcc-hrnet", r"coordinates; take one of --preset movenet"),
+    ],
+)
+def test_another_familys_preset(tmp_path: Path, preset: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        refused(tmp_path, nets.movenet_like(batch=4), ["--preset", preset])
+
+
 def test_one_of_two_outputs_is_chosen(tmp_path: Path) -> None:
     network = answering(a=(1, 17, 64, 48), b=(1, 17, 32, 24))
     (tmp_path / "net.onnx").write_bytes(network.SerializeToString())
@@ -84,6 +104,7 @@ def test_an_output_of_other_channels_is_no_doubt(tmp_path: Path) -> None:
             "26 joints, the network 17",
         ),
         (["--preset", "rtmpose"], InputError, r"take one of --preset vitpose\|hrnet\|tinypose"),
+        (["--preset", "movenet"], InputError, r"take one of --preset vitpose\|hrnet\|tinypose"),
         (["--skeleton", "coco17"], InputError, "--colour rgb.*--box-scale S, --geometry"),
         (["--preset", "tinypose", "--decode", "subbin"], InputError, "is not for a heatmap"),
         (["--preset", "tinypose", "--blur", "4", "1"], InputError, "kernel must be odd"),

@@ -12,6 +12,8 @@ import pytest
 from cfpose_export.cli import main
 from cfpose_export.graph.rules import element_types, load_model, read_spec
 from cfpose_export.precision.typed import lower, modules_of, plan, scope
+from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.media.image import read_image
 from tests.export.adopt import networks as nets
 
 OPEN = [*nets.NAMED, "--decode", "dark", "--geometry", "classic", "--blur", "3", "0.8"]
@@ -27,6 +29,18 @@ def adopted(folder: Path, network: onnx.ModelProto, *options: str) -> Path:
     words = ["adopt", str(folder / "net.onnx"), "-o", str(target), "--license", "MIT", *OPEN]
     words += ["--skeleton", str(skeleton), "--photos", str(photos), *options]
     assert main(words) == 0
+    return target
+
+
+def adopted_by(folder: Path, network: onnx.ModelProto, options: list[str]) -> Path:
+    """Adopted with a preset's own skeleton, on the photos of blobs."""
+    photos = folder / "photos"
+    photos.mkdir(exist_ok=True)
+    nets.write_photos(photos)
+    (folder / "net.onnx").write_bytes(network.SerializeToString())
+    target = folder / "adopted.onnx"
+    words = ["adopt", str(folder / "net.onnx"), "-o", str(target), "--license", "MIT", *options]
+    assert main([*words, "--photos", str(photos), "--min-confidence", "0"]) == 0
     return target
 
 
@@ -119,3 +133,54 @@ def test_tensorrt_builds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert said["built"]
         lowest, best, most = (side[0] for side in said["profile"]["crops"])
         assert (lowest, best, most) == ((2, 2, 2) if index else (1, 4, 8))
+
+
+@pytest.mark.parametrize("network", [nets.heatmap_network(), nets.movenet_like(batch=2)])
+def test_frame_of_an_adopted_artifact(
+    tmp_path: Path, network: onnx.ModelProto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sub-command, whose proof compares with the core on crops in float64."""
+    options = ["--preset", "movenet", "--box-scale", "1.2"]
+    heat = network.graph.output[0].name == "heatmaps"
+    path = adopted(tmp_path, network) if heat else adopted_by(tmp_path, network, options)
+    capsys.readouterr()
+    words = ["frame", str(path), "-o", str(tmp_path / "frame.onnx"), "--min-confidence", "0.05"]
+    assert main([*words, "--photos", str(tmp_path / "photos")]) == 0
+    proof = json.loads(capsys.readouterr().out)
+    assert proof["joints"] > 5
+    assert proof["max_crop_px"] <= 1e-3
+    assert read_spec(load_model(tmp_path / "frame.onnx")).input == "frame"
+
+
+@pytest.mark.parametrize(
+    ("file", "preset"),
+    [("tinypose_256x192_v1", "tinypose"), ("movenet_lightning", "movenet")],
+)
+def test_frames_of_the_real_networks(
+    tmp_path: Path, shared_dir: Path, root: Path, file: str, preset: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Within the bound that the bundled model's frames keep to: 0.05 px of frame and crop."""
+    source = shared_dir / "data" / "labellers" / f"{file}.onnx"
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    listing = json.loads((root / "examples/photos/people.json").read_text())
+    name, boxes = next((name, boxes) for name, boxes in listing.items() if boxes)
+    (photos / name).write_bytes((root / "examples/photos" / name).read_bytes())
+    (photos / "people.json").write_text(json.dumps({name: boxes[:2]}))
+    crops, frame = str(tmp_path / "crops.onnx"), str(tmp_path / "frame.onnx")
+    words = ["adopt", str(source), "--preset", preset, "--license", "Apache-2.0", "-o", crops]
+    assert main([*words, "--photos", str(photos)]) == 0
+    capsys.readouterr()
+    assert main(["frame", crops, "-o", frame, "--photos", str(photos)]) == 0
+    proof = json.loads(capsys.readouterr().out)
+    assert proof["joints"] >= 30
+    assert proof["bin_flips"] <= 1
+    assert max(proof["max_crop_px"], proof["max_px"]) <= 0.05
+    height, width = read_image(photos / name).shape[:2]
+    with PoseEstimator(crops, device="cpu") as a, PoseEstimator(frame, device="cpu") as b:
+        one, two = (e.predict(photos / name, boxes=boxes[:2]) for e in (a, b))
+    step = 1.25 * max(width, height) / 192  # at most so many photo pixels a crop pixel
+    sure = one.confidence >= 0.3
+    apart = np.linalg.norm(one.xy - two.xy, axis=2)[sure] / step
+    assert np.median(apart) <= 0.1

@@ -1,4 +1,4 @@
-"""Heat-map graphs of others as labellers and as teachers: closed forms on stand-ins."""
+"""Heat-map graphs of others as teachers: closed forms on stand-ins."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import torch
 from onnx import TensorProto, helper
 
 from cfpose_sdk.errors import ArtifactError, TrainingError
+from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph, HeatmapPoses, dark_decode
+from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
 from cfpose_training.config import DistillConfig, LabelConfig
-from cfpose_training.labels.labeller import VIEWS, Labeller
-from cfpose_training.labels.rules import LabelRules
-from cfpose_training.labels.run import run_labelling
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.train import load_teacher, open_teacher
@@ -32,26 +30,27 @@ from cfpose_training.stages.graph_teacher import (
     bin_log_probabilities,
     pose_distance,
 )
-from tests.training.label_cases import options
+from tests.training.label_cases import adopted
 
 SIZE_WH = (48, 64)
-BOXES = ((10.0, 20.0, 60.0, 80.0), (150.0, 20.0, 60.0, 80.0))  # xywh, of the crop's proportions
+Writer = Callable[..., None]
 TINY = HRNetConfig(width=8, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
 MIDDLE_PX = 1.5  # of the four pixels that the stand-in sums into a cell, from the cell's own place
 
 
-def write_heat(path: Path, gain: float = 1.0, size_wh: tuple[int, int] = SIZE_WH) -> Path:
-    """A graph whose every joint has the red of a crop as its heat, 4x4 pixels a cell."""
+def write_heat(path: Path, size_wh: tuple[int, int] = SIZE_WH, stride: int = 4) -> Path:
+    """A graph whose every joint has the red of a crop as its heat, stride² pixels a cell."""
     width, height = size_wh
+    cell = [stride, stride]
     # red under ImageNet's mean and deviation → 0 to 1
     nodes = [
-        helper.make_node("AveragePool", ["image"], ["mean"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("AveragePool", ["image"], ["mean"], kernel_shape=cell, strides=cell),
         helper.make_node("Slice", ["mean", "zero", "one", "one"], ["red"]),
         helper.make_node("Mul", ["red", "std"], ["wide"]),
         helper.make_node("Add", ["wide", "shift"], ["level"]),
         helper.make_node("Tile", ["level", "times"], ["heatmaps"]),
     ]
-    numbers = {"std": gain * 0.229, "shift": gain * 0.485}
+    numbers = {"std": 0.229, "shift": 0.485}
     tensors = [helper.make_tensor(k, TensorProto.FLOAT, [], [v]) for k, v in numbers.items()]
     integers = {"zero": [0], "one": [1], "times": [1, 17, 1, 1]}
     tensors += [helper.make_tensor(k, TensorProto.INT64, [len(v)], v) for k, v in integers.items()]
@@ -70,40 +69,7 @@ def write_heat(path: Path, gain: float = 1.0, size_wh: tuple[int, int] = SIZE_WH
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_heat(folder / "plain.onnx")
-    write_heat(folder / "weak.onnx", gain=0.5)
-    write_heat(folder / "wide.onnx", size_wh=(64, 64))
     return folder
-
-
-def spots(number: int) -> np.ndarray:
-    return np.array([[38.3 + number, 61.2], [181.7 - number, 58.4 + number]])
-
-
-@pytest.fixture
-def data_root(tmp_path: Path, write_spotted: Callable[..., None]) -> Path:
-    write_spotted(tmp_path / "data", (240, 120), BOXES, {n: spots(n) for n in range(1, 4)})
-    return tmp_path / "data"
-
-
-def bump(centre: tuple[float, float], sigma: float, hw: tuple[int, int]) -> np.ndarray:
-    y, x = np.mgrid[: hw[0], : hw[1]]
-    squared = (x - centre[0]) ** 2 + (y - centre[1]) ** 2
-    return np.exp(-squared / (2 * sigma**2)).astype(np.float32)
-
-
-def test_dark_finds_the_middle_of_a_gaussian() -> None:
-    centres = [(5.3, 8.6), (9.0, 4.0), (4.5, 10.49), (0.2, 8.0)]
-    heat = np.stack([0.8 * bump(centre, 2.0, (16, 12)) for centre in centres])[None]
-    cells, peak = dark_decode(heat)
-    np.testing.assert_allclose(cells[0, :3], centres[:3], atol=0.02)
-    np.testing.assert_array_equal(cells[0, 3], [0, 8])  # at the edge: the highest cell itself
-    np.testing.assert_array_equal(peak[0], heat[0].max(axis=(1, 2)))
-
-
-def test_a_flat_map_stays_at_its_first_cell() -> None:
-    cells, peak = dark_decode(np.zeros((1, 1, 16, 12), np.float32))
-    assert cells.tolist() == [[[0.0, 0.0]]]
-    assert peak.tolist() == [[0.0]]
 
 
 def test_crops_reach_the_graph_as_normalised_rgb(models: Path) -> None:
@@ -117,45 +83,33 @@ def test_crops_reach_the_graph_as_normalised_rgb(models: Path) -> None:
     np.testing.assert_allclose(heat, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("view", VIEWS[:4])
-def test_poses_lie_in_the_photo_whatever_the_view(
-    models: Path, data_root: Path, view: object
-) -> None:
-    image = cv2.imread(str(data_root / "images/2.png"))
-    boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in BOXES])
-    with Labeller(models / "plain.onnx", threads=1) as labeller:
-        (seen,) = labeller.look(image, boxes, [view])  # type: ignore[list-item]
-    scale = 1.25 * 60 * view.scale / 48  # type: ignore[attr-defined] # photo pixels a crop pixel
-    sign = -1 if view.mirrored else 1  # type: ignore[attr-defined]
-    expected = spots(2) - np.array([sign, 1]) * MIDDLE_PX * scale
-    for joint in (0, 9):
-        np.testing.assert_allclose(seen[:, joint, :2], expected, atol=1.5)
+@pytest.mark.parametrize("stride", [4, 2])
+def test_an_adopted_artifact_gives_its_maps(tmp_path: Path, stride: int) -> None:
+    raw = write_heat(tmp_path / "raw.onnx", stride=stride)
+    artifact = adopted(raw, tmp_path / "adopted.onnx", "tinypose")
+    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 48, 3), np.uint8)
+    with HeatmapGraph(artifact, threads=1) as graph:
+        assert (graph.size_wh, graph.stride, graph.skeleton) == (SIZE_WH, stride, COCO_17)
+        heat = graph.heat(crops)
+    red = crops[..., 2].astype(float).reshape(3, 64 // stride, stride, 48 // stride, stride)
+    np.testing.assert_allclose(heat[:, 5], red.mean(axis=(2, 4)) / 255, atol=1e-6)
+    if stride == 4:
+        with HeatmapGraph(raw, threads=1) as graph:
+            np.testing.assert_allclose(graph.heat(crops), heat, atol=1e-6)
 
 
-def test_several_files_label_with_their_mean(models: Path, data_root: Path) -> None:
-    image = cv2.imread(str(data_root / "images/1.png"))
-    boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in BOXES])
-    paths = models / "plain.onnx", models / "weak.onnx"
-    found = [
-        HeatmapPoses(chosen, threads=1).predict(image, boxes) for chosen in ([paths[0]], paths)
-    ]
-    np.testing.assert_allclose(found[1].xy, found[0].xy, atol=1e-3)
-    np.testing.assert_allclose(found[1].confidence, 0.75 * found[0].confidence, atol=1e-5)
-    with pytest.raises(ArtifactError, match="labellers of one size"):
-        HeatmapPoses([models / "plain.onnx", models / "wide.onnx"])
-
-
-def test_a_run_says_who_labelled(models: Path, data_root: Path) -> None:
-    content = run_labelling(
-        options(
-            data_root, models, labeller=models / "plain.onnx",
-            more_labellers=(models / "weak.onnx",), rules=LabelRules(min_agreement=0.0),
-        )
-    )  # fmt: skip
-    assert content is not None
-    givers = {name for person in content["annotations"] for name in person["origin"]["joints"]}
-    assert givers == {"plain + weak"}
-    assert set(content["info"]["files"]) == {"labeller", "labeller 2", "annotations"}
+def test_artifacts_without_maps_cannot_teach(tmp_path: Path, write_movenet: Writer) -> None:
+    write_movenet(tmp_path / "m.onnx", np.zeros((17, 2)), np.full(17, 0.9))
+    coordinates = adopted(tmp_path / "m.onnx", tmp_path / "movenet.onnx", "movenet")
+    raw = write_heat(tmp_path / "raw.onnx")
+    udp = adopted(raw, tmp_path / "udp.onnx", "tinypose", geometry="udp")
+    for path, reason in (
+        (BUNDLED_MODEL, "give the checkpoint"),
+        (coordinates, "answers coordinates, not heat maps"),
+        (udp, "its crops are udp"),
+    ):
+        with pytest.raises(ArtifactError, match=f"{path.name} cannot teach: .*{reason}"):
+            open_teacher(path, spec_of(SIZE_WH), threads=1)
 
 
 def test_other_graphs_are_refused(models: Path, tmp_path: Path) -> None:
@@ -177,7 +131,9 @@ def test_marginals_keep_a_joints_place_in_another_crop_size() -> None:
     for pixel in (10.0, 17.25, 24.0):
         cell = ((pixel + 0.5) * 48 / 36 - 0.5) / 4
         marginal = torch.exp(-((torch.arange(12.0) - cell) ** 2) / (2 * 0.9**2))
-        found = bin_log_probabilities(marginal[None, None], bins=72, pixels=36).exp()[0, 0]
+        found = bin_log_probabilities(marginal[None, None], bins=72, pixels=36, stride=4).exp()[
+            0, 0
+        ]
         assert float(found.sum()) == pytest.approx(1, abs=1e-5)
         mean = float((found * bins).sum())
         # without the half pixels it would be 0.125 off

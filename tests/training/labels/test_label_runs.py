@@ -14,10 +14,10 @@ import pytest
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_sdk.errors import ArtifactError, DatasetError, InputError, TrainingError
 from cfpose_training.cli import main
-from cfpose_training.labels.labeller import Labeller
+from cfpose_training.labels.labeller import Labeller, LabellerFile
 from cfpose_training.labels.rules import LabelRules
 from cfpose_training.labels.run import run_labelling
-from tests.training.label_cases import edit, options
+from tests.training.label_cases import adopted, edit, options
 
 BOXES = ((10.0, 20.0, 60.0, 80.0), (150.0, 20.0, 60.0, 80.0))  # xywh
 
@@ -26,7 +26,8 @@ BOXES = ((10.0, 20.0, 60.0, 80.0), (150.0, 20.0, 60.0, 80.0))  # xywh
 def models(tmp_path_factory: pytest.TempPathFactory, write_movenet: Callable[..., None]) -> Path:
     """A labeller that puts every joint on the red spot."""
     folder = tmp_path_factory.mktemp("models")
-    write_movenet(folder / "tiny_thunder.onnx", np.zeros((17, 2)), np.full(17, 0.9))
+    write_movenet(folder / "foreign.onnx", np.zeros((17, 2)), np.full(17, 0.9))
+    adopted(folder / "foreign.onnx", folder / "tiny_thunder.onnx", "movenet")
     return folder
 
 
@@ -118,8 +119,11 @@ def test_what_cannot_be_used_is_named(models: Path, data_root: Path) -> None:
         LabelRules(min_score=1.5)
     with pytest.raises(InputError, match="1 to 6, got 7"):
         run_labelling(options(data_root, models, views=7))
+    missing = (LabellerFile(data_root / "no_thunder.onnx"),)
     with pytest.raises(ArtifactError, match="cannot be read"):
-        run_labelling(options(data_root, models, labeller=data_root / "no_thunder.onnx"))
+        run_labelling(options(data_root, models, labellers=missing))
+    with pytest.raises(DatasetError, match="give a model that labels"):
+        options(data_root, models, labellers=())
     with pytest.raises(DatasetError, match="is no folder"):
         run_labelling(
             options(

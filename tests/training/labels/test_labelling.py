@@ -16,10 +16,10 @@ from cfpose_bench.data.annotations import read_annotations
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import Source
 from cfpose_training.data.people import load_people
-from cfpose_training.labels.labeller import VIEWS, Labeller
+from cfpose_training.labels.labeller import VIEWS, Labeller, LabellerFile
 from cfpose_training.labels.rules import LabelRules
 from cfpose_training.labels.run import run_labelling
-from tests.training.label_cases import edit, options
+from tests.training.label_cases import adopted, edit, options
 
 PHOTO_WH = (240, 120)
 REGION = 1.1 * 80  # px of its crop around a box of 60 x 80
@@ -81,7 +81,8 @@ def spots(number: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, write_movenet: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    write_movenet(folder / "tiny_thunder.onnx", BESIDE, SCORES)
+    write_movenet(folder / "foreign.onnx", BESIDE, SCORES)
+    adopted(folder / "foreign.onnx", folder / "tiny_thunder.onnx", "movenet")
     detector_stand_in(folder / "tiny_yolox.onnx", (0.8, 0.45))
     return folder
 
@@ -108,7 +109,7 @@ def labelled(number: int, index: int, joints: list[bool]) -> dict[str, Any]:
 def test_every_view_maps_back_to_the_photo(models: Path, data_root: Path, index: int) -> None:
     image = cv2.imread(str(data_root / "images/2.png"))
     boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in BOXES])
-    with Labeller(models / "tiny_thunder.onnx", threads=1) as labeller:
+    with Labeller(LabellerFile(models / "tiny_thunder.onnx"), threads=1) as labeller:
         (seen,) = labeller.look(image, boxes, [VIEWS[index]])
     # the nose lies on the spot itself, in whatever crop
     np.testing.assert_allclose(seen[:, 0, :2], spots(2), atol=0.1)

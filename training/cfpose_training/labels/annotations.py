@@ -46,7 +46,7 @@ class LabelWriter:
             if not len(sight.boxes):
                 continue
             areas = person_areas(target.people, sight.boxes)
-            combined = consensus(sight.views, areas, self.skeleton.oks_sigmas, self.rules.average)
+            combined = consensus(sight.looks, areas, self.skeleton.oks_sigmas, self.rules.average)
             kept = kept_joints(combined, sight.boxes, sight.size_wh, self.rules)
             neighbours = given_joints(target.neighbours, len(self.skeleton))
             chosen = chosen_people(
@@ -87,7 +87,7 @@ class LabelWriter:
         for target in targets:
             sight = sights[target.image["id"]]
             areas = person_areas(target.people, sight.boxes)
-            combined = consensus(sight.views, areas, self.skeleton.oks_sigmas, self.rules.average)
+            combined = consensus(sight.looks, areas, self.skeleton.oks_sigmas, self.rules.average)
             kept = kept_joints(combined, sight.boxes, sight.size_wh, self.rules) & wanted
             for index, person in enumerate(target.people or ()):
                 oks = self._oks_with_given(combined, index, person, float(areas[index]))

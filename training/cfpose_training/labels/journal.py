@@ -30,7 +30,7 @@ class Sight:
     size_wh: tuple[int, int]
     boxes: Float64  # (N, 4) xyxy
     box_scores: Float64  # (N,)
-    views: Float64  # (V, N, K, 3) x, y, score
+    looks: Float64  # (L, N, K, 4) x, y, score, spread; see `Labeller.look`
 
 
 class Journal:
@@ -55,7 +55,7 @@ class Journal:
 
     def add(
         self, image_id: int, size_wh: tuple[int, int], boxes: Float64, box_scores: Float64,
-        views: Float64,
+        looks: Float64,
     ) -> None:  # fmt: skip
         """Keep what was seen in a photo; it is on disk when this returns."""
         entry = {
@@ -63,8 +63,9 @@ class Journal:
             "size_wh": list(size_wh),
             "boxes": boxes.round(PIXEL_DIGITS).tolist(),
             "box_scores": box_scores.astype(np.float64).round(SCORE_DIGITS).tolist(),
-            "xy": views[..., :2].round(PIXEL_DIGITS).tolist(),
-            "score": views[..., 2].round(SCORE_DIGITS).tolist(),
+            "xy": looks[..., :2].round(PIXEL_DIGITS).tolist(),
+            "score": looks[..., 2].round(SCORE_DIGITS).tolist(),
+            "spread": looks[..., 3].round(PIXEL_DIGITS).tolist(),
         }
         self._write(entry)
         self.done[image_id] = _sight(entry)
@@ -120,11 +121,12 @@ def _sight(entry: dict[str, Any]) -> Sight:
     if score.ndim != 3:  # nobody: the joints' axis is lost in JSON
         score = np.zeros((len(score), 0, 0))
     xy = np.array(entry["xy"], dtype=np.float64).reshape(*score.shape, 2)
+    spread = np.array(entry["spread"], dtype=np.float64).reshape(score.shape)
     width, height = entry["size_wh"]
     return Sight(
         int(entry["image_id"]),
         (int(width), int(height)),
         np.array(entry["boxes"], dtype=np.float64).reshape(-1, 4),
         np.array(entry["box_scores"], dtype=np.float64),
-        np.concatenate([xy, score[..., None]], axis=-1),
+        np.concatenate([xy, score[..., None], spread[..., None]], axis=-1),
     )

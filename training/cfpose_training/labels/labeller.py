@@ -1,25 +1,28 @@
-"""The labeller: a single-pose network that predicts each person in several views.
+"""The labeller: one pose model or several, each predicting each person in several views.
 
 A view is another crop of the person: another margin, a small shift, mirrored or not. Joints that
-the network predicts at the same place in all views are more likely right.
+all models predict at the same place in all views are more likely right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from cfpose_bench.peers.movenet import MoveNet
 from cfpose_sdk.arrays import Float64
+from cfpose_sdk.backends.bundled import model_file
+from cfpose_sdk.backends.foreign import adopted_file, split_preset
 from cfpose_sdk.crops import mirror_points
-from cfpose_sdk.errors import InputError
+from cfpose_sdk.errors import ArtifactError, InputError
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media.image import Image
-from cfpose_sdk.skeleton import COCO_17
-from cfpose_training.checkpoints.heatmap_graph import HeatmapPoses
+from cfpose_sdk.results import Poses
+from cfpose_sdk.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -49,56 +52,94 @@ def first_views(count: int) -> tuple[View, ...]:
     return VIEWS[:count]
 
 
-MOVENETS = ("movenet", "thunder", "lightning")  # in a file's name
+@dataclass(frozen=True)
+class LabellerFile:
+    """A model that labels, by name: what PoseEstimator opens, or PRESET:F.onnx."""
+
+    path: Path  # of the file that the user has
+    preset: str | None = None  # with which it is adopted into the cache, if it must be
+
+    @classmethod
+    def of(cls, name: str | Path) -> LabellerFile:
+        """Parse `--labeller`; a bundled model's name is one too."""
+        foreign = split_preset(str(name))
+        return cls(model_file(name)) if foreign is None else cls(foreign[1], foreign[0])
+
+    def artifact(self) -> Path:
+        """The artifact to open. Raises ArtifactError when the file cannot be adopted."""
+        return self.path if self.preset is None else adopted_file(self.preset, self.path)
 
 
-def labeller_name(paths: Sequence[Path]) -> str:
-    """The name under which files label together."""
-    return " + ".join(path.stem for path in paths)
+def labeller_name(files: Sequence[LabellerFile]) -> str:
+    """The name under which models label together."""
+    return " + ".join(file.path.stem for file in files)
 
 
 class Labeller:
-    """One MoveNet file, or heat-map files whose maps are averaged; COCO's 17 joints.
+    """Models that label together, of the same joints.
 
-    A file is a MoveNet when its name says `movenet`, `thunder` or `lightning`. Raises ArtifactError
-    and BackendError as MoveNet and HeatmapPoses.
+    Raises ArtifactError and BackendError as PoseEstimator, and ArtifactError for other joints.
     """
 
-    skeleton = COCO_17
-
-    def __init__(self, *paths: Path, threads: int | None = None) -> None:
-        self.name = labeller_name(paths)
-        self._model: MoveNet | HeatmapPoses
-        if len(paths) == 1 and any(part in paths[0].stem.lower() for part in MOVENETS):
-            self._model = MoveNet(paths[0], threads=threads)
-        else:
-            self._model = HeatmapPoses(paths, threads=threads)
+    def __init__(self, *files: LabellerFile, threads: int | None = None) -> None:
+        self._opened = ExitStack()
+        try:
+            self._models = [
+                self._opened.enter_context(PoseEstimator(file.artifact(), threads=threads))
+                for file in files
+            ]
+        except BaseException:
+            self._opened.close()
+            raise
+        self.skeleton: Skeleton = self._models[0].spec.skeleton
+        for file, model in zip(files, self._models, strict=True):
+            if model.spec.skeleton.keypoints != self.skeleton.keypoints:
+                self._opened.close()
+                raise ArtifactError(
+                    f"{file.path.name} has the {len(model.spec.skeleton)} joints "
+                    f"{', '.join(model.spec.skeleton.keypoints)}, {files[0].path.name} the "
+                    f"{len(self.skeleton)} {', '.join(self.skeleton.keypoints)}; give labellers of "
+                    f"the same joints"
+                )
 
     def look(self, image: Image, boxes: Float64, views: Sequence[View]) -> Float64:
-        """(V, N, K, 3) x and y in photo pixels, and score, of N people in (N, 4) xyxy boxes."""
-        width = image.shape[1]
-        joints = np.zeros((len(views), len(boxes), len(self.skeleton), 3))
+        """Looks (V · M, N, K, 4) of M models at N people in (N, 4) xyxy boxes, view by view.
+
+        A joint is x and y in photo pixels, score, and spread: the geometric mean of the
+        covariance's two standard deviations in photo pixels; 1 of all where a model gives none.
+        """
+        joints = np.zeros((len(views) * len(self._models), len(boxes), len(self.skeleton), 4))
         if not len(boxes):
             return joints
         mirrored_image = np.ascontiguousarray(image[:, ::-1])
-        for row, view in zip(joints, views, strict=True):
+        rows = iter(joints)
+        for view in views:
             region = view_boxes(boxes, view)
             if view.mirrored:
-                # continuous edges under x → W − 1 − x, the map of pixel centres
-                region = np.column_stack(
-                    [width - 1 - region[:, 2], region[:, 1], width - 1 - region[:, 0], region[:, 3]]
-                )
-            poses = self._model.predict(mirrored_image if view.mirrored else image, region)
-            xy, score = poses.xy.astype(np.float64), poses.confidence
-            if view.mirrored:
-                xy = mirror_points(xy, width, self.skeleton.flip_order)
-                score = score[:, self.skeleton.flip_order]
-            row[..., :2], row[..., 2] = xy, score
+                region = _mirrored_boxes(region, image.shape[1])
+            for model in self._models:
+                poses = model.predict(mirrored_image if view.mirrored else image, region)
+                next(rows)[:] = self._joints(poses, image.shape[1], mirrored=view.mirrored)
+        if not np.isfinite(joints[..., 3]).all():
+            joints[..., 3] = 1
         return joints
 
+    def _joints(self, poses: Poses, width: int, *, mirrored: bool) -> Float64:
+        """(N, K, 4) of one look, in the photo as it is; spread NaN without a covariance."""
+        xy, score = poses.xy.astype(np.float64), poses.confidence.astype(np.float64)
+        spread = np.full(score.shape, np.nan)
+        if poses.covariance is not None:
+            area = np.linalg.det(poses.covariance.astype(np.float64))
+            spread = np.maximum(area, 0) ** 0.25
+        if mirrored:
+            order = self.skeleton.flip_order
+            xy, score = mirror_points(xy, width, order), score[:, order]
+            spread = spread[:, order]
+        return np.concatenate([xy, score[..., None], spread[..., None]], axis=-1)
+
     def close(self) -> None:
-        """Free the model."""
-        self._model.close()
+        """Free the models."""
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +148,15 @@ class Labeller:
         self.close()
 
 
+def _mirrored_boxes(boxes: Float64, width: int) -> Float64:
+    """(N, 4) in the mirrored photo: continuous edges under x → W − 1 − x, as pixel centres."""
+    return np.column_stack(
+        [width - 1 - boxes[:, 2], boxes[:, 1], width - 1 - boxes[:, 0], boxes[:, 3]]
+    )
+
+
 def view_boxes(boxes: Float64, view: View) -> Float64:
-    """(N, 4) boxes whose crops, by the labeller's own rule, are those of the view."""
+    """(N, 4) boxes whose crops, by a model's own rule, are those of the view."""
     centre, span = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     centre = centre + np.array(view.shift_xy) * span.max(axis=1, keepdims=True)
     half = span / 2 * view.scale

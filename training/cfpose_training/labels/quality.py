@@ -59,14 +59,14 @@ def judge(
     sights: Mapping[int, Sight],
     skeleton: Skeleton,
     rules: LabelRules,
-    views: Sequence[int] | None = None,
+    looks: Sequence[int] | None = None,
 ) -> Judged:
-    """Labels under `rules`, from some of the views (their indices), against the annotations."""
+    """Labels under `rules`, from some of the looks (their indices), against the annotations."""
     rows: list[tuple[Bools, Bools, Float64, Float64, Float64]] = []
     for target in targets:
         sight = sights[target.image["id"]]
         areas = person_areas(target.people, sight.boxes)
-        seen = sight.views if views is None else sight.views[list(views)]
+        seen = sight.looks if looks is None else sight.looks[list(looks)]
         combined = consensus(seen, areas, skeleton.oks_sigmas, rules.average)
         kept = kept_joints(combined, sight.boxes, sight.size_wh, rules)
         kept &= kept.sum(axis=1, keepdims=True) >= rules.min_joints
@@ -90,8 +90,10 @@ def measure(
     skeleton: Skeleton,
     rules: LabelRules,
     views: int,
+    labellers: Sequence[str],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Tables: thresholds, numbers of views and ways to average, box sizes, face of filled people.
+    """Tables: thresholds, numbers of views and ways to average, box sizes, face of filled people,
+    and of several labellers each alone.
 
     Each varies one thing around `rules`. A row's figures are those of Judged.row.
     """
@@ -112,10 +114,18 @@ def measure(
     ways = [(n, average) for n in (1, 2, 4, 6) if n <= views for average in averages_of]
     averages = [
         {"views": count, "average": average}
-        | judged(replace(bare, average=average), range(count)).row()
+        | judged(replace(bare, average=average), range(count * len(labellers))).row()
         for count, average in ways
     ]
-    return {"thresholds": grid, "averages": averages, **_classes(judged(rules))}
+    tables: dict[str, list[dict[str, Any]]]
+    tables = {"thresholds": grid, "averages": averages, **_classes(judged(rules))}
+    if len(labellers) > 1:
+        total, step = views * len(labellers), len(labellers)
+        tables["labellers"] = [
+            {"labeller": name} | judged(bare, range(index, total, step)).row()
+            for index, name in enumerate(labellers)
+        ]
+    return tables
 
 
 def _classes(judged: Judged) -> dict[str, list[dict[str, Any]]]:

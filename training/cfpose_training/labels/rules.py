@@ -1,4 +1,6 @@
-"""What several views of a person agree on: positions, how sure they are, which joints are kept.
+"""What several looks at a person agree on: positions, how sure they are, which joints are kept.
+
+A look is one model's prediction in one view.
 
 All nearness is OKS of single joints: exp(-d² / (2 s² k²)) with k = 2σ and s² the person's area, as
 COCO's evaluation has it.
@@ -17,14 +19,15 @@ from cfpose_sdk.errors import InputError
 from cfpose_sdk.oks import joint_oks, oks_variance
 
 Average = Literal["mean", "median"]
-_LEAST_WEIGHT = 1e-6  # so that views without any score count alike
+_LEAST_SCORE = 1e-6  # so that looks without any score count alike
+_LEAST_SPREAD_PX = 0.1  # no look is surer of a place than that
 
 
 @dataclass(frozen=True)
 class LabelRules:
     """Which joints of which people become labels.
 
-    `min_score`, `min_agreement`: a joint's mean score over the views, and the mean OKS between its
+    `min_score`, `min_agreement`: a joint's mean score over the looks, and the mean OKS between its
     positions in them. `min_joints`: so many kept joints make a person. `box_margin`: a joint may
     lie so far outside its box, in longer sides. `max_offset`: the middle of the kept joints may lie
     so far from the box's, in its sides; farther out it is somebody else's pose. `neighbour_oks`: a
@@ -61,34 +64,36 @@ class LabelRules:
 
 @dataclass(frozen=True, eq=False)
 class Consensus:
-    """The views of N people combined: positions, scores, and how well the views agree."""
+    """The looks at N people combined: positions, scores, and how well the looks agree."""
 
     xy: Float64  # (N, K, 2) photo pixels
-    score: Float64  # (N, K) mean over the views, in [0, 1]
-    agreement: Float64  # (N, K) mean OKS between two views, in [0, 1]; 1 of a single view
-    spread: Float64  # (N, K) RMS distance of the views from xy, in multiples of s · k
+    score: Float64  # (N, K) mean over the looks, in [0, 1]
+    agreement: Float64  # (N, K) mean OKS between two looks, in [0, 1]; 1 of a single one
+    spread: Float64  # (N, K) RMS distance of the looks from xy, in multiples of s · k
 
     def __len__(self) -> int:
         return len(self.xy)
 
 
 def consensus(
-    views: Float64,
+    looks: Float64,
     areas: Float64,
     sigmas: Sequence[float],
     average: Average = "median",
 ) -> Consensus:
-    """(V, N, K, 3) x, y, score → their consensus; (N,) areas of the people in pixels².
+    """(L, N, K, 4) x, y, score, spread → their consensus; (N,) areas of the people in pixels².
 
-    `mean` weighs each view of a joint with its score, `median` is that of x and of y.
+    `mean` weighs a look at a joint with its score and its precision, score / spread²; `median` is
+    that of x and of y.
     """
-    points, score = views[..., :2], views[..., 2]
+    points, score = looks[..., :2], looks[..., 2]
     if average == "mean":
-        weight = np.maximum(score, _LEAST_WEIGHT)[..., None]
+        spread = np.maximum(looks[..., 3:], _LEAST_SPREAD_PX)
+        weight = np.maximum(score, _LEAST_SCORE)[..., None] / spread**2
         xy = (points * weight).sum(axis=0) / weight.sum(axis=0)
     else:
         xy = np.median(points, axis=0)
-    count = len(views)
+    count = len(looks)
     pairs = [(a, b) for a in range(count) for b in range(a)]
     between = [joint_oks(points[a], points[b], areas, sigmas) for a, b in pairs]
     agreement = np.mean(between, axis=0) if between else np.ones(score.shape[1:])

@@ -23,7 +23,13 @@ from cfpose_sdk.media.image import read_image
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.labels.annotations import LabelWriter
 from cfpose_training.labels.journal import Journal, Sight
-from cfpose_training.labels.labeller import Labeller, View, first_views, labeller_name
+from cfpose_training.labels.labeller import (
+    Labeller,
+    LabellerFile,
+    View,
+    first_views,
+    labeller_name,
+)
 from cfpose_training.labels.people import (
     Target,
     Who,
@@ -49,8 +55,7 @@ class LabelOptions:
 
     out: Path
     images: Path
-    labeller: Path
-    more_labellers: tuple[Path, ...] = ()  # heat-map models, averaged with the first
+    labellers: tuple[LabellerFile, ...]
     annotations: Path | None = None
     who: Who = "unlabelled"
     detector: Path | None = None
@@ -66,12 +71,9 @@ class LabelOptions:
     resume: bool = False
     max_minutes: float = math.inf
 
-    @property
-    def labellers(self) -> tuple[Path, ...]:
-        """All models that label."""
-        return (self.labeller, *self.more_labellers)
-
     def __post_init__(self) -> None:
+        if not self.labellers:
+            raise DatasetError("give a model that labels")
         if (self.annotations is None) == (self.detector is None):
             raise DatasetError(
                 "give either annotations, whose boxes are labelled, or a detector that finds "
@@ -87,31 +89,41 @@ def run_labelling(options: LabelOptions) -> dict[str, Any] | None:
     Raises DatasetError, ArtifactError and InputError for what cannot be used, TrainingError when
     the journal beside `out` is another run's, or any and `resume` is not set.
     """
-    views = first_views(options.views)
-    record, skeleton = None, Labeller.skeleton
+    views, record = first_views(options.views), None
     if options.annotations is not None:
         record = read_annotations(options.annotations)
-        check_joints(record, skeleton, str(options.annotations))
-        targets = annotated_targets(
-            record, options.images, options.who, min_side=options.min_side,
-            holdout_every=options.holdout_every, limit=options.limit,
-        )  # fmt: skip
-    else:
-        targets = photo_targets(options.images)[: options.limit or None]
     files = _file_facts(options)
-    journal_path = options.out.with_name(options.out.name + JOURNAL_SUFFIX)
-    made_from = _run_record(options, views, files, targets)
-    with Journal(journal_path, made_from, resume=options.resume) as journal:
-        if not _look_at_all(targets, options, views, journal):
-            return None
-        content = _content(options, record, targets, journal.done, skeleton)
+    with Labeller(*options.labellers, threads=options.threads) as labeller:
+        if record is not None:
+            check_joints(record, labeller.skeleton, str(options.annotations))
+        targets = _targets(options, record)
+        journal_path = options.out.with_name(options.out.name + JOURNAL_SUFFIX)
+        made_from = _run_record(options, views, files, targets)
+        with Journal(journal_path, made_from, resume=options.resume) as journal:
+            if not _look_at_all(targets, options, labeller, views, journal):
+                return None
+            content = _content(options, record, targets, journal.done, labeller.skeleton)
     content["info"] |= {"views": [asdict(view) for view in views], "files": files}
     write_file(options.out, json.dumps(content, indent=1 if options.who == "measure" else None))
     return content
 
 
+def _targets(options: LabelOptions, record: dict[str, Any] | None) -> list[Target]:
+    """Whom to label: people of the record, or photos of the folder."""
+    if record is None:
+        return photo_targets(options.images)[: options.limit or None]
+    return annotated_targets(
+        record, options.images, options.who, min_side=options.min_side,
+        holdout_every=options.holdout_every, limit=options.limit,
+    )  # fmt: skip
+
+
 def _look_at_all(
-    targets: Sequence[Target], options: LabelOptions, views: Sequence[View], journal: Journal
+    targets: Sequence[Target],
+    options: LabelOptions,
+    labeller: Labeller,
+    views: Sequence[View],
+    journal: Journal,
 ) -> bool:
     """Look at every photo that the journal lacks; False when time ran out."""
     deadline = time.monotonic() + options.max_minutes * 60
@@ -119,19 +131,18 @@ def _look_at_all(
     if not left:
         return True
     detector: Detector | None = None
-    with Labeller(*options.labellers, threads=options.threads) as labeller:
-        if options.detector is not None:
-            settings = DetectorOptions(threshold=options.box_score)
-            detector = open_detector(options.detector, settings, threads=options.threads)
-        with tqdm(
-            total=len(targets), initial=len(targets) - len(left), desc="labelling", unit="photo",
-            disable=None,
-        ) as progress:  # fmt: skip
-            for target in left:
-                if time.monotonic() > deadline:
-                    return False
-                _look_at(target, labeller, detector, options.min_side, views, journal)
-                progress.update()
+    if options.detector is not None:
+        settings = DetectorOptions(threshold=options.box_score)
+        detector = open_detector(options.detector, settings, threads=options.threads)
+    with tqdm(
+        total=len(targets), initial=len(targets) - len(left), desc="labelling", unit="photo",
+        disable=None,
+    ) as progress:  # fmt: skip
+        for target in left:
+            if time.monotonic() > deadline:
+                return False
+            _look_at(target, labeller, detector, options.min_side, views, journal)
+            progress.update()
     return True
 
 
@@ -176,7 +187,8 @@ def _content(
         "license": options.licence,
     }
     if options.who == "measure":
-        tables = measure(targets, sights, skeleton, rules, options.views)
+        names = [file.path.stem for file in options.labellers]
+        tables = measure(targets, sights, skeleton, rules, options.views, names)
         people = sum(len(target.people or ()) for target in targets)
         return {"info": info | {"people": people, "photos": len(targets)}, **tables}
     detector = "" if options.detector is None else options.detector.stem
@@ -219,18 +231,16 @@ def _category(skeleton: Skeleton) -> dict[str, Any]:
 
 
 def _file_facts(options: LabelOptions) -> dict[str, dict[str, str]]:
-    """Names and SHA-256 of what the labels are made from."""
-    files = {
-        "labeller": options.labeller,
-        **{f"labeller {n}": path for n, path in enumerate(options.more_labellers, start=2)},
-        "detector": options.detector,
-        "annotations": options.annotations,
-    }
+    """Names and SHA-256 of what the labels are made from, and with which preset it was adopted."""
+    roles = ["labeller", *(f"labeller {n}" for n in range(2, len(options.labellers) + 1))]
+    models = dict(zip(roles, options.labellers, strict=True))
+    others = {"detector": options.detector, "annotations": options.annotations}
+    files = {role: LabellerFile(path) for role, path in others.items() if path is not None}
     try:
         return {
-            role: {"name": path.name, "sha256": digest(path)}
-            for role, path in files.items()
-            if path is not None
+            role: {"name": file.path.name, "sha256": digest(file.path)}
+            | ({"preset": file.preset} if file.preset else {})
+            for role, file in (models | files).items()
         }
     except OSError as error:
         raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -243,7 +253,11 @@ def _run_record(
     targets: Sequence[Target],
 ) -> Record:
     """What decides the predictions; rules, weight and licence are applied afterwards."""
-    record = {role: f"a file with SHA-256 {facts['sha256'][:16]}" for role, facts in files.items()}
+    record = {
+        role: f"a file with SHA-256 {facts['sha256'][:16]}"
+        + (f", adopted as {facts['preset']}" if "preset" in facts else "")
+        for role, facts in files.items()
+    }
     if options.annotations is None:
         record["box_score"] = repr(options.box_score)
         names = "\n".join(target.image["file_name"] for target in targets)

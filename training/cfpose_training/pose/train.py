@@ -172,7 +172,7 @@ def _train_pose(
 def open_teacher(
     path: Path, student: ModelSpec, threads: int
 ) -> GraphTeacher | tuple[PoseNet, ModelSpec]:
-    """A heat-map graph (.onnx), or a checkpoint as `load_teacher`."""
+    """A heat-map graph (.onnx), as published or adopted, or a checkpoint as `load_teacher`."""
     if path.suffix == ".onnx":
         return GraphTeacher(HeatmapGraph(path, threads=threads or None), student)
     return load_teacher(path, student)

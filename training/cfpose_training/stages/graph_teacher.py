@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.checkpoints.heatmap_graph import STRIDE, HeatmapGraph
+from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
 from cfpose_training.config import DistillConfig, LabelConfig
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.losses import decay, simcc_loss, soft_pose
@@ -71,7 +71,7 @@ class GraphTeacher:
         sharp = heat.clamp_min(0) ** SHARPNESS
         along = sharp.sum(dim=2), sharp.sum(dim=3)
         x_logits, y_logits = (
-            bin_log_probabilities(marginal, bins, pixels)
+            bin_log_probabilities(marginal, bins, pixels, self.graph.stride)
             for marginal, bins, pixels in zip(
                 along, self.spec.bins_xy, self.spec.size_wh, strict=True
             )
@@ -79,16 +79,17 @@ class GraphTeacher:
         return Taught(x_logits, y_logits, weight)
 
 
-def bin_log_probabilities(marginal: Tensor, bins: int, pixels: int) -> Tensor:
+def bin_log_probabilities(marginal: Tensor, bins: int, pixels: int, stride: float) -> Tensor:
     """(B, K, cells) masses along an axis → (B, K, bins) log probabilities.
 
-    The student's axis has `pixels` pixels in its crop; the logarithm of the masses is read at the
-    places of its bins, linearly between the cells, and normalised.
+    The student's axis has `pixels` pixels in its crop, a cell `stride` of the teacher's; the
+    logarithm of the masses is read at the places of the student's bins, linearly between the
+    cells, and normalised.
     """
     cells = marginal.shape[2]
     place = torch.arange(bins, device=marginal.device) * (pixels / bins)  # student's pixels
     # resizing keeps the edges of pixels where they are, not their middles
-    place = ((place + 0.5) * (cells * STRIDE / pixels) - 0.5) / STRIDE
+    place = ((place + 0.5) * (cells * stride / pixels) - 0.5) / stride
     place = place.clamp(0, cells - 1)
     low = place.floor().long().clamp(max=cells - 2)
     share = place - low

@@ -1,4 +1,4 @@
-"""The MoveNet adapter: its crop rule on a stand-in network, its published AP on real photos."""
+"""`movenet:F.onnx`: its crop rule on a stand-in network, its published AP on real photos."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from onnx import TensorProto, helper
 
 from cfpose_bench.accuracy.coco import evaluate
 from cfpose_bench.data.dataset import open_dataset
-from cfpose_bench.peers.movenet import MoveNet
+from cfpose_bench.models.open import open_model, parse_name
 from cfpose_bench.run.predictions import predict_dataset
-from cfpose_sdk.detectors.base import Detections
-from cfpose_sdk.errors import ArtifactError, InputError
+from cfpose_sdk.backends.foreign import CACHE_VARIABLE
 from cfpose_sdk.skeleton import COCO_17
 
 
@@ -48,17 +47,25 @@ def stand_in_network(path: Path, side: int) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize(
     ("variant", "side", "scale"), [("lightning", 192, 1.25), ("thunder", 256, 1.1)]
 )
 def test_crop_is_a_square_around_the_box(
     tmp_path: Path, variant: str, side: int, scale: float
 ) -> None:
-    model = MoveNet(stand_in_network(tmp_path / f"movenet_{variant}.onnx", side))
+    path = stand_in_network(tmp_path / f"movenet_{variant}.onnx", side)
+    opened = open_model(parse_name(f"movenet:{path}"), device="cpu", threads=1)
+    assert (opened.facts.name, opened.facts.is_peer) == (f"movenet_{variant}", True)
     image = np.zeros((400, 400, 3), np.uint8)
     image[..., 2] = 204  # red of BGR: the network must see it first
     boxes = [[100, 120, 140, 220], [200, 200, 280, 240]]
-    poses = model.predict(image, boxes=boxes)
+    poses = opened.model.predict(image, boxes=boxes)
+    opened.close()
     for xy, (x1, y1, x2, y2) in zip(poses.xy, boxes, strict=True):
         region = scale * max(x2 - x1, y2 - y1)
         centre = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
@@ -71,27 +78,11 @@ def test_crop_is_a_square_around_the_box(
     assert poses.speed_ms["total"] == pytest.approx(sum(parts))
 
 
-def test_found_boxes_bring_their_scores_and_none_is_none(tmp_path: Path) -> None:
-    path = stand_in_network(tmp_path / "lightning.onnx", 192)
-    image = np.full((100, 100, 3), 255, np.uint8)
-    found = Detections(np.float32([[30, 30, 60, 60]]), np.float32([0.25]))
-    poses = MoveNet(path, lambda _: found).predict(image)
-    assert poses.to_coco(1)[0]["score"] == pytest.approx(0.25, abs=1e-3)  # box × mean joint score
-    assert len(MoveNet(path, lambda _: []).predict(image)) == 0
-    assert len(MoveNet(path).predict(image, boxes=[])) == 0
-    with pytest.raises(InputError, match="no detector"):
-        MoveNet(path).predict(image)
-
-
-def test_a_file_of_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="lightning, thunder"):
-        MoveNet(tmp_path / "multipose.onnx")
-
-
 def test_lightning_reaches_its_known_ap(shared_dir: Path) -> None:
     """AP 0.415 with ground-truth boxes on the 340 photos, as measured independently."""
     dataset = open_dataset("coco-val", data_root=shared_dir / "data")
-    model = MoveNet(shared_dir / "data/labellers/movenet_lightning.onnx", device="cpu")
+    path = shared_dir / "data/labellers/movenet_lightning.onnx"
+    model = open_model(parse_name(f"movenet:{path}"), device="cpu").model
     boxes = dataset.ground_truth_boxes()
     done = predict_dataset(model, dataset, COCO_17, boxes=boxes, oks_threshold=None, warmup=0)
     found = evaluate(dataset.annotations, done.results, image_ids=dataset.image_ids)
