@@ -74,7 +74,7 @@ class Adoption:
 
 
 SPEC_VERSION = 7  # of a ModelSpec; versions 1 to 6 are read too
-FINDER_VERSION = 1
+FINDER_VERSION = 2  # version 1 lacks precision and gate
 Decode = Literal["argmax", "subbin"]
 Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
@@ -233,6 +233,8 @@ class FinderSpec:
     trained_on: tuple[str, ...] = ()
     license: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    precision: str = "fp32"
+    gate: Mapping[str, Any] = field(default_factory=dict)  # a lower precision's proof, summarised
 
     def __post_init__(self) -> None:
         _check_size(self.size_wh)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends.base import Backend, Device, Feeds
+from cfpose_sdk.backends.base import Backend, Device, Feeds, place_of
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -32,8 +32,7 @@ class OnnxBackend(Backend):
         spin: bool = False,
         allow_fallback: bool = False,
     ) -> None:
-        if device not in get_args(Device):
-            raise InputError(f"device must be one of {get_args(Device)}, got {device!r}")
+        place_of(device)
         if threads is not None and threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
         require("onnxruntime", extra="cpu", why=f"running {path.name}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import cfpose_sdk
-from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
@@ -108,7 +107,10 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--max-people", metavar="N", type=int, help="keep the N best-scored people of an image"
     )
     command.add_argument(
-        "--device", choices=get_args(Device), default="auto", help="device that runs the models"
+        "--device",
+        default="auto",
+        help="device that runs the models: auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N, "
+        "openvino (default: %(default)s)",
     )
     command.add_argument(
         "--allow-fallback",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.backends.openvino import lacking, processor_flags
 from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
 from cfpose_sdk.backends.tensorrt import open_memory
+from cfpose_sdk.backends.tensorrt.library import Flavour, installed_flavours
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.diagnostics.known_answers import BOUNDS, FULL, Parity, finder_parity, pose_parity
 from cfpose_sdk.diagnostics.machine import (
@@ -179,10 +180,13 @@ def _try_cuda(version: str | None) -> str | None:
     if version is None:
         return None
     try:
-        gpu = open_memory("cuda-bindings", extra="tensorrt", why="running engines").gpu()
+        gpus = [
+            open_memory("cuda-bindings", flavour=flavour, why="running engines").gpu()
+            for flavour in installed_flavours() or get_args(Flavour)[:1]
+        ]
     except CfposeError as error:
         return str(error)
-    return f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda_major}"
+    return f"{gpus[0].name}, SM {gpus[0].sm}"
 
 
 def _try_precisions(version: str | None) -> dict[str, str]:

@@ -11,9 +11,10 @@ from typing import Literal
 
 import onnx
 
+from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import ArtifactError, ExportError
 from cfpose_sdk.estimator import BUNDLED_MODEL
-from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 
 def report_path(path: Path) -> Path:
@@ -32,6 +33,7 @@ LOGITS = ("x_logits", "y_logits")  # values inside the pose graph that a proof m
 POSE_OUTPUTS = ("keypoints", "confidence", "covariance", "coarse")
 OPTIONAL_OUTPUTS = ("covariance",)  # graphs of spec_version 1 lack it
 FRAME_INPUTS = ("frame", "boxes")
+FINDER_OUTPUTS = ("boxes", "scores")
 SAMPLER_SCOPE = "'sampler'"  # of the nodes between frame and crops, and of those behind the core
 ZERO_OUTSIDE = (SAMPLER_SCOPE, "'network.box_refiner'")  # scopes of GridSamples that see 0 there
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
@@ -40,8 +42,8 @@ FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If
 
 
 def model_path(name: str) -> Path:
-    """The file of a model as the commands name it; `default` is the bundled pose model."""
-    return BUNDLED_MODEL if name == "default" else Path(name)
+    """The file of a model as the commands name it; `default` and `default-finder` are bundled."""
+    return {"default": BUNDLED_MODEL, "default-finder": BUNDLED_FINDER}.get(name) or Path(name)
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -57,9 +59,10 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def write_spec(model: onnx.ModelProto, spec: ModelSpec) -> None:
+def write_spec(model: onnx.ModelProto, spec: ModelSpec | FinderSpec) -> None:
     """Set the graph's metadata to `spec` alone."""
-    onnx.helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    key = FINDER_KEY if isinstance(spec, FinderSpec) else SPEC_KEY
+    onnx.helper.set_model_props(model, {key: spec.to_json()})
 
 
 def read_spec(model: onnx.ModelProto) -> ModelSpec:
@@ -68,6 +71,19 @@ def read_spec(model: onnx.ModelProto) -> ModelSpec:
     if SPEC_KEY not in metadata:
         raise ExportError(f"the graph carries no {SPEC_KEY}, so it is not a cfpose pose model")
     return ModelSpec.from_json(metadata[SPEC_KEY])
+
+
+def read_finder_spec(model: onnx.ModelProto) -> FinderSpec:
+    """The FinderSpec in a graph's metadata. Raises as `read_spec`."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if FINDER_KEY not in metadata:
+        raise ExportError(f"the graph carries no {FINDER_KEY}, so it is not a cfpose finder")
+    return FinderSpec.from_json(metadata[FINDER_KEY])
+
+
+def is_finder(model: onnx.ModelProto) -> bool:
+    """Whether a graph is a finder of cfpose."""
+    return any(entry.key == FINDER_KEY for entry in model.metadata_props)
 
 
 def check_graph(
