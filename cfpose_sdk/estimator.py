@@ -53,6 +53,7 @@ class EstimatorInfo:
     device: str
     detector: str
     calibrated: bool = True  # whether confidence and covariance were fitted on labelled photos
+    fallen: str = ""  # nodes of the pose model that run on the CPU although a GPU was asked for
 
 
 class PoseEstimator:
@@ -116,7 +117,7 @@ class PoseEstimator:
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
             self._detector.description,
-            self.spec.calibrated,
+            self.spec.calibrated, backend.fallen,
         )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
@@ -342,7 +343,7 @@ class LazyDetector:
         """The image in the GPU's memory, where finder and pose model read it there."""
         if self._beside is None or self._beside.store is None:
             return None
-        same = isinstance(detector, PersonFinder) and detector.store is self._beside.store
+        same = isinstance(detector, PersonFinder) and detector.store == self._beside.store
         return detector.hold(image) if same and isinstance(detector, PersonFinder) else None
 
     def _bundled_running(self) -> Running:

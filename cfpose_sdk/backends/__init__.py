@@ -56,9 +56,8 @@ def open_backend(
         return open_plugin(
             file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
         )
-    options.check_unused(("precision", "cuda", "workers"), "onnxruntime")
     return OnnxBackend(
-        file, device=device, threads=threads, spin=options.spin, allow_fallback=allow_fallback
+        file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
     )
 
 

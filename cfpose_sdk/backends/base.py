@@ -156,7 +156,7 @@ class Backend(ABC):
 
     def _can_read(self, held: HeldImage) -> bool:
         """Whether a held image is still there, and in a store of this model's."""
-        return self.store is not None and held.store is self.store and held.close.alive
+        return self.store is not None and held.store == self.store and held.close.alive
 
     @functools.cached_property
     def _fixed_batch(self) -> int:

@@ -60,7 +60,6 @@ class LoadedEngine:
 
     def create_context(self) -> Any:
         """A new execution context. Raises BackendError, as where memory is short."""
-        mark = self.log.mark()
         if self._config is not None:
             context = self.engine.create_execution_context(self._config)
         else:
@@ -68,7 +67,7 @@ class LoadedEngine:
         if context is None:
             raise BackendError(
                 "TensorRT could not make an execution context; the GPU may lack free memory, "
-                f"see: nvidia-smi{self.log.since(mark)}"
+                "see: nvidia-smi"
             )
         return context
 

@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
-import re
 from collections import deque
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ Flavour = Literal["tensorrt", "rtx"]
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 EXTRAS: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_CUDA_MAJORS = range(11, 17)  # that a package of TensorRT may be for
 _SHOWN = 4  # last errors of the library's log in an error of ours
 
 
@@ -71,12 +71,20 @@ def needs_of(flavour: Flavour) -> tuple[Need, ...]:
     (): it does not say, as where TensorRT came with the system (JetPack).
     """
     name = MODULES[flavour].replace("_", "-")
-    found = {}
-    for installed in importlib.metadata.distributions():
-        label = re.sub("[-_.]+", "-", str(installed.metadata["Name"] or "")).lower()
-        if match := re.fullmatch(rf"{name}-cu([0-9]+)(-bindings|-libs)?", label):
-            found[f"{name}-cu{match[1]}"] = int(match[1])
-    return tuple(Need(package, major) for package, major in sorted(found.items()))
+    found = [
+        Need(f"{name}-cu{major}", major)
+        for major in _CUDA_MAJORS
+        if any(_is_distribution(f"{name}-cu{major}{part}") for part in ("", "-bindings", "-libs"))
+    ]
+    return tuple(found)
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def cuda_major(flavour: Flavour, why: str) -> int:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cfpose_export.engines.options import BuildOptions
+from cfpose_export.engines.options import BuildOptions, profiles_of
 from cfpose_export.engines.tensorrt import (
     Built,
     achieved,
