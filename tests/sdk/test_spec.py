@@ -66,7 +66,10 @@ def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
         for key in ("covariance_scale", "flip_test", "joint_lookup", "antialias"):
             del record[key]
     assert ModelSpec.from_json(json.dumps(record)) == ModelSpec("old", COCO_17, (192, 256))
-    assert json.loads(FINDER.to_json())["spec_version"] == 1  # it has no new key
+    assert json.loads(FINDER.to_json())["spec_version"] == 2
+    old = json.loads(FINDER.to_json()) | {"spec_version": 1}
+    del old["precision"], old["gate"]
+    assert FinderSpec.from_json(json.dumps(old)) == FINDER
 
 
 def test_json_has_the_promised_keys() -> None:

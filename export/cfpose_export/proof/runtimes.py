@@ -8,14 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
+from cfpose_export.graph.frame_finder import frame_finder
+from cfpose_export.graph.rules import read_finder_spec
 from cfpose_export.proof.compare import (
     Agreement,
     Floats,
@@ -25,11 +29,11 @@ from cfpose_export.proof.compare import (
     joined,
 )
 from cfpose_export.proof.frame import SIZES_WH, first_photo, limit_boxes
-from cfpose_sdk.backends import Backend
+from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import letterbox
 from cfpose_sdk.crops import crop_transforms, invert_transforms
 from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import demo_photos
+from cfpose_sdk.files import demo_photos, write_file
 from cfpose_sdk.media.image import Image, read_image
 from cfpose_sdk.spec import FinderSpec, ModelSpec
 
@@ -48,6 +52,7 @@ class FinderBound:
 
 FULL_FINDER = FinderBound(0.05, 1e-3)
 LOW_FINDER = FinderBound(1.0, 0.01)  # of fp16 and bf16
+FRAME_FINDER = FinderBound(1.0, 0.02)  # whose letterbox may be off by a grey level
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,26 @@ def judge_finders(agreement: FinderAgreement, bound: FinderBound) -> None:
             f"{agreement.score_max:.3g} (allowed {bound.score:g}), and {agreement.nonfinite} "
             f"numbers are not finite"
         )
+
+
+def write_frame_finder(path: Path, model: onnx.ModelProto, folder: Path | None) -> FinderAgreement:
+    """Give a finder whole frames, compare it with itself on OpenCV's letterboxes, and write it.
+
+    Raises ExportError, and leaves `path` as it was, where boxes move by more than FRAME_FINDER.
+    """
+    framed = frame_finder(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = [Path(temporary) / name for name in ("letterboxes.onnx", "frames.onnx")]
+        for graph, written in zip((model, framed), paths, strict=True):
+            onnx.save_model(graph, written)
+        with (
+            open_backend(paths[0], device="cpu") as ours,
+            open_backend(paths[1], device="cpu") as theirs,
+        ):
+            agreement = compare_finders(ours, theirs, read_finder_spec(model), folder)
+    judge_finders(agreement, FRAME_FINDER)
+    write_file(path, framed.SerializeToString(deterministic=True))
+    return agreement
 
 
 def run_finder(

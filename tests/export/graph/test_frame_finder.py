@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
+from cfpose_export.cli import main
 from cfpose_export.graph.frame_finder import FINDER_CORE_INPUT, frame_finder
 from cfpose_export.graph.rules import is_finder, load_model, read_finder_spec, with_outputs
-from cfpose_export.proof.runtimes import nearest_gaps
+from cfpose_export.proof.runtimes import FinderBound, nearest_gaps
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import fitting, letterbox
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
@@ -102,3 +103,15 @@ def test_what_cannot_be_rebuilt_is_refused(bundled: onnx.ModelProto) -> None:
     other.graph.node.append(onnx.helper.make_node("Identity", ["images"], ["copy"], name="copy"))
     with pytest.raises(ExportError, match="images goes into"):
         frame_finder(other)
+
+
+def test_the_command_writes_it_when_its_proof_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "frame.onnx"
+    assert main(["frame", "default-finder", "-o", str(path)]) == 0
+    assert '"candidates"' in capsys.readouterr().out
+    assert [value.name for value in load_model(path).graph.input] == ["frame"]
+    monkeypatch.setattr("cfpose_export.proof.runtimes.FRAME_FINDER", FinderBound(0.0, 0.0))
+    assert main(["frame", "default-finder", "-o", str(tmp_path / "other.onnx")]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["frame.onnx"]
