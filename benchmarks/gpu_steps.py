@@ -89,9 +89,8 @@ def steps_of(name: str, model: str, work: Path, flavour: str, *, first: bool) ->
 
 
 def bundled_model() -> Path:
-    """The pose model that ships, which carries its name."""
-    (path,) = (ROOT / "cfpose_sdk" / "models").glob("cfpose-*.onnx")
-    return path
+    """The default pose model."""
+    return ROOT / "cfpose_sdk" / "models" / "cfpose-s.onnx"
 
 
 def shown(command: Sequence[str]) -> str:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend, Device, HeldImage, open_backend
 from cfpose_sdk.backends.base import Arrays
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER as BUNDLED_FINDER
 from cfpose_sdk.boxes import box_array, check_boxes, fitting, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError
-from cfpose_sdk.files import MODELS
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
@@ -78,9 +78,6 @@ class DetectorOptions:
         if others := sorted(given.keys() - set(names)):
             raise InputError(f"{', '.join(others)} cannot be chosen for {what}; leave it out")
         return given
-
-
-BUNDLED_FINDER = MODELS / "finder-s.onnx"
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,7 @@ def _add_onnx(commands: Any) -> None:
     onnx.add_argument(
         "--half-weights",
         action="store_true",
-        help="store a finder's weights as float16; it computes in float32 all the same",
+        help="store the weights as float16; the graph computes in float32 all the same",
     )
     _add_antialias(onnx)
     add_proof_options(onnx)
@@ -76,7 +76,7 @@ def _add_frame(commands: Any) -> None:
     )
     frame.set_defaults(run=_frame)
     frame.add_argument(
-        "model", help="the .onnx file on crops, a finder's, or: default, default-finder"
+        "model", help="the .onnx file on crops, a finder's, or a bundled model; default-finder"
     )
     frame.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     _add_antialias(frame)

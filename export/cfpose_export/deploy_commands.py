@@ -14,6 +14,7 @@ from typing import Any
 from cfpose_export.checkpoint_commands import add_proof_options
 from cfpose_export.engines.build import SUFFIXES, why_not_here
 from cfpose_export.engines.openvino import write_openvino
+from cfpose_export.graph.half_weights import has_half_weights
 from cfpose_export.graph.rules import is_finder, load_model, read_finder_spec, read_spec
 from cfpose_export.precision.deployed import (
     compare_with_graph,
@@ -21,9 +22,11 @@ from cfpose_export.precision.deployed import (
     precision_of,
     reference_of,
 )
-from cfpose_export.proof.compare import Bound
+from cfpose_export.proof.compare import Agreement, Bound, judge_agreement
 from cfpose_export.proof.crops import read_people
+from cfpose_export.proof.half_weights import HALF_BOUND
 from cfpose_sdk.backends import open_backend
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.tensorrt.passport import read_engine
 from cfpose_sdk.errors import InputError, require
 
@@ -37,7 +40,7 @@ def add_commands(commands: Any) -> None:
 def _add_openvino(commands: Any) -> None:
     convert = commands.add_parser("openvino", help="write an OpenVINO model if its proof passes")
     convert.set_defaults(run=_openvino)
-    convert.add_argument("source", type=Path, help="the pose .onnx file")
+    convert.add_argument("source", type=Path, help="the pose .onnx file, or a bundled model")
     convert.add_argument("-o", "--output", type=Path, required=True, help="the .xml file")
     add_proof_options(convert)
 
@@ -45,19 +48,23 @@ def _add_openvino(commands: Any) -> None:
 def _add_check(commands: Any) -> None:
     check = commands.add_parser("check", help="prove a model file that is there already")
     check.set_defaults(run=_check)
-    check.add_argument("model", type=Path, help="the .onnx, .engine, .plan or .xml file")
+    check.add_argument(
+        "model", type=Path, help="an .onnx, .engine, .plan or .xml file, or a bundled model"
+    )
     check.add_argument("--checkpoint", type=Path, help="of an .onnx file: compare with PyTorch")
     check.add_argument(
         "--reference",
         type=Path,
-        help="without a checkpoint: the float32 .onnx to compare with (default: the bundled model)",
+        help="without a checkpoint: the float32 .onnx to compare with (default: the bundled model "
+        "of that name)",
     )
     add_proof_options(check)
 
 
 def _openvino(arguments: argparse.Namespace) -> None:
     """Print how far OpenVINO is from onnxruntime."""
-    source, output, photos = arguments.source, arguments.output, arguments.photos
+    source, output = model_file(arguments.source), arguments.output
+    photos = arguments.photos
     bound, min_confidence = Bound(px=arguments.max_drift), arguments.min_confidence
     crops = read_people(photos, read_spec(load_model(source)))
     print(write_openvino(source, output, crops, bound, min_confidence).to_json())
@@ -65,10 +72,11 @@ def _openvino(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Print the proof: against a checkpoint in PyTorch, else against the float32 graph."""
-    path, checkpoint, photos = arguments.model, arguments.checkpoint, arguments.photos
+    path, checkpoint, photos = model_file(arguments.model), arguments.checkpoint, arguments.photos
     max_px, min_confidence = arguments.max_drift, arguments.min_confidence
     if checkpoint is None:
-        reference = arguments.reference
+        given = arguments.reference
+        reference = None if given is None else model_file(given)
         _check_deployed(path, reference, photos, max_px=max_px, min_confidence=min_confidence)
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
@@ -113,4 +121,7 @@ def _check_deployed(
             candidate, graph, min_confidence=min_confidence, photos=photos
         )
     print(agreement.to_json())
+    if isinstance(agreement, Agreement) and not is_engine and has_half_weights(load_model(path)):
+        judge_agreement(agreement, HALF_BOUND)
+        return
     judge(agreement, precision_of(metadata), max_px, rounds_all=is_engine)

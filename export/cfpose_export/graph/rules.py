@@ -11,9 +11,8 @@ from typing import Literal
 
 import onnx
 
-from cfpose_sdk.detectors.base import BUNDLED_FINDER
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, model_file
 from cfpose_sdk.errors import ArtifactError, ExportError
-from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 
@@ -42,8 +41,8 @@ FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If
 
 
 def model_path(name: str) -> Path:
-    """The file of a model as the commands name it; `default` and `default-finder` are bundled."""
-    return {"default": BUNDLED_MODEL, "default-finder": BUNDLED_FINDER}.get(name) or Path(name)
+    """The file of a model as the commands name it; `default-finder` is the bundled finder."""
+    return BUNDLED_FINDER if name == "default-finder" else model_file(name)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from cfpose_export.graph.half_weights import whole_weights
 from cfpose_export.graph.rules import LowPrecision, is_finder, load_model, model_path, read_spec
 from cfpose_export.precision.finder_gate import write_gated_finder
 from cfpose_export.precision.gate import LIMITS, write_gated
 from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.proof.crops import HARD_COUNT, read_hard
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.errors import InputError
 
 
@@ -32,7 +34,7 @@ def _add_lower(commands: Any) -> None:
     )
     lower.set_defaults(run=_lower)
     lower.add_argument(
-        "model", help="a float32 .onnx that cfpose-export wrote, or: default, default-finder"
+        "model", help="a float32 .onnx with its proof, or a bundled model; default-finder"
     )
     lower.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     lower.add_argument("--precision", choices=get_args(LowPrecision), required=True)
@@ -67,7 +69,7 @@ def _add_drift(commands: Any) -> None:
         help="measure what each precision does to float32 models; writes no model",
     )
     drift.set_defaults(run=_drift)
-    drift.add_argument("models", nargs="+", help="float32 .onnx files, or: default")
+    drift.add_argument("models", nargs="+", help="float32 .onnx files, or bundled models")
     drift.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
     drift.add_argument(
         "--crops", type=int, default=HARD_COUNT, help="crops to compare (default: %(default)s)"
@@ -109,7 +111,7 @@ def _lower(arguments: argparse.Namespace) -> None:
     precision, photos = arguments.precision, arguments.photos
     count, calibration = arguments.crops, arguments.calibration
     output, keep, auto_keep = arguments.output, arguments.keep, arguments.auto_keep
-    reference = load_model(model_path(arguments.model))
+    reference = whole_weights(load_model(model_path(arguments.model)))
     if is_finder(reference):
         if limited := [name for name, value in limits.items() if value is not None]:
             raise InputError(f"a finder has its own limits; leave out those of poses: {limited}")
@@ -155,7 +157,7 @@ def _drift(arguments: argparse.Namespace) -> None:
     )
     command = command_line(sys.argv[1:])
     for model in models:
-        measured = measure_drift(model_path(model), options)
+        measured = measure_drift(model_file(model), options)
         print(json.dumps(measured, indent=1))
         if record is not None:
             update(record, command, [measured])

@@ -11,6 +11,7 @@ import onnx
 
 from cfpose_export.graph.frame_finder import frame_finder
 from cfpose_export.graph.frame_input import frame_graph
+from cfpose_export.graph.half_weights import whole_weights
 from cfpose_export.graph.rules import (
     GraphPrecision,
     is_finder,
@@ -31,9 +32,8 @@ from cfpose_export.proof.runtimes import (
     judge_finders,
 )
 from cfpose_sdk.backends import Backend, open_backend
-from cfpose_sdk.detectors.base import BUNDLED_FINDER
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, bundled_models
 from cfpose_sdk.errors import ExportError, InputError, require
-from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 
@@ -58,6 +58,7 @@ def typed_graph(
             f"the graph takes whole frames, and {precision} is proven without them; give the graph "
             f"that it is made of: an engine takes frames all the same"
         )
+    model = whole_weights(model)
     if isinstance(spec, FinderSpec):
         return lowered_finder(model, precision, photos, keep)[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -73,19 +74,18 @@ def reference_of(path: Path, metadata: dict[str, str], reference: Path | None) -
     finder.
     """
     if SPEC_KEY in metadata:
-        name, bundled = ModelSpec.from_json(metadata[SPEC_KEY]).name, BUNDLED_MODEL
-        other = read_spec(load_model(bundled)).name
+        name, bundled = ModelSpec.from_json(metadata[SPEC_KEY]).name, bundled_models()
     elif FINDER_KEY in metadata:
-        name, bundled = FinderSpec.from_json(metadata[FINDER_KEY]).name, BUNDLED_FINDER
-        other = read_finder_spec(load_model(bundled)).name
+        name = FinderSpec.from_json(metadata[FINDER_KEY]).name
+        bundled = {read_finder_spec(load_model(BUNDLED_FINDER)).name: BUNDLED_FINDER}
     else:
         raise ExportError(f"{path} carries no spec, so it is no model of cfpose")
-    if reference is None and other != name:
+    if reference is None and name not in bundled:
         raise InputError(
-            f"{path} is {name}, and the bundled model is another; give the float32 graph "
-            f"that it was made from (--reference), or its --checkpoint"
+            f"{path} is {name}, and the bundled models are {', '.join(bundled)}; give the "
+            f"float32 graph that it was made from (--reference), or its --checkpoint"
         )
-    return bundled if reference is None else reference
+    return bundled[name] if reference is None else reference
 
 
 def compare_with_graph(
