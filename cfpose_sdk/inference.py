@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,10 @@ class PoseNetwork:
         if len(boxes) == 0:
             return {}
         boxes, size = np.asarray(boxes, dtype=np.float32), self.batch_size
-        held = image if isinstance(image, HeldImage) else self.backend.hold(image)
-        frame = held or padded(cast(Image, image), self.backend.least_side)
+        own = None if isinstance(image, HeldImage) else self.backend.hold(image)
+        frame: Image | HeldImage = image if own is None else own
+        if not isinstance(frame, HeldImage):
+            frame = padded(frame, self.backend.least_side)
         try:
             return self.joined(
                 [
@@ -55,8 +57,8 @@ class PoseNetwork:
                 ]
             )
         finally:
-            if held is not None:
-                held.close()
+            if own is not None:
+                own.close()
 
     def joined(self, parts: list[Arrays]) -> Arrays:
         """The outputs of all chunks together; raises BackendError where a joint is not finite."""
@@ -174,8 +176,13 @@ def _estimate_crops(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list
 def _estimate_whole(model: PoseNetwork, detected: DetectedFrame) -> Poses:
     """One frame through a model that cuts its own crops; its time is all `infer`."""
     start = time.perf_counter()
-    image = detected.detections.held or detected.frame.image
-    outputs = model.run_frame(image, detected.detections.people.boxes)
+    held = detected.detections.held
+    try:
+        image = detected.frame.image if held is None else held
+        outputs = model.run_frame(image, detected.detections.people.boxes)
+    finally:
+        if held is not None:
+            held.close()
     infer_ms = _since(start) if len(detected.detections.people) else 0.0
     return _poses(model, detected, None, outputs, 0.0, infer_ms)
 

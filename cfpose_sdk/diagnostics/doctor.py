@@ -40,7 +40,8 @@ _PACKAGES = {
     "onnxruntime": "cpu",
     "onnxruntime-gpu": "gpu",
     "openvino": "openvino",
-    "tensorrt": "tensorrt",
+    "tensorrt-cu13": "tensorrt-cu13",
+    "tensorrt-cu12": "tensorrt-cu12",
     "tensorrt-rtx": "tensorrt-rtx",
     "cuda-bindings": "tensorrt",
     "pycuda": "pycuda",
@@ -259,10 +260,10 @@ def _advice(
             f"{name} is here, but CUDA {state}; "
             f"run: pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
         )
-    if not (packages.get("tensorrt") or packages.get("tensorrt-rtx")):
+    if not any(packages.get(f"tensorrt-{kind}") for kind in ("cu13", "cu12", "rtx")):
         advice.append(
             f"{name} is here, and no TensorRT to run engines on it; run: pip install "
-            f"'cfpose-sdk[tensorrt]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
+            f"'cfpose-sdk[tensorrt-cu13]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
         )
     return advice
 
