@@ -155,4 +155,6 @@ def _choose(path: Path, device: Device, allow_fallback: bool) -> torch.device:
                 f"device='cpu', or allow_fallback=True"
             )
         warnings.warn(f"{problem}; running on the CPU", RuntimeWarning, stacklevel=2)
-    return torch.device("cuda", index) if reachable else torch.device("cpu")
+    if not reachable:
+        return torch.device("cpu")
+    return torch.device("cuda", index) if index else torch.device("cuda")

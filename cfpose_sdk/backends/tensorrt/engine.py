@@ -75,8 +75,9 @@ class LoadedEngine:
         """Write the kernels that TensorRT-RTX compiled, where there are new ones."""
         if self._kernels is None:
             return
-        data = bytes(self._kernels.serialize())
-        if len(data) == self._kernels_size:
+        made = self._kernels.serialize()
+        data = b"" if made is None else bytes(made)
+        if len(data) in (0, self._kernels_size):
             return
         self._kernels_size = len(data)
         path = kernels_path(self.path)
