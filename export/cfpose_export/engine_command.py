@@ -32,6 +32,7 @@ from cfpose_export.precision.deployed import compare_with_graph, judge, precisio
 from cfpose_export.proof.compare import MAX_PX, MIN_CONFIDENCE
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.tensorrt.passport import Companion
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import sha256
 from cfpose_sdk.spec import SPEC_KEY
@@ -73,7 +74,7 @@ def add_commands(commands: Any) -> None:
         help="auto: the one that is installed (default: %(default)s)",
     )
     engine.add_argument(
-        "--people", type=int, nargs="+", default=plain.people, metavar="N",
+        "--people", type=number(1, whole=True), nargs="+", default=plain.people, metavar="N",
         help="numbers of people to tune for, each with a profile (default: %(default)s)",
     )  # fmt: skip
     engine.add_argument(
@@ -90,7 +91,7 @@ def add_commands(commands: Any) -> None:
     engine.add_argument("--tf32", action="store_true", help="float32 products may use TF32")
     engine.add_argument("--level", type=int, choices=range(6), help="optimisation level")
     engine.add_argument(
-        "--workspace", type=int, default=plain.workspace_mib, metavar="MIB",
+        "--workspace", type=number(1, whole=True), default=plain.workspace_mib, metavar="MIB",
         help="memory that a layer may take for itself (default: %(default)s)",
     )  # fmt: skip
     engine.add_argument(
