@@ -42,7 +42,6 @@ Input = Literal["auto", "frame", "crops"]
 
 def add_commands(commands: Any) -> None:
     """Add `engine` to argparse's sub-parsers."""
-    plain = BuildOptions()
     engine = commands.add_parser("engine", help="build TensorRT or TensorRT-RTX engines")
     engine.set_defaults(run=_engine)
     engine.add_argument("source", nargs="?", help="the .onnx file, or: default; as --model")
@@ -67,6 +66,11 @@ def add_commands(commands: Any) -> None:
     )
     engine.add_argument("--keep", nargs="+", default=[], help="modules that stay float32")
     engine.add_argument("--photos", type=Path, help="people for the proofs (default: demo)")
+    _add_build_options(engine)
+
+
+def _add_build_options(engine: argparse.ArgumentParser) -> None:
+    plain = BuildOptions()
     engine.add_argument(
         "--flavour",
         choices=("auto", "tensorrt", "rtx"),

@@ -38,7 +38,7 @@ from cfpose_sdk.errors import (
     require,
 )
 from cfpose_sdk.files import sha256, write_file
-from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 SUFFIXES = (".engine", ".plan")
 Prove = Callable[[Path], dict[str, Any]]  # an engine that can be opened → how far it is off
@@ -69,21 +69,20 @@ def write_engine(
     """Build `model` and write the engine and its passport; and whether that was needed.
 
     `companion` goes into the passport, and what `prove` says of the engine; when that raises,
-    nothing is written. An engine that is already there, whole, and of the same
-    graph, flavour, version, GPU or targets, CUDA, profiles and flags, is left as it is unless
-    `force`. Two processes may write to one path:
-    the second waits, and finds the work done. Raises ExportError when the graph cannot be built.
+    nothing is written. An engine that is already there, whole, and of the same graph, flavour,
+    version, GPU or targets, CUDA, profiles and flags, is left as it is unless `force`. Two
+    processes may write to one path: the second waits, and finds the work done. Raises ExportError
+    when the graph cannot be built.
     """
     if output.suffix.lower() not in SUFFIXES:
         raise InputError(f"{output} must end in {' or '.join(SUFFIXES)}")
     flavour = choose_flavour(options.flavour)
     check_buildable(model)  # before anything of TensorRT is needed
     options.check(flavour)
-    machine = _machine(flavour)
-    data = model.SerializeToString(deterministic=True)
     key = engine_key(model, options)
     if flavour == "tensorrt" and options.timing_cache is None:
-        options = dataclasses.replace(options, timing_cache=_timing_cache(output, machine))
+        cache = _timing_cache(output, _machine(flavour))
+        options = dataclasses.replace(options, timing_cache=cache)
     require("filelock", extra=EXTRAS[flavour], why="writing an engine")
     import filelock
 
@@ -95,38 +94,50 @@ def write_engine(
                 write_file(passport_path(output), kept.to_json())
             return kept, False
         built = builder(model, flavour, options, report)
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
-        spec = ModelSpec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
-        passport = Passport(
-            flavour=flavour,
-            flavour_version=machine.flavour_version,
-            gpu=machine.gpu,
-            sm=machine.sm,
-            targets=options.targets,
-            cuda_major=machine.cuda_major,
-            source=source.name,
-            source_sha256=source.data_sha256,
-            onnx_sha256=sha256(data),
-            engine_sha256=sha256(built.engine),
-            engine_bytes=len(built.engine),
-            precision="fp32" if spec is None else spec.precision,
-            achieved=built.achieved,
-            inputs=built.inputs,
-            outputs=built.outputs,
-            profiles=built.profiles,
-            flags=_flags(options),
-            metadata=metadata,
-            gate={} if spec is None else dict(spec.gate),
-            command=_command(source, flavour, options),
-            key=key,
-            companion=companion,
-        )
+        passport = _passport(built, model, source, options, flavour)
+        passport = dataclasses.replace(passport, key=key, companion=companion)
         if prove is not None:
             passport = dataclasses.replace(passport, proof=_proven(output, built, passport, prove))
         # a kill between the two leaves a pair whose hashes differ, which no reader takes
         write_file(output, built.engine)
         write_file(passport_path(output), passport.to_json())
     return passport, True
+
+
+def _passport(
+    built: Built, model: onnx.ModelProto, source: Source, options: BuildOptions, flavour: Flavour
+) -> Passport:
+    """The record of an engine that was just built; its key and companion are still to come."""
+    machine = _machine(flavour)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    spec: ModelSpec | FinderSpec | None = None
+    if SPEC_KEY in metadata:
+        spec = ModelSpec.from_json(metadata[SPEC_KEY])
+    elif FINDER_KEY in metadata:
+        spec = FinderSpec.from_json(metadata[FINDER_KEY])
+    return Passport(
+        flavour=flavour,
+        flavour_version=machine.flavour_version,
+        gpu=machine.gpu,
+        sm=machine.sm,
+        targets=options.targets,
+        cuda_major=machine.cuda_major,
+        source=source.name,
+        source_sha256=source.data_sha256,
+        onnx_sha256=sha256(model.SerializeToString(deterministic=True)),
+        engine_sha256=sha256(built.engine),
+        engine_bytes=len(built.engine),
+        precision="fp32" if spec is None else spec.precision,
+        achieved=built.achieved,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        profiles=built.profiles,
+        flags=_flags(options),
+        metadata=metadata,
+        gate={} if spec is None else dict(spec.gate),
+        command=_command(source, flavour, options),
+        key="",
+    )
 
 
 def engine_key(model: onnx.ModelProto, options: BuildOptions) -> str:

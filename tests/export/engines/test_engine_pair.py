@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from cfpose_export.engines.options import BuildOptions
 from cfpose_export.engines.tensorrt import Built
 from cfpose_export.graph.frame_finder import frame_finder
 from cfpose_export.graph.frame_input import frame_graph
+from cfpose_export.graph.rules import read_finder_spec, write_spec
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.tensorrt.passport import Companion, passport_path, read_engine
 from cfpose_sdk.errors import ExportError, InputError
@@ -116,6 +118,12 @@ def test_a_finder_alone_and_what_takes_no_frames(tmp_path: Path, finder: Path) -
     report = build_pair(str(finder), path, OPTIONS, Making(), finder="default-finder")
     assert "finder" not in report
     assert list(report["inputs"]) == ["frame"]
+    assert report["precision"] == "fp32"
+    low = onnx.load(str(finder))
+    write_spec(low, dataclasses.replace(read_finder_spec(low), precision="fp16"))
+    onnx.save(low, str(tmp_path / "low.onnx"))
+    low_report = build_pair(str(tmp_path / "low.onnx"), path, OPTIONS, Making())
+    assert low_report["precision"] == "fp16"
     other = onnx.load(str(finder))
     del other.metadata_props[:]
     onnx.save(other, str(tmp_path / "foreign.onnx"))
