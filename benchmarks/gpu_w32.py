@@ -1,41 +1,37 @@
-"""W32 behind gpu_probe.py: an untrained one for export, and its time in torch."""
+"""An untrained HRNet-W32, and its time in torch on a GPU: what engines are to be compared with.
+
+python benchmarks/gpu_w32.py torch               # prints JSON; code 2 without torch or a GPU
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpu_runtimes import BATCHES, Record, SkippedError, load, open_package, sample_crops, times
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = ROOT / "examples" / "photos"
+BATCHES = (1, 8, 32)
 SIZE_WH = (192, 256)
 HEAD_GAIN = 300.0
-
-
-def make_w32(output: Path) -> Record:
-    """An untrained W32 with its refiner, seeded, through cfpose-export."""
-    checkpoint = load("cfpose_training.checkpoints.files")
-    export = load("cfpose_export.cli")
-    network, spec = w32()
-    path = output.with_suffix(".safetensors")
-    checkpoint.save_pose(path, network, spec)
-    # an untrained refiner moves joints by hundreds of pixels, and rounding errors with them
-    proof = ["--max-drift", "0.5"]
-    code = export.main(["onnx", "--checkpoint", str(path), "-o", str(output), *proof])
-    if code:
-        raise RuntimeError(f"cfpose-export ended with exit code {code}")
-    return {"bytes": output.stat().st_size}
+Record = dict[str, Any]
 
 
 def w32() -> tuple[Any, Any]:
     """(RefinedPoseNet, ModelSpec) of the paper's student, seeded: W32, 256x192, 17 joints."""
-    torch = load("torch")
-    open_package("cfpose_training", "training")
-    hrnet = load("cfpose_training.nets.hrnet")
-    igp_gcn = load("cfpose_training.nets.igp_gcn")
-    pose_net = load("cfpose_training.nets.pose_net")
+    import torch
+
     from cfpose_sdk.skeleton import COCO_17
     from cfpose_sdk.spec import ModelSpec
+    from cfpose_training.nets import hrnet, igp_gcn, pose_net
 
     spec = ModelSpec("w32-untrained", COCO_17, SIZE_WH)
     torch.manual_seed(0)
@@ -69,32 +65,80 @@ def _enliven(torch: Any, network: Any, spec: Any) -> None:
 
 
 def torch_modes() -> Record:
-    """W32 in torch, crops on the GPU: float32, bf16 autocast, bf16 compiled."""
-    torch = load("torch")
-    if not torch.cuda.is_available():
-        raise SkippedError(f"torch {torch.__version__} sees no CUDA device")
-    network = w32()[0].pose.cuda().to(memory_format=torch.channels_last)
+    """W32 in torch, crops on the GPU: float32, and fp16 and bf16 autocast, compiled."""
+    import torch
+
+    network: Any = w32()[0].pose.cuda().to(memory_format=torch.channels_last)
     images = torch.randn(max(BATCHES), 3, SIZE_WH[1], SIZE_WH[0], device="cuda")
     images = images.to(memory_format=torch.channels_last)
 
-    def forward(module: Any, batch: int, lowered: bool) -> Any:
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=lowered):
+    def forward(module: Any, batch: int, kind: Any) -> Any:
+        with torch.no_grad(), torch.autocast("cuda", kind, enabled=kind is not None):
             return module(images[:batch])[:2]
 
-    exact = forward(network, 8, False)[0].float()
+    exact = forward(network, 8, None)[0].float()
 
-    def measure_mode(module: Any, lowered: bool) -> Record:
-        found = forward(module, 8, lowered)[0].float()
+    def measure_mode(module: Any, kind: Any) -> Record:
+        found = forward(module, 8, kind)[0].float()
         error = float((found - exact).abs().max() / exact.abs().max())
-        ms = times(lambda batch: partial(forward, module, batch, lowered), torch.cuda.synchronize)
+        ms = times(lambda batch: partial(forward, module, batch, kind), torch.cuda.synchronize)
         return {"relative_logit_error": error, "ms": ms}
 
     record: Record = {"network": "W32 and head, without decode", "modes": {}}
-    modes = {"eager fp32": (network, False), "eager bf16": (network, True)}
-    modes["compiled bf16"] = (torch.compile(network), True)
-    for name, (module, lowered) in modes.items():
+    compiled = torch.compile(network)
+    modes = {
+        "eager fp32": (network, None),
+        "compiled fp16": (compiled, torch.float16),
+        "compiled bf16": (compiled, torch.bfloat16),
+    }
+    for name, (module, kind) in modes.items():
         try:
-            record["modes"][name] = measure_mode(module, lowered)
+            record["modes"][name] = measure_mode(module, kind)
         except Exception as problem:  # a mode that this machine cannot run must not end the others
             record["modes"][name] = {"failed": f"{type(problem).__name__}: {problem}"[:500]}
     return record
+
+
+def sample_crops(size_wh: tuple[int, int]) -> NDArray[np.uint8]:
+    """(32, H, W, 3) windows of the repository's photos; seeded noise when there are none."""
+    rng = np.random.default_rng(0)
+    width, height = size_wh
+    read = [cv2.imread(str(path)) for path in sorted(PHOTOS.glob("*.jpg"))]
+    photos = [photo for photo in read if photo is not None]
+    crops = rng.integers(0, 256, (max(BATCHES), height, width, 3), dtype=np.uint8)
+    for crop, photo in zip(crops, photos * max(BATCHES), strict=False):
+        h = int(rng.uniform(0.3, 1.0) * min(photo.shape[0], photo.shape[1] * height / width))
+        w = h * width // height
+        y, x = rng.integers(0, photo.shape[0] - h + 1), rng.integers(0, photo.shape[1] - w + 1)
+        crop[:] = cv2.resize(photo[y : y + h, x : x + w], size_wh, interpolation=cv2.INTER_AREA)
+    return crops
+
+
+def times(
+    call: Callable[[int], Callable[[], object]], synchronize: Callable[[], object] | None = None
+) -> Record:
+    """Timing by batch size, in milliseconds a call."""
+    from cfpose_bench.measurement import measure
+
+    return {
+        str(batch): asdict(measure(call(batch), warmup=20, repeats=200, synchronize=synchronize))
+        for batch in BATCHES
+    }
+
+
+def main() -> int:
+    """Print the times in torch as JSON; 2 where there is no torch or no GPU."""
+    try:
+        import torch
+    except ImportError as error:
+        print(f"torch cannot be imported: {error}", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print(f"torch {torch.__version__} sees no CUDA device", file=sys.stderr)
+        return 2
+    print(json.dumps(torch_modes(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

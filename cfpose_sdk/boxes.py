@@ -94,6 +94,11 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou: float) -> NDArray[np.intp]:
     return np.asarray(kept, dtype=np.intp)
 
 
+def fitting(shape: tuple[int, ...], size_wh: tuple[int, int]) -> float:
+    """Letterbox pixels a pixel of a (h, w, …) picture."""
+    return min(size_wh[0] / shape[1], size_wh[1] / shape[0])
+
+
 def letterbox(image: Image, size_wh: tuple[int, int], pad_value: int) -> tuple[Image, float]:
     """Fit (h, w, 3) into a (H, W, 3) canvas, aspect true, at the top left; also returns the scale.
 
@@ -102,7 +107,7 @@ def letterbox(image: Image, size_wh: tuple[int, int], pad_value: int) -> tuple[I
     """
     width, height = size_wh
     h, w = image.shape[:2]
-    scale = min(width / w, height / h)
+    scale = fitting(image.shape, size_wh)
     fitted_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     canvas = np.full((height, width, 3), pad_value, dtype=np.uint8)

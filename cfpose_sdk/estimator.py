@@ -7,17 +7,19 @@ import os
 import pickle
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
-from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
+from cfpose_sdk.backends import Backend, Device, HeldImage, RuntimeOptions, open_backend
 from cfpose_sdk.backends.bundled import BUNDLED_MODEL as BUNDLED_MODEL
 from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import (
+    BUNDLED_FINDER,
     Detections,
     Detector,
     OpenDetector,
@@ -49,6 +51,7 @@ class EstimatorInfo:
     device: str
     detector: str
     calibrated: bool = True  # whether confidence and covariance were fitted on labelled photos
+    fallen: str = ""  # nodes of the pose model that run on the CPU although a GPU was asked for
 
 
 class PoseEstimator:
@@ -56,11 +59,13 @@ class PoseEstimator:
 
     `model`: an exported artifact; None is the bundled default, "cfpose-s", "cfpose-m" the bundled
     one of that name (a name has no suffix, a file has one); a checkpoint with the extra train; or
-    an open Backend, which stays the caller's to close. `detector`: None for the bundled finder,
+    an open Backend, which stays the caller's to close. `detector`: None for the finder that was
+    built to go along with an engine, else the bundled one, beside an engine in onnxruntime;
     a finder artifact, a foreign detector's file (see `open_detector`), or any callable image →
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
-    people. `options` are of the pose model's runtime, see `RuntimeOptions`.
+    people; on a GPU the frame is uploaded once for the finder and all chunks.
+    `options` are of the pose model's runtime, see `RuntimeOptions`.
     `max_people`: of those that the detector finds in an image, only so many are kept, the best
     scored. `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead
     of raising. It can be pickled, and opens its files anew in the other process. Raises
@@ -91,18 +96,16 @@ class PoseEstimator:
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
-        self._detector = LazyDetector(detector, detector_options, running, max_people)
+        self._model = model
+        self._backend = _open_model(model, options, running)
         try:
-            self._model = model
-            self._backend = _open_model(model, options, running)
-            try:
-                self._network = PoseNetwork(self._backend, batch_size)
-            except BaseException:
-                if self._backend is not model:
-                    self._backend.close()
-                raise
+            self._network = PoseNetwork(self._backend, batch_size)
+            self._detector = LazyDetector(
+                detector, detector_options, running, max_people, beside=self._backend
+            )
         except BaseException:
-            self._detector.close()
+            if self._backend is not model:
+                self._backend.close()
             raise
         self.spec: ModelSpec = self._network.spec
 
@@ -113,7 +116,7 @@ class PoseEstimator:
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
             self._detector.description,
-            self.spec.calibrated,
+            self.spec.calibrated, backend.fallen,
         )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
@@ -207,11 +210,13 @@ class PoseEstimator:
 
     def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
-        detected = [
+        detected = (
             DetectedFrame(frame, self._detect(frame.image, boxes))
             for frame, boxes in zip(frames, given, strict=True)
-        ]
-        return estimate(self._network, detected)
+        )
+        if self.spec.input == "frame":  # one by one: each may hold memory of a GPU
+            return [poses for each in detected for poses in estimate(self._network, [each])]
+        return estimate(self._network, list(detected))
 
     def _detect(self, image: Image, boxes: object) -> TimedDetections:
         """The caller's boxes, or where there are none (None) the detector's."""
@@ -239,6 +244,10 @@ def _open_model(
     return model
 
 
+def _is_bundled(detector: OpenDetector) -> bool:
+    return detector.path == BUNDLED_FINDER
+
+
 class _Engine:
     """The two steps of a stream: detect people and estimate poses, each in its own thread."""
 
@@ -263,8 +272,10 @@ class LazyDetector:
         options: DetectorOptions | None,
         running: Running,
         max_people: int | None = None,
+        *,
+        beside: Backend | None = None,
     ) -> None:
-        self._max_people = max_people
+        self._max_people, self._beside = max_people, beside
         if callable(detector) and options is not None:
             raise InputError("detector_options belong to a detector's file, not to a callable")
         self._options, self._running = options or DetectorOptions(), running
@@ -275,26 +286,34 @@ class LazyDetector:
         if callable(detector):
             self._detector = detector
         elif detector is not None:
-            self._detector = self._opened = open_detector(detector, options, **running)
+            self._detector = self._opened = open_detector(
+                detector, options, **running, beside=beside
+            )
+        elif beside is not None and beside.finder is not None:
+            self._detector = self._opened = PersonFinder(
+                beside.finder, **self._finder_options(), **running, beside=beside
+            )
 
     def __call__(self, image: Image) -> TimedDetections:
         """People in a BGR image. Raises BoxError when a callable returns something else."""
         detector = self._open()
         start = time.perf_counter()
-        people = as_detections(detector(image))
+        held = self._held(detector, image)
+        people = as_detections(detector(cast(Image, image if held is None else held)))
         if self._max_people is not None and len(people) > self._max_people:
             kept = np.sort(np.argsort(-people.scores, kind="stable")[: self._max_people])
             people = Detections(people.boxes[kept], people.scores[kept])
-        return TimedDetections(people, (time.perf_counter() - start) * 1000)
+        return TimedDetections(people, (time.perf_counter() - start) * 1000, held)
 
     @property
     def description(self) -> str:
         """Its name, file and runtime, for logs and reports."""
         detector = self._detector
         if detector is None:
-            return "bundled, not yet opened"
+            return f"bundled, not yet opened{self._why_not_along()}"
         if isinstance(detector, OpenDetector):
-            return f"{detector.name} ({detector.path.name}, {detector.provider})"
+            alone = self._why_not_along() if _is_bundled(detector) else ""
+            return f"{detector.name} ({detector.path.name}, {detector.provider}){alone}"
         return str(getattr(detector, "__qualname__", type(detector).__qualname__))
 
     def close(self) -> None:
@@ -309,6 +328,44 @@ class LazyDetector:
             if self._closed:
                 raise BackendError("this detector is closed; open another PoseEstimator")
             if self._detector is None:
-                given = self._options.only("threshold", "nms_iou", what="the bundled finder")
-                self._detector = self._opened = PersonFinder(**given, **self._running)
+                finder = PersonFinder(**self._finder_options(), **self._bundled_running())
+                self._detector = self._opened = finder
+                if finder.device == "cpu" and (why := self._why_not_along()):
+                    warnings.warn(f"people are found on the CPU{why}", RuntimeWarning, stacklevel=4)
             return self._detector
+
+    def _finder_options(self) -> dict[str, Any]:
+        return self._options.only(
+            "threshold",
+            "nms_iou",
+            what="the finder of an engine" if self._is_along else "the bundled finder",
+        )
+
+    def _held(self, detector: Detector, image: Image) -> HeldImage | None:
+        """The image in the GPU's memory, where finder and pose model read it there."""
+        if self._beside is None or self._beside.store is None:
+            return None
+        same = isinstance(detector, PersonFinder) and detector.store == self._beside.store
+        return detector.hold(image) if same and isinstance(detector, PersonFinder) else None
+
+    def _bundled_running(self) -> Running:
+        """How the bundled finder runs: as the pose model does, where that is no engine."""
+        return {**self._running, "device": "auto"} if self._is_engine else self._running
+
+    @property
+    def _is_along(self) -> bool:
+        return self._beside is not None and self._beside.finder is not None
+
+    @property
+    def _is_engine(self) -> bool:
+        return self._beside is not None and self._beside.path.suffix.lower() in (".engine", ".plan")
+
+    def _why_not_along(self) -> str:
+        """That an engine has no finder beside it, and what would build one; "" of other models."""
+        if self._beside is None or not self._is_engine:
+            return ""
+        name = self._beside.path.name
+        return (
+            f": {name} was built without a finder, so the bundled one runs in onnxruntime; run: "
+            f"cfpose-export engine --model MODEL.onnx -o {name}"
+        )

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends import Backend
+from cfpose_sdk.backends import Backend, HeldImage
 from cfpose_sdk.backends.foreign import adopt_hint
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
-from cfpose_sdk.detectors.base import TimedDetections
+from cfpose_sdk.detectors.base import TimedDetections, padded
 from cfpose_sdk.errors import ArtifactError, BackendError
 from cfpose_sdk.media.frames import Frame
 from cfpose_sdk.media.image import Image
@@ -36,25 +36,29 @@ class PoseNetwork:
         self.batch_size = min(batch_size, backend.max_batch or batch_size)
         self.spec = _model_spec(backend)
 
-    def run_frame(self, image: Image, boxes: NDArray[np.floating]) -> Arrays:
+    def run_frame(self, image: Image | HeldImage, boxes: NDArray[np.floating]) -> Arrays:
         """Outputs of a model that cuts its own crops, for (N, 4) xyxy boxes of one BGR image.
 
-        Every chunk of boxes takes the whole frame again. Without boxes nothing is run.
+        All chunks of boxes read the same frame, on a GPU from its memory. Without boxes nothing is
+        run.
         """
         if len(boxes) == 0:
             return {}
-        # between the centres of a single row or column there is nothing to sample
-        missing = [(0, max(0, 2 - side)) for side in image.shape[:2]]
-        if image.shape[0] < 2 or image.shape[1] < 2:
-            image = np.pad(image, [*missing, (0, 0)])
-        boxes = np.asarray(boxes, dtype=np.float32)
-        size = self.batch_size
-        return self.joined(
-            [
-                self.backend.run({"frame": image, "boxes": boxes[first : first + size]})
-                for first in range(0, len(boxes), size)
-            ]
-        )
+        boxes, size = np.asarray(boxes, dtype=np.float32), self.batch_size
+        own = None if isinstance(image, HeldImage) else self.backend.hold(image)
+        frame: Image | HeldImage = image if own is None else own
+        if not isinstance(frame, HeldImage):
+            frame = padded(frame, self.backend.least_side)
+        try:
+            return self.joined(
+                [
+                    self.backend.run({"frame": frame, "boxes": boxes[first : first + size]})
+                    for first in range(0, len(boxes), size)
+                ]
+            )
+        finally:
+            if own is not None:
+                own.close()
 
     def joined(self, parts: list[Arrays]) -> Arrays:
         """The outputs of all chunks together; raises BackendError where a joint is not finite."""
@@ -172,7 +176,13 @@ def _estimate_crops(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list
 def _estimate_whole(model: PoseNetwork, detected: DetectedFrame) -> Poses:
     """One frame through a model that cuts its own crops; its time is all `infer`."""
     start = time.perf_counter()
-    outputs = model.run_frame(detected.frame.image, detected.detections.people.boxes)
+    held = detected.detections.held
+    try:
+        image = detected.frame.image if held is None else held
+        outputs = model.run_frame(image, detected.detections.people.boxes)
+    finally:
+        if held is not None:
+            held.close()
     infer_ms = _since(start) if len(detected.detections.people) else 0.0
     return _poses(model, detected, None, outputs, 0.0, infer_ms)
 

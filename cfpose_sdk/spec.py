@@ -118,7 +118,7 @@ _LATER_KEYS = {
     "spread_temperature": 6, "spread_isotropy": 6, "geometry": 7, "adopted": 7,
     "started_from": 8,
 }  # fmt: skip
-_LATER_FINDER_KEYS = {"started_from": 2}
+_LATER_FINDER_KEYS = {"started_from": 2, "precision": 2, "gate": 2}
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 
@@ -269,6 +269,8 @@ class FinderSpec:
     license: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     started_from: tuple[Start, ...] = ()  # weights of others that training began from
+    precision: str = "fp32"
+    gate: Mapping[str, Any] = field(default_factory=dict)  # a lower precision's proof, summarised
 
     def __post_init__(self) -> None:
         _check_size(self.size_wh)

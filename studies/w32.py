@@ -78,7 +78,7 @@ def write_int8(source: Path, output: Path) -> None:
 
     from cfpose_export.graph.rules import load_model, read_spec
     from cfpose_export.precision.int8 import calibrate, quantise
-    from gpu_runtimes import sample_crops
+    from gpu_w32 import sample_crops
 
     model = load_model(source)
     ranges = calibrate(model, sample_crops(read_spec(model).size_wh)[:4])

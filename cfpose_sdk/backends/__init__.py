@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cfpose_sdk.backends.base import Backend, Device, RuntimeOptions
+from cfpose_sdk.backends.base import Backend, Device, HeldImage, RuntimeOptions, place_of
 from cfpose_sdk.backends.onnxruntime import OnnxBackend
 from cfpose_sdk.backends.openvino import OpenvinoBackend
 from cfpose_sdk.backends.plugins import CHECKPOINT, open_plugin, plugin_suffixes
@@ -13,7 +13,7 @@ from cfpose_sdk.backends.tensorrt.backend import TensorrtBackend
 from cfpose_sdk.errors import ArtifactError, InputError, is_installed
 from cfpose_sdk.files import as_path, check_model_file, shown
 
-__all__ = ["Backend", "Device", "RuntimeOptions", "open_backend"]
+__all__ = ["Backend", "Device", "HeldImage", "RuntimeOptions", "open_backend", "place_of"]
 
 _ENGINES = (".engine", ".plan")
 _SUFFIXES = (".onnx", *_ENGINES, ".xml")
@@ -26,6 +26,7 @@ def open_backend(
     threads: int | None = None,
     options: RuntimeOptions | None = None,
     allow_fallback: bool = False,
+    beside: Backend | None = None,
 ) -> Backend:
     """Open a model file: .onnx, .engine or .plan with its passport, .xml of OpenVINO, and with the
     extra train a checkpoint (.safetensors), or what another package registered (`plugins`).
@@ -34,29 +35,29 @@ def open_backend(
     installed and OpenVINO is. `threads`: CPU threads of one
     call, of which engines have none; None lets the runtime choose. `allow_fallback`: when
     onnxruntime's CUDA is there but does not load, or OpenVINO's CPU lacks the precision, warn and
-    take the CPU in float32, not raise. Raises ArtifactError when the file is missing, corrupt or of
-    an unknown kind, BackendError when this machine cannot run it, MissingDependencyError without
-    the runtime, InputError for an option that it does not have.
+    take the CPU in float32, not raise. `beside`: an open model with which this one shares the
+    frames that it holds on a GPU (`Backend.hold`), where both can. Raises ArtifactError when the
+    file is missing, corrupt or of an unknown kind, BackendError when this machine cannot run it,
+    MissingDependencyError without the runtime, InputError for an option that it does not have.
     """
     file, options = as_path(path), RuntimeOptions() if options is None else options
-    suffix = _known_suffix(file)
+    suffix, place = _known_suffix(file), place_of(device)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, got {threads}")
     if device == "auto" and not is_installed("onnxruntime") and is_installed("openvino"):
-        device = "openvino" if suffix == ".onnx" else device
+        place = place_of("openvino") if suffix == ".onnx" else place
     if suffix in _ENGINES:
-        return TensorrtBackend(file, device=device, options=options)
-    if suffix == ".xml" or (suffix == ".onnx" and device == "openvino"):
+        return TensorrtBackend(file, device=device, options=options, beside=beside)
+    if suffix == ".xml" or (suffix == ".onnx" and place.kind == "openvino"):
         return OpenvinoBackend(
-            file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
+            file, device=place.kind, threads=threads, options=options, allow_fallback=allow_fallback
         )
     if suffix not in _SUFFIXES:
         return open_plugin(
             file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
         )
-    options.check_unused(("precision", "cuda", "cuda_graph", "workers"), "onnxruntime")
     return OnnxBackend(
-        file, device=device, threads=threads, spin=options.spin, allow_fallback=allow_fallback
+        file, device=device, threads=threads, options=options, allow_fallback=allow_fallback
     )
 
 

@@ -1,15 +1,17 @@
-"""Backend, the interface of every runtime: run and close; and RuntimeOptions."""
+"""Backend, the interface of every runtime: run and close; its options, devices and held images."""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,52 @@ from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.files import FINDER_KEY, SPEC_KEY
 
 Cuda = Literal["cuda-bindings", "pycuda"]
-Device = Literal["auto", "cpu", "cuda", "openvino"]
-Feeds = Mapping[str, NDArray[Any]]
+DeviceKind = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
+Device = str  # a DeviceKind; of several GPUs "cuda:1" or "tensorrt:1" is the second
 # what a runtime computes in, by OpenVINO's names; the types inside a graph are "fp32", "fp16", …
 ArithmeticPrecision = Literal["f32", "bf16", "int8"]
+
+
+class Place(NamedTuple):
+    """A device in parts."""
+
+    kind: DeviceKind
+    gpu: int = 0  # which one, from 0 on
+
+
+def place_of(device: Device) -> Place:
+    """A device by its name. Raises InputError for one that cfpose does not know."""
+    kind, colon, index = str(device).partition(":")
+    numbered = kind in ("cuda", "tensorrt") and re.fullmatch("[0-9]{1,3}", index) is not None
+    if kind not in get_args(DeviceKind) or (colon and not numbered):
+        kinds = ", ".join(get_args(DeviceKind))
+        raise InputError(f"device must be one of {kinds}, or cuda:N or tensorrt:N, got {device!r}")
+    return Place(cast(DeviceKind, kind), int(index or 0))
+
+
+class HeldImage:
+    """An image in a device's memory: uploaded once for all the models there that take frames.
+
+    `Backend.hold` makes one. `array` is the image on the host; `handle` is the runtime's own, and
+    only models that share its `store` understand it. Its memory goes back with `close`, or when
+    nobody refers to it any more.
+    """
+
+    def __init__(
+        self, array: NDArray[np.uint8], store: object, handle: Any, give_back: Callable[[Any], None]
+    ) -> None:
+        self.array, self.store, self.handle = array, store, handle
+        self.close = weakref.finalize(self, give_back, handle)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width, 3)."""
+        return self.array.shape
+
+
+Feeds = Mapping[str, NDArray[Any]]
+Given = Mapping[str, "NDArray[Any] | HeldImage"]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +81,10 @@ class RuntimeOptions:
     # onnxruntime: its threads spin while a call lasts and sleep after it: fewer milliseconds a
     # call, at the cost of what else wants the cores then, the person finder of a stream for one
     spin: bool = False
+    # onnxruntime on a GPU: float32 products may round their inputs to 10 bits. An engine has it or
+    # has it not, from its build on
+    tf32: bool = False
     cuda: Cuda = "cuda-bindings"  # engines: the package that reaches the GPU's memory
-    cuda_graph: bool = False  # engines: from the second run of equal shapes on, launch a CUDA graph
     workers: int = 1  # engines: threads that run at the same time, each with memory of its own
 
     def __post_init__(self) -> None:
@@ -74,9 +120,14 @@ class Backend(ABC):
     output_shapes: Mapping[str, tuple[int | None, ...]] = MappingProxyType({})  # likewise
     input_types: Mapping[str, str] = MappingProxyType({})  # by onnxruntime's names
     max_batch: int | None = None  # people that one run takes; None: any number
+    finder: Path | None = None  # the person finder that was built to go along, where there is one
+    # what runs elsewhere than on the device that was asked for, in words; "": nothing, or not told
+    fallen: str = ""
+    least_side: int = 2  # pixels of a frame's sides; there is nothing to sample in a single row
+    store: object | None = None  # models that have the same one take each other's held images
 
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Run the model once; `feeds` holds an array for each of `inputs`.
+    def run(self, feeds: Given) -> Arrays:
+        """Run the model once; `feeds` holds an array, or a held image, for each of `inputs`.
 
         Raises BackendError when a feed is missing or unknown, or when the runtime fails.
         """
@@ -84,9 +135,28 @@ class Backend(ABC):
             raise BackendError(
                 f"{self.path.name} takes inputs {sorted(self.inputs)}, got {sorted(feeds)}"
             )
+        mine = {
+            name: value.array
+            if isinstance(value, HeldImage) and not self._can_read(value)
+            else value
+            for name, value in feeds.items()
+        }
         if size := self._fixed_batch:
-            return self._run_in_chunks(feeds, size)
-        return self._run(feeds)
+            return self._run_in_chunks(cast(Arrays, mine), size)
+        return self._run(cast(Feeds, mine))
+
+    def hold(self, image: NDArray[np.uint8]) -> HeldImage | None:
+        """The image in the device's memory, to be fed as `frame` any number of times.
+
+        None where nothing is gained: on the CPU, and for a model that does not take frames of that
+        size. Raises BackendError when the device fails.
+        """
+        del image
+        return None
+
+    def _can_read(self, held: HeldImage) -> bool:
+        """Whether a held image is still there, and in a store of this model's."""
+        return self.store is not None and held.store == self.store and held.close.alive
 
     @functools.cached_property
     def _fixed_batch(self) -> int:
@@ -108,7 +178,7 @@ class Backend(ABC):
         except (AttributeError, TypeError, ValueError):
             return 0  # whoever reads the spec says what is wrong with it
 
-    def _run_in_chunks(self, feeds: Feeds, size: int) -> dict[str, NDArray[Any]]:
+    def _run_in_chunks(self, feeds: Arrays, size: int) -> Arrays:
         """Any number of people through runs of exactly `size`; the last is filled with zeros."""
         people = next(name for name in ("boxes", "crops", *feeds) if name in feeds)
         count, parts = len(feeds[people]), []
@@ -136,11 +206,12 @@ class Backend(ABC):
     @property
     def device(self) -> str:
         """Where it computes: `cpu` or `cuda`."""
-        return "cuda" if self.provider.startswith(("CUDA", "TensorRT")) else "cpu"
+        gpu = ("CUDA", "TensorRT", "Tensorrt", "NvTensorRTRTX")
+        return "cuda" if self.provider.startswith(gpu) else "cpu"
 
     @abstractmethod
-    def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Run with checked feed names."""
+    def _run(self, feeds: Feeds) -> Arrays:
+        """Run with checked feed names. A model that holds images gets those of its own `store`."""
 
     @abstractmethod
     def close(self) -> None:

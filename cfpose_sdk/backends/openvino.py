@@ -64,10 +64,10 @@ class OpenvinoBackend(Backend):
         allow_fallback: bool = False,
     ) -> None:
         options = RuntimeOptions() if options is None else options
-        options.check_unused(("spin", "cuda", "cuda_graph", "workers"), "OpenVINO")
-        if device == "cuda":
+        options.check_unused(("spin", "tf32", "cuda", "workers"), "OpenVINO")
+        if device in ("cuda", "tensorrt"):
             raise BackendError(
-                f"device 'cuda' was asked for, and OpenVINO runs {path.name} on the CPU; "
+                f"device {device!r} was asked for, and OpenVINO runs {path.name} on the CPU; "
                 f"use an .onnx file or an engine"
             )
         if device not in ("auto", "cpu", "openvino"):

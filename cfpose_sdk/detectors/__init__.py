@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cfpose_sdk.backends import Device, open_backend
+from cfpose_sdk.backends import Backend, Device, open_backend
 from cfpose_sdk.detectors.base import DetectorOptions, OpenDetector, PersonFinder, Running
 from cfpose_sdk.detectors.graph import GraphDetector
 from cfpose_sdk.detectors.ultralytics import UltralyticsDetector
@@ -20,12 +20,14 @@ def open_detector(
     device: Device = "auto",
     threads: int | None = None,
     allow_fallback: bool = False,
+    beside: Backend | None = None,
 ) -> OpenDetector:
     """Open a person detector: a cfpose finder, a YOLO, end-to-end, RF-DETR-style, RTMDet, PicoDet
     or NanoDet graph, or an Ultralytics checkpoint (.pt).
 
     Raises ArtifactError when the file is of no known kind, or leaves something open that an option
-    would settle, MissingDependencyError without the package it needs, else as `open_backend`.
+    would settle, MissingDependencyError without the package it needs, else as `open_backend`,
+    whose `beside` is for finders.
     """
     file, options = as_path(path), options or DetectorOptions()
     running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
@@ -40,4 +42,4 @@ def open_detector(
         raise
     backend.close()  # cfpose's own: PersonFinder opens it, and raises for a pose model
     given = options.only("threshold", "nms_iou", what=f"{file.name}, which knows it")
-    return PersonFinder(file, **given, **running)
+    return PersonFinder(file, **given, **running, beside=beside)

@@ -8,14 +8,24 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypedDict, get_args, runtime_checkable
+from typing import (
+    Any,
+    Literal,
+    Protocol,
+    Self,
+    TypedDict,
+    cast,
+    get_args,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends import Backend, Device, open_backend
+from cfpose_sdk.backends import Backend, Device, HeldImage, open_backend
+from cfpose_sdk.backends.base import Arrays
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER as BUNDLED_FINDER
-from cfpose_sdk.boxes import box_array, check_boxes, letterbox, nms
+from cfpose_sdk.boxes import box_array, check_boxes, fitting, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError
 from cfpose_sdk.files import as_path
 from cfpose_sdk.media.image import Image
@@ -101,6 +111,7 @@ class TimedDetections:
 
     people: Detections
     milliseconds: float
+    held: HeldImage | None = None  # the frame, where it lies in a GPU's memory now
 
 
 class Running(TypedDict):
@@ -160,11 +171,19 @@ def _numbers(scores: object) -> NDArray[np.float32]:
         return array.astype(np.float32)
 
 
-class PersonFinder:
-    """A finder artifact (ONNX): `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M).
+def padded(image: Image, least: int) -> Image:
+    """The image with black at its right and lower border, until no side is below `least`."""
+    missing = [(0, max(0, least - side)) for side in image.shape[:2]]
+    return np.pad(image, [*missing, (0, 0)]) if any(m for _, m in missing) else image
 
-    Without a path: the bundled one. `threshold` and `nms_iou` override the artifact's own. Raises
-    ArtifactError when the file is no cfpose finder, else as `open_backend`.
+
+class PersonFinder:
+    """A finder artifact: `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M); or
+    `frame` uint8 (h, w, 3), letterboxed inside.
+
+    Without a path: the bundled one. `threshold` and `nms_iou` override the artifact's own; `beside`
+    is that of `open_backend`. Raises ArtifactError when the file is no cfpose finder, else as
+    `open_backend`.
     """
 
     def __init__(
@@ -176,6 +195,7 @@ class PersonFinder:
         device: Device = "auto",
         threads: int | None = None,
         allow_fallback: bool = False,
+        beside: Backend | None = None,
     ) -> None:
         for name, value in (("threshold", threshold), ("nms_iou", nms_iou)):
             if value is not None and not 0 <= value <= 1:
@@ -186,11 +206,16 @@ class PersonFinder:
             device=device, threads=threads, allow_fallback=allow_fallback,
         )  # fmt: skip
         self._backend = open_backend(
-            self.path, device=device, threads=threads, allow_fallback=allow_fallback
+            self.path, device=device, threads=threads, allow_fallback=allow_fallback, beside=beside
         )
-        self.spec = _finder_spec(self._backend)
+        try:
+            self.spec = _finder_spec(self._backend)
+        except BaseException:
+            self._backend.close()
+            raise
         self.name = self.spec.name
         self.provider = self._backend.provider  # the runtime that really runs it
+        self.device, self.store = self._backend.device, self._backend.store
         self.threshold = self.spec.threshold if threshold is None else threshold
         self.nms_iou = self.spec.nms_iou if nms_iou is None else nms_iou
 
@@ -198,13 +223,16 @@ class PersonFinder:
         """Pickled as its options, opened anew where it is unpickled."""
         return self._again, ()
 
-    def __call__(self, image: Image) -> Detections:
+    def hold(self, image: Image) -> HeldImage | None:
+        """`Backend.hold` of a finder that takes frames, None of another."""
+        return self._backend.hold(image) if self._takes_frames else None
+
+    def __call__(self, image: Image | HeldImage) -> Detections:
         """People in a BGR image by falling score, clipped to the frame.
 
         Boxes that have no area there are dropped.
         """
-        canvas, scale = letterbox(image, self.spec.size_wh, self.spec.pad_value)
-        outputs = self._backend.run({"images": canvas[None]})
+        outputs, scale = self._run(image)
         boxes, scores = outputs["boxes"][0], outputs["scores"][0]
         confident = scores >= self.threshold
         height, width = image.shape[:2]
@@ -218,6 +246,20 @@ class PersonFinder:
     def close(self) -> None:
         """Free the model."""
         self._backend.close()
+
+    @property
+    def _takes_frames(self) -> bool:
+        return self._backend.inputs == ("frame",)
+
+    def _run(self, image: Image | HeldImage) -> tuple[Arrays, float]:
+        """The network's outputs, and the letterbox pixels a frame pixel."""
+        if self._takes_frames:
+            small = not isinstance(image, HeldImage)
+            frame = padded(cast(Image, image), self._backend.least_side) if small else image
+            return self._backend.run({"frame": frame}), fitting(frame.shape, self.spec.size_wh)
+        pixels = image.array if isinstance(image, HeldImage) else image
+        canvas, scale = letterbox(pixels, self.spec.size_wh, self.spec.pad_value)
+        return self._backend.run({"images": canvas[None]}), scale
 
     def __enter__(self) -> Self:
         return self
@@ -233,9 +275,11 @@ def _finder_spec(backend: Backend) -> FinderSpec:
             f"{backend.path} is not a cfpose person finder (its metadata has no {FINDER_KEY!r}); "
             f"wrap a foreign detector in a function: detector=lambda image: boxes"
         )
-    if backend.inputs != ("images",) or not {"boxes", "scores"} <= set(backend.outputs):
+    if backend.inputs not in (("images",), ("frame",)) or not {"boxes", "scores"} <= set(
+        backend.outputs
+    ):
         raise ArtifactError(
             f"{backend.path} has inputs {backend.inputs} and outputs {backend.outputs}; "
-            f"expected images → boxes, scores"
+            f"expected images or frame → boxes, scores"
         )
     return FinderSpec.from_json(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from cfpose_sdk.backends.bundled import bundled_models
 from cfpose_sdk.backends.openvino import lacking, processor_flags
 from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
 from cfpose_sdk.backends.tensorrt import open_memory
+from cfpose_sdk.backends.tensorrt.library import Flavour, installed_flavours
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.diagnostics.known_answers import BOUNDS, FULL, Parity, finder_parity, pose_parity
 from cfpose_sdk.diagnostics.machine import (
@@ -47,7 +48,8 @@ _PACKAGES = {
     "onnxruntime": "cpu",
     "onnxruntime-gpu": "gpu",
     "openvino": "openvino",
-    "tensorrt": "tensorrt",
+    "tensorrt-cu13": "tensorrt-cu13",
+    "tensorrt-cu12": "tensorrt-cu12",
     "tensorrt-rtx": "tensorrt-rtx",
     "cuda-bindings": "tensorrt",
     "pycuda": "pycuda",
@@ -200,10 +202,13 @@ def _try_cuda(version: str | None) -> str | None:
     if version is None:
         return None
     try:
-        gpu = open_memory("cuda-bindings", extra="tensorrt", why="running engines").gpu()
+        gpus = [
+            open_memory("cuda-bindings", flavour=flavour, why="running engines").gpu()
+            for flavour in installed_flavours() or get_args(Flavour)[:1]
+        ]
     except CfposeError as error:
         return str(error)
-    return f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda_major}"
+    return f"{gpus[0].name}, SM {gpus[0].sm}"
 
 
 def _try_precisions(version: str | None) -> dict[str, str]:
@@ -269,10 +274,10 @@ def _advice(
             f"{name} is here, but CUDA {state}; "
             f"run: pip uninstall onnxruntime; pip install 'cfpose-sdk[gpu]'"
         )
-    if not (packages.get("tensorrt") or packages.get("tensorrt-rtx")):
+    if not any(packages.get(f"tensorrt-{kind}") for kind in ("cu13", "cu12", "rtx")):
         advice.append(
             f"{name} is here, and no TensorRT to run engines on it; run: pip install "
-            f"'cfpose-sdk[tensorrt]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
+            f"'cfpose-sdk[tensorrt-cu13]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
         )
     return advice
 

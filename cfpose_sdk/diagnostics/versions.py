@@ -17,7 +17,10 @@ _LEAST = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[.*?\])?\s*>=\s*([0-9][0-9.]*)")
 _BUILT_FOR = re.compile(
     r"(?:nvidia|tensorrt)[a-z0-9_-]*[-_]cu(\d\d)\b|nvidia-cuda-runtime\D*(\d\d)\."
 )
-_WITH_CUDA = ("onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+_WITH_CUDA = (
+    "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx",
+    "cuda-bindings",
+)  # fmt: skip
 
 
 def requirements(distribution: str = "cfpose-sdk") -> list[str]:
@@ -29,15 +32,21 @@ def requirements(distribution: str = "cfpose-sdk") -> list[str]:
 
 
 def too_old(installed: Mapping[str, str | None], declared: Iterable[str]) -> dict[str, str]:
-    """Package → a sentence, for each that is installed below the version that is declared."""
+    """Package → a sentence, for each that is installed below the version that is declared.
+
+    Where several are, as for two versions of CUDA, the lowest counts.
+    """
+    least: dict[str, str] = {}
+    for match in filter(None, map(_LEAST.match, declared)):
+        name, version = match[1], match[2]
+        least[name] = min(version, least.get(name, version), key=_numbers)
     found = {}
-    for requirement in declared:
-        match = _LEAST.match(requirement)
-        version = installed.get(match[1]) if match else None
-        if match and version and _numbers(version) < _numbers(match[2]):
-            found[match[1]] = (
-                f"{match[1]} {version} is older than {match[2]}, which cfpose needs; run: pip "
-                f"install --upgrade '{match[1]}>={match[2]}'"
+    for name, needed in least.items():
+        version = installed.get(name)
+        if version and _numbers(version) < _numbers(needed):
+            found[name] = (
+                f"{name} {version} is older than {needed}, which cfpose needs; run: pip "
+                f"install --upgrade '{name}>={needed}'"
             )
     return found
 
@@ -60,7 +69,7 @@ def cuda_of_wheels() -> dict[str, int]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        told = filter(None, map(_BUILT_FOR.match, requirements(name)))
+        told = filter(None, map(_BUILT_FOR.match, [name, *requirements(name)]))
         majors = [int(match[1] or match[2]) for match in told]
         if name == "cuda-bindings":
             majors = [_numbers(version)[0]]

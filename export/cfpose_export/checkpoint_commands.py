@@ -9,9 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from cfpose_export.graph.rules import load_model
+from cfpose_export.graph.rules import is_finder, load_model, model_path
 from cfpose_export.proof.compare import MAX_PX, MIN_CONFIDENCE
-from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.commands import number
 from cfpose_sdk.errors import require
 from cfpose_sdk.spec import Decode, Input, JointLookup
@@ -74,10 +73,12 @@ def _add_onnx(commands: Any) -> None:
 
 def _add_frame(commands: Any) -> None:
     frame = commands.add_parser(
-        "frame", help="turn a proven crops-in graph into one that takes whole frames and boxes"
+        "frame", help="turn a proven graph on crops, or a finder's, into one on whole frames"
     )
     frame.set_defaults(run=_frame)
-    frame.add_argument("model", type=Path, help="the crops-in .onnx file, or a bundled model")
+    frame.add_argument(
+        "model", help="the .onnx file on crops, a finder's, or a bundled model; default-finder"
+    )
     frame.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     _add_antialias(frame)
     add_proof_options(frame, "frame and in crop pixels")
@@ -122,10 +123,15 @@ def _frame(arguments: argparse.Namespace) -> None:
     """Print the proof of the frame-in graph."""
     from cfpose_export.proof.compare import Bounds
     from cfpose_export.proof.frame import write_proven_frame
+    from cfpose_export.proof.runtimes import write_frame_finder
 
+    model = load_model(model_path(arguments.model))
+    if is_finder(model):
+        print(write_frame_finder(arguments.output, model, arguments.photos).to_json())
+        return
     proof = write_proven_frame(
         arguments.output,
-        load_model(model_file(arguments.model)),
+        model,
         arguments.antialias,
         arguments.photos,
         Bounds(max_px=arguments.max_drift, min_confidence=arguments.min_confidence),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cfpose_export import artifacts, checkpoint_commands, deploy_commands
+from cfpose_export import artifacts, checkpoint_commands, deploy_commands, engine_command
 from cfpose_export.adopt import command as adopt_commands
 from cfpose_export.precision import commands as precision_commands
 from cfpose_sdk.errors import ExportError
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         checkpoint_commands,
         adopt_commands,
         precision_commands,
+        engine_command,
         deploy_commands,
         artifacts,
     ):

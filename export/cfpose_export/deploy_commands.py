@@ -1,4 +1,4 @@
-"""Commands for deployed models: `engine`, `openvino` and `check`.
+"""Commands for deployed models: `openvino` and `check`.
 
 None of them needs PyTorch, but for `check` with a checkpoint.
 """
@@ -7,81 +7,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any, get_args
-
-import onnx
+from typing import Any
 
 from cfpose_export.checkpoint_commands import add_proof_options
-from cfpose_export.engines.build import SUFFIXES, Source, write_engine
+from cfpose_export.engines.build import SUFFIXES, why_not_here
 from cfpose_export.engines.openvino import write_openvino
-from cfpose_export.engines.tensorrt import TARGETS, BuildOptions
 from cfpose_export.graph.half_weights import has_half_weights
-from cfpose_export.graph.rules import (
-    GraphPrecision,
-    TypedPrecision,
-    load_model,
-    read_spec,
+from cfpose_export.graph.rules import is_finder, load_model, read_finder_spec, read_spec
+from cfpose_export.precision.deployed import (
+    compare_with_graph,
+    judge,
+    precision_of,
+    reference_of,
 )
-from cfpose_export.precision.deployed import bound_of, compare_with_float32, typed_graph
-from cfpose_export.proof.compare import Bound, judge_agreement
+from cfpose_export.proof.compare import Agreement, Bound, judge_agreement
 from cfpose_export.proof.crops import read_people
 from cfpose_export.proof.half_weights import HALF_BOUND
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.bundled import model_file
-from cfpose_sdk.backends.tensorrt import open_memory
-from cfpose_sdk.backends.tensorrt.library import EXTRAS
-from cfpose_sdk.backends.tensorrt.passport import Passport, read_engine
-from cfpose_sdk.commands import number
-from cfpose_sdk.errors import BackendError, ExportError, InputError, MissingDependencyError, require
-from cfpose_sdk.files import sha256
-from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.backends.tensorrt.passport import read_engine
+from cfpose_sdk.errors import InputError, require
 
 
 def add_commands(commands: Any) -> None:
-    """Add `engine`, `openvino` and `check` to argparse's sub-parsers."""
-    _add_engine(commands)
+    """Add `openvino` and `check` to argparse's sub-parsers."""
     _add_openvino(commands)
     _add_check(commands)
-
-
-def _add_engine(commands: Any) -> None:
-    plain = BuildOptions()
-    engine = commands.add_parser("engine", help="build a TensorRT or TensorRT-RTX engine")
-    engine.set_defaults(run=_engine)
-    engine.add_argument("source", nargs="?", help="the .onnx file, or a bundled model; as --model")
-    engine.add_argument("--model", help="the .onnx file, or a bundled model")
-    engine.add_argument("-o", "--output", type=Path, required=True, help=".engine or .plan file")
-    engine.add_argument(
-        "--precision", choices=("fp32", *get_args(TypedPrecision)), help="default: the graph's own"
-    )
-    engine.add_argument("--keep", nargs="+", default=[], help="modules that stay float32")
-    engine.add_argument("--photos", type=Path, help="people for the proof of a lower precision")
-    engine.add_argument(
-        "--flavour",
-        choices=("auto", "tensorrt", "rtx"),
-        default="auto",
-        help="auto: the one that is installed (default: %(default)s)",
-    )
-    for name, what in (("people", "crops or boxes"), ("width", "frame"), ("height", "frame")):
-        engine.add_argument(
-            f"--{name}",
-            type=number(1, whole=True),
-            nargs=3,
-            default=getattr(plain, name),
-            metavar=("MIN", "BEST", "MAX"),
-            help=f"sizes that the engine is for: {what} (default: %(default)s)",
-        )
-    engine.add_argument(
-        "--targets", nargs="+", default=[], choices=list(TARGETS), help="TensorRT-RTX: GPUs, by SM"
-    )
-    engine.add_argument("--tf32", action="store_true", help="float32 products may use TF32")
-    engine.add_argument("--level", type=int, choices=range(6), help="optimisation level")
-    engine.add_argument("--timing-cache", type=Path, help="TensorRT: file of measured kernels")
-    engine.add_argument("--force", action="store_true", help="build even if nothing changed")
 
 
 def _add_openvino(commands: Any) -> None:
@@ -106,71 +59,6 @@ def _add_check(commands: Any) -> None:
         "of that name)",
     )
     add_proof_options(check)
-
-
-def _engine(arguments: argparse.Namespace) -> None:
-    """Print the passport's facts."""
-    if arguments.source is not None and arguments.model is not None:
-        raise InputError(f"two models are given, {arguments.source} and {arguments.model}")
-    if arguments.keep and arguments.precision in (None, "fp32"):
-        raise InputError("--keep says what stays float32; give --precision fp16 or bf16")
-    report = _build_engine(
-        arguments.model or arguments.source or "default",
-        arguments.output,
-        BuildOptions(
-            flavour=arguments.flavour,
-            people=tuple(arguments.people),
-            width=tuple(arguments.width),
-            height=tuple(arguments.height),
-            targets=tuple(arguments.targets),
-            tf32=arguments.tf32,
-            level=arguments.level,
-            timing_cache=arguments.timing_cache,
-        ),
-        precision=arguments.precision,
-        keep=arguments.keep,
-        photos=arguments.photos,
-        force=arguments.force,
-    )
-    print(json.dumps(report, indent=2))
-
-
-def _build_engine(
-    name: str,
-    output: Path,
-    options: BuildOptions,
-    *,
-    precision: GraphPrecision | None = None,
-    keep: Collection[str] = (),
-    photos: Path | None = None,
-    force: bool = False,
-) -> dict[str, Any]:
-    """The engine of a graph, lowered first where a precision is given; and the facts about it."""
-    path = model_file(name)
-    model = load_model(path)
-    words: list[str] = []  # what the passport's command needs beside the options
-    if precision is not None:
-        words += ["--precision", precision]
-        model = typed_graph(model, precision, keep, photos)
-    if keep:
-        words += ["--keep", *keep]
-    if photos is not None:
-        words += ["--photos", str(photos)]
-    if batch := _fixed_batch(model):
-        options = dataclasses.replace(options, people=(batch,) * 3)
-    source = Source(name, sha256(path.read_bytes()), tuple(words))
-    passport, new = write_engine(output, model, source, options, force=force)
-    facts = ("flavour", "flavour_version", "precision", "engine_bytes", "profile", "achieved")
-    report = {"engine": str(output), "built": new}
-    return {**report, **{fact: getattr(passport, fact) for fact in facts}}
-
-
-def _fixed_batch(model: onnx.ModelProto) -> int:
-    """Crops that an adopted network takes at once, no fewer and no more; 0 for any number."""
-    if all(entry.key != SPEC_KEY for entry in model.metadata_props):
-        return 0
-    adopted = read_spec(model).adopted
-    return 0 if adopted is None else adopted.batch
 
 
 def _openvino(arguments: argparse.Namespace) -> None:
@@ -208,40 +96,32 @@ def _check_deployed(
     max_px: float,
     min_confidence: float,
 ) -> None:
-    """Compare a model with its float32 source.
+    """Compare a pose model or finder with its float32 graph.
 
-    An engine's passport and hashes are checked in any case, and its keypoints where a driver is.
+    An engine's passport and hashes are checked in any case, and its numbers where a GPU is.
     """
     is_engine = path.suffix.lower() in SUFFIXES
     if is_engine:
         _, passport = read_engine(path)
         metadata = dict(passport.metadata)
-        if SPEC_KEY not in metadata:
-            raise ExportError(f"{path} is no pose engine; its passport and hashes are right")
-        if (why := _cannot_run(path, passport)) is not None:
-            report = {"passport": "right", "key": passport.key, "drift": f"not run: {why}"}
-            print(json.dumps(report, indent=2))
-            return
     else:
         with contextlib.closing(open_backend(path)) as opened:
             metadata = dict(opened.metadata)
-        if SPEC_KEY not in metadata:
-            raise ExportError(f"{path} carries no {SPEC_KEY}, so it is no pose model")
-    spec = ModelSpec.from_json(metadata[SPEC_KEY])
-    agreement = compare_with_float32(
-        path, spec, reference, min_confidence=min_confidence, photos=photos
-    )
+    source = reference_of(path, metadata, reference)
+    if is_engine and (why := why_not_here(path)) is not None:
+        report = {"passport": "right", "key": passport.key, "drift": f"not run: {why}"}
+        print(json.dumps(report, indent=2))
+        return
+    graph = load_model(source)
+    spec = read_finder_spec(graph) if is_finder(graph) else read_spec(graph)
+    if spec.precision != "fp32":
+        raise InputError(f"the reference must be float32, {source} is {spec.precision}")
+    with open_backend(path) as candidate:
+        agreement = compare_with_graph(
+            candidate, graph, min_confidence=min_confidence, photos=photos
+        )
     print(agreement.to_json())
-    bound = bound_of(spec.precision, max_px, rounds_all=is_engine)
-    if path.suffix.lower() == ".onnx" and has_half_weights(load_model(path)):
-        bound = HALF_BOUND
-    judge_agreement(agreement, bound)
-
-
-def _cannot_run(path: Path, passport: Passport) -> str | None:
-    """Why an engine cannot run here; None when it can."""
-    try:
-        open_memory("cuda-bindings", extra=EXTRAS[passport.flavour], why=f"running {path.name}")
-    except (BackendError, MissingDependencyError) as error:
-        return str(error)
-    return None
+    if isinstance(agreement, Agreement) and not is_engine and has_half_weights(load_model(path)):
+        judge_agreement(agreement, HALF_BOUND)
+        return
+    judge(agreement, precision_of(metadata), max_px, rounds_all=is_engine)

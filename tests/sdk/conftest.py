@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -32,19 +33,33 @@ def tiny() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def fake() -> ModuleType:
+    """The module fake_engine."""
+    return _load("fake_engine")
+
+
+@pytest.fixture(scope="session")
+def fake_cuda() -> ModuleType:
     """The module fake_gpu."""
     return _load("fake_gpu")
 
 
 @pytest.fixture
-def gpu(fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A fake GPU in the place of the real one; after the test all must have been given back."""
+def gpu(fake: ModuleType, fake_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Fake GPUs in the place of the real ones, with TensorRT-RTX on them as `trt`.
+
+    After the test all must have been given back, no rule broken, and the thread's device restored.
+    """
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    device = fake.FakeGpu(cuda, trt)
+    device = fake_cuda.FakeGpu(cuda)
     device.install(monkeypatch)
+    device.trt = fake.FakeTensorrt(device, trt)
+    device.trt.install(monkeypatch)
     yield device
-    assert device.alive == {}, f"leaked: {sorted(device.kinds.values())}"
+    gc.collect()
+    assert device.violations == []
+    assert device.alive == {}, "leaked"
+    assert device.current == 0
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,29 @@
-"""A GPU that lives in host memory: CUDA's functions and TensorRT's objects, in the real shapes.
+"""GPUs that live in host memory and forgive nothing: CUDA's functions in their real shapes.
 
-Every function here stands in for one of `cuda.bindings.runtime` and is called with its signature;
-engine, context and runtime are specced from `tensorrt_rtx`, so a name that the libraries do not
-have fails. What is allocated is counted. An engine's bytes name its network; that of b"plan" is
-POSE, whose function is: each joint of a crop lies at (mean, maximum) of the crop's bytes, with
-confidence minimum / 255. `FakePycuda` is the same device through pycuda.driver.
+Every function stands in for one of `cuda.bindings.runtime` and is called with its signature; any
+other that engines could use raises. What hardware answers with wrong numbers, a crash or nothing at
+all is a ViolationError here:
+
+- memory, streams and engines belong to the thread's current device, and are used on it alone;
+- work on a stream is done when the stream is waited for, and not before; until then what it reads
+  stays as it is, and what it touches is not freed;
+- an address is the start of a living block that is large enough, on the host a pinned one;
+- the legacy stream 0, CUDA graphs and user-managed memory are not used at all.
+
+Violations are kept, too, for those that are raised where nobody hears. `alive` counts what was
+taken and not given back. The TensorRT on these GPUs is fake_engine.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
+import gc
 import inspect
+import itertools
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
@@ -23,220 +31,239 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 
-from cfpose_sdk.backends.tensorrt.passport import (
-    Passport,
-    passport_path,
-)
-from cfpose_sdk.files import sha256
+DEVICES = [("NVIDIA Fake 1", 8, 9), ("NVIDIA Fake 2", 12, 0)]
+GARBAGE = {"device": 0xCD, "host": 0xAB}  # what new memory holds
+GIVES = ("cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaGetDeviceCount",
+         "cudaGetDevice")  # fmt: skip
+# of cuda.bindings.runtime: what the SDK must not use, for no hardware has run it
+FORBIDDEN = (
+    "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch",
+    "cudaMallocAsync", "cudaMallocManaged", "cudaMemcpy", "cudaDeviceReset",
+)  # fmt: skip
 
-JOINTS = 17
-Values = Mapping[str, np.ndarray]
-DEVICE = {"name": b"NVIDIA Fake 1\0\0", "major": 8, "minor": 9}
+
+class ViolationError(AssertionError):
+    """A rule of CUDA or TensorRT was broken."""
 
 
-@dataclass(frozen=True)
-class Network:
-    """What an engine computes; -1 in an output stands for the length of the first input."""
+@dataclass
+class Block:
+    """Memory of a device, or pinned memory of the host."""
 
-    inputs: Mapping[str, tuple[str, Sequence[tuple[int, ...]]]]  # name → type, (least, best, most)
-    outputs: Mapping[str, tuple[int, ...]]  # all float32
-    answer: Callable[[Values], Values]
+    kind: str
+    device: int
+    memory: np.ndarray
 
-    def shape(self, name: str, count: int) -> tuple[int, ...]:
-        return tuple(count if size < 0 else size for size in self.outputs[name])
+
+@dataclass(eq=False)
+class Work:
+    """What waits on a stream. `reads`: copies of host memory as it was when the work was queued."""
+
+    do: Callable[[], None]
+    touches: tuple[int, ...]  # addresses of blocks
+    reads: tuple[tuple[np.ndarray, bytes], ...] = ()
+
+
+@dataclass
+class Stream:
+    """Work in order, on one device."""
+
+    device: int
+    waiting: list[Work] = field(default_factory=list)
 
 
 class FakeGpu:
-    """The device. `fail[name] = n` makes the n-th call from now of a function fail."""
+    """The devices. `fail[name] = n` makes the n-th call from now of a function fail."""
 
-    def __init__(self, cuda: ModuleType, trt: ModuleType) -> None:
-        self.cuda, self.trt, self.runtime_class = cuda, trt, trt.Runtime
-        self.alive: dict[int, Any] = {}  # address or handle → what holds it
-        self.kinds: dict[int, str] = {}
+    def __init__(self, cuda: ModuleType) -> None:
+        self.cuda = cuda
+        self.alive: dict[int, Block | Stream] = {}  # address or handle → what is there
+        self.violations: list[str] = []
         self.calls: Counter[str] = Counter()
+        self.copied: list[tuple[str, int]] = []  # direction, bytes
         self.fail: dict[str, int] = {}
-        self.recording: dict[int, list[Callable[[], None]]] = {}
-        self.before_execute: Callable[[], None] = lambda: None
-        self.before_deserialise: Callable[[], None] = lambda: None
-        self.networks: dict[bytes, Network] = {b"plan": POSE}
         self.devices = 1
-        self.contexts = 0
+        self.driver = int(cuda.cudaRuntimeGetVersion()[1])
+        self._thread = threading.local()
+        self._lock = threading.RLock()
+        self._addresses = itertools.count(1 << 40, 1 << 32)
+        self._handles = itertools.count(1)
+        self._freed: list[Block] = []  # host memory stays, so that no address comes twice
+
+    @property
+    def current(self) -> int:
+        """The calling thread's device; a new thread begins with 0."""
+        return int(getattr(self._thread, "device", 0))
+
+    def set_current(self, device: int) -> None:
+        """As cudaSetDevice."""
+        self.require(0 <= device < self.devices, f"there is no device {device}")
+        self._thread.device = device
 
     def count(self, kind: str) -> int:
-        """How many things of a kind were not given back."""
-        return sum(found == kind for found in self.kinds.values())
+        """How many blocks of a kind, or streams, were not given back."""
+        if kind == "stream":
+            return sum(isinstance(thing, Stream) for thing in self.alive.values())
+        blocks = (thing for thing in self.alive.values() if isinstance(thing, Block))
+        return sum(block.kind == kind for block in blocks)
+
+    def require(self, right: bool, rule: str) -> None:
+        """Raise, and keep, a ViolationError unless `right`."""
+        if not right:
+            self.violations.append(rule)
+            raise ViolationError(rule)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Put the functions in the place of the real ones; unknown names raise."""
-        functions = {
+        """Put the functions in the place of the real ones."""
+        functions: dict[str, Callable[..., Any]] = {
+            "cudaDriverGetVersion": lambda: (self.driver,),
             "cudaGetDeviceCount": lambda: (self.devices,),
-            "cudaGetDeviceProperties": lambda device: (self._properties(),),
-            "cudaMalloc": lambda size: (self._memory(size, "device"),),
-            "cudaFree": lambda devPtr: self._free(devPtr, "device"),  # noqa: N803
-            "cudaHostAlloc": lambda size, flags: (self._memory(size, "host"),),
-            "cudaFreeHost": lambda ptr: self._free(ptr, "host"),
-            "cudaStreamCreateWithFlags": lambda flags: (self._handle("stream"),),
-            "cudaStreamDestroy": lambda stream: self._free(stream, "stream"),
-            "cudaStreamSynchronize": lambda stream: self._known(stream, "stream"),
+            "cudaGetDevice": lambda: (self.current,),
+            "cudaSetDevice": lambda device: self.set_current(device),
+            "cudaGetDeviceProperties": lambda device: (self._properties(device),),
+            "cudaMalloc": lambda size: (self.take(size, "device"),),
+            "cudaFree": lambda devPtr: self.free(devPtr, "device"),  # noqa: N803
+            "cudaHostAlloc": lambda size, flags: (self.take(size, "host"),),
+            "cudaFreeHost": lambda ptr: self.free(ptr, "host"),
+            "cudaStreamCreateWithFlags": lambda flags: (self.open_stream(),),
+            "cudaStreamDestroy": lambda stream: self.close_stream(stream),
+            "cudaStreamSynchronize": lambda stream: self.wait(stream),
             "cudaMemcpyAsync": self._copy,
-            "cudaStreamBeginCapture": lambda stream, mode: self._begin(stream),
-            "cudaStreamEndCapture": lambda stream: (self._end(stream),),
-            "cudaGraphInstantiate": lambda graph, flags: (self._instantiate(graph),),
-            "cudaGraphDestroy": lambda graph: self._free(graph, "graph"),
-            "cudaGraphLaunch": self._launch,
-            "cudaGraphExecDestroy": lambda graphExec: self._free(graphExec, "exec"),  # noqa: N803
         }
         for name, function in functions.items():
             patch.setattr(self.cuda, name, self._checked(name, function))
-        patch.setattr(self.trt, "Runtime", lambda log: self._runtime())
+        for name in FORBIDDEN:
+            patch.setattr(
+                self.cuda, name, lambda *_, n=name: self.require(False, f"{n} is not for engines")
+            )
 
     def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         real = inspect.signature(getattr(self.cuda, name))
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             bound = real.bind(*arguments)  # TypeError when the real one would not take them
-            self.calls[name] += 1
-            if name in self.fail:
-                self.fail[name] -= 1
-                if self.fail[name] == 0:
-                    del self.fail[name]
+            with self._lock:
+                self.calls[name] += 1
+                if self.fails(name):
                     code = self.cuda.cudaError_t.cudaErrorMemoryAllocation
                     return (code, *([None] * (name in GIVES)))
-            values = function(**bound.arguments)
+                values = function(**bound.arguments)
             return (self.cuda.cudaError_t.cudaSuccess, *(values or ()))
 
         return call
 
-    def _properties(self) -> Any:
+    def fails(self, name: str) -> bool:
+        """Whether this call is the one that is to fail."""
+        if name not in self.fail:
+            return False
+        self.fail[name] -= 1
+        if self.fail[name] > 0:
+            return False
+        del self.fail[name]
+        return True
+
+    def _properties(self, device: int) -> Any:
         found = create_autospec(self.cuda.cudaDeviceProp, instance=True)
-        found.name, found.major, found.minor = DEVICE.values()
+        name, found.major, found.minor = DEVICES[device]
+        found.name = name.encode() + b"\0\0"
         return found
 
-    def _memory(self, size: int, kind: str) -> int:
-        block = (ctypes.c_uint8 * size)()
-        address = ctypes.addressof(block)
-        self.alive[address], self.kinds[address] = block, kind
+    def take(self, size: int, kind: str) -> int:
+        """A new block. Host memory is real; device memory only has an address."""
+        self.require(size > 0, f"{size} bytes of {kind} memory were asked for")
+        memory = np.full(size, GARBAGE[kind], np.uint8)
+        address = int(memory.ctypes.data) if kind == "host" else next(self._addresses)
+        self.alive[address] = Block(kind, self.current, memory)
         return address
 
-    def _handle(self, kind: str, value: Any = None) -> int:
-        handle = 1 + max((h for h in self.alive if h < 1000), default=0)
-        self.alive[handle], self.kinds[handle] = value, kind
+    def free(self, address: int, kind: str) -> None:
+        """Give a block back, which no waiting work touches."""
+        block = self.block(address, 0, kind)
+        for stream in self.streams():
+            for work in stream.waiting:
+                self.require(address not in work.touches, f"{kind} memory is freed while in use")
+        del self.alive[address]
+        self._freed.append(block)
+
+    def block(self, address: int, size: int, kind: str) -> Block:
+        """The living block at an address, with `size` bytes or more, on the current device."""
+        found = self.alive.get(int(address))
+        self.require(isinstance(found, Block), f"{address:#x} is no living block")
+        assert isinstance(found, Block)
+        self.require(found.kind == kind, f"{address:#x} is {found.kind} memory, not {kind}")
+        self.require(len(found.memory) >= size, f"{size} bytes at a block of {len(found.memory)}")
+        if kind == "device":
+            self.require(found.device == self.current, "memory of a device that is not current")
+        return found
+
+    def open_stream(self) -> int:
+        """A new stream of the current device."""
+        handle = next(self._handles)
+        self.alive[handle] = Stream(self.current)
         return handle
 
-    def _known(self, handle: int, kind: str) -> None:
-        assert self.kinds.get(int(handle)) == kind, f"{handle} is no {kind}"
+    def close_stream(self, handle: int) -> None:
+        """Give a stream back."""
+        self.stream(handle)
+        del self.alive[int(handle)]
 
-    def _free(self, handle: int, kind: str) -> None:
-        self._known(handle, kind)
-        del self.alive[int(handle)], self.kinds[int(handle)]
+    def stream(self, handle: int) -> Stream:
+        """A living stream of the current device."""
+        found = self.alive.get(int(handle))
+        self.require(isinstance(found, Stream), f"{handle} is no living stream; 0 is not allowed")
+        assert isinstance(found, Stream)
+        self.require(found.device == self.current, "a stream of a device that is not current")
+        return found
 
-    def do(self, stream: int, action: Callable[[], None]) -> None:
-        """Do it, or record it when the stream is being captured."""
-        self._known(stream, "stream")
-        if stream in self.recording:
-            self.recording[stream].append(action)
-        else:
-            action()
+    def streams(self) -> list[Stream]:
+        return [thing for thing in self.alive.values() if isinstance(thing, Stream)]
+
+    def wait(self, handle: int) -> None:
+        """Do all that waits on a stream."""
+        stream = self.stream(handle)
+        while stream.waiting:
+            work = stream.waiting.pop(0)
+            for memory, before in work.reads:
+                self.require(memory.tobytes() == before, "host memory changed before it was read")
+            work.do()
 
     def _copy(self, dst: int, src: int, count: int, kind: Any, stream: int) -> None:
-        self.do(stream, lambda: ctypes.memmove(dst, src, count) and None)
+        kinds = self.cuda.cudaMemcpyKind
+        up = kind == kinds.cudaMemcpyHostToDevice
+        self.require(up or kind == kinds.cudaMemcpyDeviceToHost, f"a copy of kind {kind}")
+        self.copy(dst, src, count, "up" if up else "down", stream)
 
-    def _begin(self, stream: int) -> None:
-        self._known(stream, "stream")
-        self.recording[stream] = []
+    def copy(self, dst: int, src: int, count: int, way: str, stream: int) -> None:
+        """Begin a copy; `way`: up to the device, or down."""
+        source, target = ("host", "device") if way == "up" else ("device", "host")
+        read, write = self._block_at(src, count, source), self._block_at(dst, count, target)
+        given, taken = read[1].memory[:count], write[1].memory[:count]
+        reads = ((given, given.tobytes()),) if way == "up" else ()
+        self.copied.append((way, count))
+        work = Work(lambda: np.copyto(taken, given), (read[0], write[0]), reads)
+        self.stream(stream).waiting.append(work)
 
-    def _end(self, stream: int) -> int:
-        return self._handle("graph", self.recording.pop(stream))
+    def work(self, do: Callable[[], None], touches: tuple[int, ...]) -> Work:
+        """Work for a stream."""
+        return Work(do, touches)
 
-    def _instantiate(self, graph: int) -> int:
-        self._known(graph, "graph")
-        return self._handle("exec", self.alive[graph])
-
-    def _launch(self, graphExec: int, stream: int) -> None:  # noqa: N803
-        self._known(graphExec, "exec")
-        for action in self.alive[graphExec]:
-            action()
-
-    def _runtime(self) -> Any:
-        runtime = create_autospec(self.runtime_class, instance=True)
-
-        def deserialise(data: bytes) -> Any:
-            self.before_deserialise()
-            return self._engine(self.networks[data]) if data in self.networks else None
-
-        runtime.deserialize_cuda_engine.side_effect = deserialise
-        return runtime
-
-    def _engine(self, network: Network) -> Any:
-        trt = self.trt
-        types = {"uint8": trt.DataType.UINT8, "float32": trt.DataType.FLOAT}
-        types["float16"] = trt.DataType.HALF
-        names = [*network.inputs, *network.outputs]
-        engine = create_autospec(trt.ICudaEngine, instance=True)
-        engine.num_io_tensors = len(names)
-        engine.get_tensor_name.side_effect = lambda index: names[index]
-        engine.get_tensor_shape.side_effect = lambda name: (
-            network.outputs[name] if name in network.outputs else network.inputs[name][1][2]
-        )
-        engine.get_tensor_dtype.side_effect = lambda name: types[
-            network.inputs[name][0] if name in network.inputs else "float32"
-        ]
-        engine.get_tensor_mode.side_effect = lambda name: (
-            trt.TensorIOMode.INPUT if name in network.inputs else trt.TensorIOMode.OUTPUT
-        )
-        engine.get_tensor_profile_shape.side_effect = lambda name, profile: list(
-            network.inputs[name][1]
-        )
-        engine.create_execution_context.side_effect = lambda: self._context(network)
-        return engine
-
-    def _context(self, network: Network) -> Any:
-        if self.fail.pop("context", 0):
-            return None
-        self.contexts += 1
-        context = create_autospec(self.trt.IExecutionContext, instance=True)
-        state = {name: shapes[2] for name, (_, shapes) in network.inputs.items()}
-        most = next(iter(state.values()))[0]
-        addresses: dict[str, int] = {}
-
-        def shape(name: str) -> tuple[int, ...]:
-            count = next(iter(state.values()))[0]
-            return state[name] if name in state else network.shape(name, count)
-
-        def set_shape(name: str, value: Sequence[int]) -> bool:
-            least, _, largest = network.inputs[name][1]
-            state[name] = tuple(value)
-            return all(a <= b <= c for a, b, c in zip(least, value, largest, strict=True))
-
-        def compute(shapes: Mapping[str, tuple[int, ...]]) -> None:
-            given = {
-                name: _array(addresses[name], shapes[name], kind)
-                for name, (kind, _) in network.inputs.items()
-            }
-            for name, value in network.answer(given).items():
-                _array(addresses[name], value.shape, np.float32)[...] = value
-
-        def execute(stream_handle: int) -> bool:
-            self.before_execute()
-            if self.fail.pop("execute", 0):
-                return False
-            shapes = dict(state)
-            self.do(stream_handle, lambda: compute(shapes))
-            return True
-
-        context.set_input_shape.side_effect = set_shape
-        context.get_tensor_shape.side_effect = shape
-        context.get_max_output_size.side_effect = lambda name: (
-            4 * int(np.prod(network.shape(name, most)))
-        )
-        context.set_tensor_address.side_effect = lambda name, memory: (
-            addresses.update({name: memory}) is None
-        )
-        context.execute_async_v3.side_effect = execute
-        return context
+    def _block_at(self, address: int, count: int, kind: str) -> tuple[int, Block]:
+        return int(address), self.block(address, count, kind)
 
 
-class FakePycuda(SimpleNamespace):
+@contextmanager
+def forgiven(gpu: FakeGpu) -> Iterator[None]:
+    """What leaks or breaks a rule in the block is forgotten behind it."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        gpu.set_current(0)
+        gpu.alive.clear()
+        gpu.violations.clear()
+
+
+class FakePycuda:
     """The part of pycuda.driver that is used, over a FakeGpu, with pycuda's stack of contexts.
 
     `fail` names a function whose next call raises pycuda's own error.
@@ -246,32 +273,54 @@ class FakePycuda(SimpleNamespace):
         """pycuda's own."""
 
     def __init__(self, gpu: FakeGpu) -> None:
-        super().__init__(gpu=gpu, stack=[], fail=set())
-        context = SimpleNamespace(push=lambda: self.stack.append(1), pop=lambda: self.stack.pop())
-        device = SimpleNamespace(
-            retain_primary_context=lambda: context,
-            compute_capability=lambda: (8, 9),
-            name=lambda: "NVIDIA Fake 2",
-        )
-        self.Device = type(
-            "Device", (), {"__new__": lambda *_: device, "count": lambda: gpu.devices}
-        )
-        gpu.before_execute = gpu.before_deserialise = self.check  # TensorRT works in the context
+        self.gpu, self.fail = gpu, set[str]()
+        self.stack: list[int] = []
+        outer = self
+
+        class Device:
+            def __init__(self, index: int) -> None:
+                self.index = index
+
+            @staticmethod
+            def count() -> int:
+                return gpu.devices
+
+            def retain_primary_context(self) -> Any:
+                return Context(self.index)
+
+            def compute_capability(self) -> tuple[int, int]:
+                return DEVICES[self.index][1:]
+
+            def name(self) -> str:
+                return DEVICES[self.index][0]
+
+        class Context:
+            def __init__(self, index: int) -> None:
+                self.index = index
+
+            def push(self) -> None:
+                outer.stack.append(gpu.current)
+                gpu.set_current(self.index)
+
+            def pop(self) -> None:
+                gpu.set_current(outer.stack.pop())
+
+        self.Device = Device
 
     def check(self, name: str = "") -> None:
-        assert self.stack, "no current context"
+        self.gpu.require(bool(self.stack), "pycuda has no current context")
         if name in self.fail:
             self.fail.remove(name)
             raise self.Error(f"{name}: out of memory")
 
     def init(self) -> None: ...
 
-    def get_version(self) -> tuple[int, int, int]:
-        return (int(self.gpu.cuda.cudaRuntimeGetVersion()[1]) // 1000, 0, 0)
+    def get_driver_version(self) -> int:
+        return self.gpu.driver
 
     def mem_alloc(self, size: int) -> Any:
         self.check("mem_alloc")
-        address = self.gpu._memory(size, "device")
+        address = self.gpu.take(size, "device")
 
         class DeviceAllocation:
             def __int__(self) -> int:
@@ -279,111 +328,41 @@ class FakePycuda(SimpleNamespace):
 
             def free(allocation) -> None:  # noqa: N805
                 self.check("free")
-                self.gpu._free(address, "device")
+                self.gpu.free(address, "device")
 
         return DeviceAllocation()
 
     def pagelocked_empty(self, size: int, kind: type) -> np.ndarray:
         self.check("pagelocked_empty")
-        address = self.gpu._memory(size, "host")
+        address = self.gpu.take(size, "host")
 
         def free() -> None:
             self.check("free")
-            self.gpu._free(address, "host")
+            self.gpu.free(address, "host")
 
         array = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
         return np.asarray(SimpleNamespace(__array_interface__=array, free=free))
 
     def Stream(self) -> Any:  # noqa: N802
         self.check("Stream")
-        stream = self.gpu._handle("stream")
+        stream = self.gpu.open_stream()
 
         class Stream:
             handle = stream
 
             def synchronize(_) -> None:  # noqa: N805
                 self.check("synchronize")
+                self.gpu.wait(stream)
 
             def __del__(_) -> None:  # noqa: N805
-                self.gpu._free(stream, "stream")
+                self.gpu.close_stream(stream)
 
         return Stream()
 
     def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: Any) -> None:
         self.check("memcpy_htod_async")
-        self.gpu.do(stream.handle, lambda: ctypes.memmove(dest, src.ctypes.data, src.size) and None)
+        self.gpu.copy(dest, src.ctypes.data, src.size, "up", stream.handle)
 
     def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: Any) -> None:
         self.check("memcpy_dtoh_async")
-        self.gpu.do(
-            stream.handle, lambda: ctypes.memmove(dest.ctypes.data, src, dest.size) and None
-        )
-
-
-GIVES = ("cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaGraphInstantiate",
-         "cudaStreamEndCapture", "cudaGetDeviceCount")  # fmt: skip
-
-
-def expected(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keypoints (N, 17, 2) and confidence (N, 17) of the engine's function."""
-    flat = crops.reshape(len(crops), -1)
-    points = np.stack([flat.mean(axis=1), flat.max(axis=1)], axis=1).astype(np.float32)
-    sure = (flat.min(axis=1) / 255).astype(np.float32)
-    return np.repeat(points[:, None], JOINTS, axis=1), np.repeat(sure[:, None], JOINTS, axis=1)
-
-
-def _array(address: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * np.dtype(kind).itemsize
-    block = (ctypes.c_uint8 * size).from_address(address)
-    return np.frombuffer(block, kind).reshape(shape)
-
-
-def _pose(given: Values) -> Values:
-    points, sure = expected(given["crops"])
-    return {"keypoints": points, "confidence": sure}
-
-
-POSE = Network(
-    inputs={"crops": ("uint8", [(n, 64, 48, 3) for n in (1, 2, 4)])},
-    outputs={"keypoints": (-1, JOINTS, 2), "confidence": (-1, JOINTS)},
-    answer=_pose,
-)
-
-
-def write_engine(
-    path: Path,
-    trt: ModuleType,
-    cuda: ModuleType,
-    metadata: Mapping[str, str],
-    *,
-    network: Network = POSE,
-    data: bytes = b"plan",
-    **changes: Any,
-) -> Path:
-    """An engine's file and its passport, as `cfpose-export engine` would leave them."""
-    path.write_bytes(data)
-    passport = Passport(
-        flavour="rtx",
-        flavour_version=trt.__version__,
-        gpu="",
-        sm="",
-        targets=(),
-        cuda_major=int(cuda.cudaRuntimeGetVersion()[1]) // 1000,
-        source="default",
-        source_sha256="",
-        onnx_sha256="",
-        engine_sha256=sha256(data),
-        engine_bytes=len(data),
-        precision="fp32",
-        achieved={},
-        inputs={name: f"{kind} {shapes[2]}" for name, (kind, shapes) in network.inputs.items()},
-        outputs={name: f"float32 {shape}" for name, shape in network.outputs.items()},
-        profile={name: (a, b, c) for name, (_, (a, b, c)) in network.inputs.items()},
-        flags={},
-        metadata=metadata,
-        gate={},
-        command=("cfpose-export", "engine", "--model", "default"),
-        key="",
-    )
-    passport_path(path).write_text(dataclasses.replace(passport, **changes).to_json())
-    return path
+        self.gpu.copy(dest.ctypes.data, src, dest.size, "down", stream.handle)

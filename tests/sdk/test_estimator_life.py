@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cfpose_sdk.backends.onnxruntime import OnnxBackend
 from cfpose_sdk.detectors.base import Detections, PersonFinder
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -56,15 +57,15 @@ def test_a_closed_estimator_says_so(
     pose.close()
 
 
-def test_a_model_that_does_not_open_leaves_no_finder_open(
-    finder_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_finder_that_does_not_open_leaves_no_model_open(
+    pose_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[PersonFinder] = []
-    close = PersonFinder.close
-    monkeypatch.setattr(PersonFinder, "close", lambda self: (closed.append(self), close(self))[1])
+    closed: list[OnnxBackend] = []
+    close = OnnxBackend.close
+    monkeypatch.setattr(OnnxBackend, "close", lambda self: (closed.append(self), close(self))[1])
     with pytest.raises(ArtifactError):
-        PoseEstimator(tmp_path / "gone.onnx", detector=finder_model)
-    assert len(closed) == 1
+        PoseEstimator(pose_model, detector=tmp_path / "gone.onnx")
+    assert [backend.path for backend in closed] == [pose_model]
 
 
 def test_eight_threads_give_exactly_what_one_gives(pose_model: Path, finder_model: Path) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends import Backend, Device, RuntimeOptions
+from cfpose_sdk.backends import Backend, Device, RuntimeOptions, place_of
 from cfpose_sdk.backends.base import Feeds
-from cfpose_sdk.errors import BackendError, InputError
+from cfpose_sdk.errors import BackendError
 from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY
 from cfpose_training.checkpoints.files import load_finder, load_pose, load_tensors
 from cfpose_training.nets.fused import FusedFinder, FusedOutput, FusedPose
@@ -50,7 +50,7 @@ class CheckpointBackend(Backend):
         allow_fallback: bool = False,
     ) -> None:
         if options is not None:
-            options.check_unused(("precision", "spin", "cuda", "cuda_graph", "workers"), "PyTorch")
+            options.check_unused(("precision", "spin", "tf32", "cuda", "workers"), "PyTorch")
         self.path, self._threads = Path(path), threads
         self._again = functools.partial(
             type(self), path, device=device, threads=threads, allow_fallback=allow_fallback
@@ -136,20 +136,25 @@ def _graph_outputs(values: Any) -> tuple[torch.Tensor, ...]:
 
 def _choose(path: Path, device: Device, allow_fallback: bool) -> torch.device:
     """The device to run on. Raises BackendError when it is not there."""
-    if device not in ("auto", "cpu", "cuda", "openvino"):
-        raise InputError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "openvino":
+    kind, index = place_of(device)
+    if kind in ("openvino", "tensorrt"):
         raise BackendError(
-            f"device 'openvino' was asked for, and {path.name} is a checkpoint; export it with: "
+            f"device {device!r} was asked for, and {path.name} is a checkpoint; export it with: "
             f"cfpose-export onnx --checkpoint {path} -o {path.with_suffix('.onnx').name}"
         )
-    reachable = device != "cpu" and torch.cuda.is_available()
-    if device == "cuda" and not reachable:
-        problem = f"PyTorch {torch.__version__} reaches no GPU here; see: nvidia-smi, cfpose doctor"
+    reachable = kind != "cpu" and torch.cuda.is_available()
+    reachable = reachable and (index == 0 or torch.cuda.device_count() > index)
+    if kind == "cuda" and not reachable:
+        which = f"GPU {index}" if index else "GPU"
+        problem = (
+            f"PyTorch {torch.__version__} reaches no {which} here; see: nvidia-smi, cfpose doctor"
+        )
         if not allow_fallback:
             raise BackendError(
-                f"device 'cuda' was asked for, but {problem}. To run on the CPU: device='cpu', or "
-                f"allow_fallback=True"
+                f"device {device!r} was asked for, but {problem}. To run on the CPU: "
+                f"device='cpu', or allow_fallback=True"
             )
         warnings.warn(f"{problem}; running on the CPU", RuntimeWarning, stacklevel=2)
-    return torch.device("cuda" if reachable else "cpu")
+    if not reachable:
+        return torch.device("cpu")
+    return torch.device("cuda", index) if index else torch.device("cuda")

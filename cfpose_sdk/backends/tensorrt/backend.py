@@ -2,239 +2,235 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.backends.base import Backend, Device, Feeds, RuntimeOptions, onnxruntime_type
+from cfpose_sdk.backends.base import (
+    Arrays,
+    Backend,
+    Device,
+    Given,
+    HeldImage,
+    RuntimeOptions,
+    onnxruntime_type,
+    place_of,
+)
 from cfpose_sdk.backends.tensorrt import open_memory
 from cfpose_sdk.backends.tensorrt.cuda import DeviceMemory
-from cfpose_sdk.backends.tensorrt.execution import Tensor, Worker
-from cfpose_sdk.backends.tensorrt.library import EXTRAS, NAMES, open_flavour, open_log
+from cfpose_sdk.backends.tensorrt.engine import LoadedEngine, fitting_profile, within
+from cfpose_sdk.backends.tensorrt.execution import Workers
+from cfpose_sdk.backends.tensorrt.frames import FrameStore
+from cfpose_sdk.backends.tensorrt.library import NAMES, cuda_major, open_flavour
 from cfpose_sdk.backends.tensorrt.passport import (
     Machine,
     Passport,
     check_machine,
     check_runtime,
+    companion_path,
     read_engine,
     rebuild_command,
 )
-from cfpose_sdk.errors import ArtifactError, BackendError, InputError
+from cfpose_sdk.errors import ArtifactError, BackendError
+
+_FRAME = "frame"  # the input that may lie on the device already
 
 
 class TensorrtBackend(Backend):
     """An engine with up to `options.workers` workers, each with context, stream and buffers.
 
-    An engine holds code: open only files that you trust as you trust a program. Raises
-    ArtifactError when engine, passport and ONNX file do not belong together, BackendError when
-    the engine was built for something else or the device fails; both name the command that
+    `device` is the GPU, "cuda" or "cuda:N". `beside`: an open engine whose held images this one
+    takes, where both are on one GPU. An engine holds code: open only files that you trust as you
+    trust a program. Its memory goes back with `close`, or when nobody refers to it any more.
+
+    Raises ArtifactError when engine, passport and ONNX file do not belong together, BackendError
+    when the engine was built for something else or the device fails; both name the command that
     builds it again. Not run on hardware yet.
     """
 
     def __init__(
-        self, path: Path, *, device: Device = "auto", options: RuntimeOptions | None = None
+        self,
+        path: Path,
+        *,
+        device: Device = "auto",
+        options: RuntimeOptions | None = None,
+        beside: Backend | None = None,
     ) -> None:
         options = RuntimeOptions() if options is None else options
-        options.check_unused(("precision", "spin"), "TensorRT")
-        if device not in ("auto", "cuda"):
+        options.check_unused(("precision", "spin", "tf32"), "TensorRT")
+        place = place_of(device)
+        if place.kind not in ("auto", "cuda", "tensorrt"):
             raise BackendError(
                 f"device {device!r} was asked for, and {path.name} runs on an NVIDIA GPU only; "
                 f"use the .onnx file"
             )
         self.path = path
         data, self.passport = read_engine(path)
-        trt, memory = _open_runtime(path, self.passport, options)
-        if options.cuda_graph and not memory.can_capture:
-            raise InputError("cuda_graph needs cuda='cuda-bindings', got cuda='pycuda'")
-        self._memory, self._options = memory, options
-        with memory.current():
-            self._runtime, self._engine = _deserialise(path, self.passport, trt, data)
-        self._tensors = _tensors(trt, self._engine)
-        self.inputs = tuple(tensor.name for tensor in self._tensors[0])
-        self.outputs = tuple(tensor.name for tensor in self._tensors[1])
-        self._check_names()
-        self._empty = {  # shapes of the outputs for no people
-            name: [max(size, 0) for size in self._engine.get_tensor_shape(name)]
-            for name in self.outputs
-        }
+        self.finder = companion_path(path, self.passport)
+        trt, self._memory = _open_runtime(path, self.passport, options, place.gpu)
+        with self._memory.current():
+            loaded = LoadedEngine(path, self.passport, trt, data)
+            self._workers = Workers(loaded, self._memory, options.workers)
+            self._inputs, self._outputs = loaded.inputs, loaded.outputs
+            self._empty = {  # shapes of the outputs for no people
+                tensor.name: [max(side, 0) for side in loaded.engine.get_tensor_shape(tensor.name)]
+                for tensor in loaded.outputs
+            }
+        self.inputs = tuple(tensor.name for tensor in self._inputs)
+        self.outputs = tuple(tensor.name for tensor in self._outputs)
+        self._frames = self._frame_store(beside)
+        self.store = self._frames
+        self._dropped = weakref.finalize(self, _drop, self._workers, self._frames)
+        try:
+            self._check_engine()
+        except BaseException:
+            self._dropped()
+            raise
         self.metadata = dict(self.passport.metadata)
         self.provider = (
             f"{NAMES[self.passport.flavour]} {trt.__version__} {self.passport.precision} "
-            f"on {memory.gpu().name}"
+            f"on {self._memory.gpu().name}"
         )
         self._set_limits()
-        self.input_types = {t.name: onnxruntime_type(t.dtype) for t in self._tensors[0]}
-        self._idle: list[Worker] = []
-        self._made = self._busy = 0
-        self._condition = threading.Condition()
 
-    def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        if self._engine is None:
-            raise BackendError(f"{self.path.name} is closed; open it again")
-        arrays = {name: np.asarray(array) for name, array in feeds.items()}
-        if self._check(arrays):
-            return self._no_people()
-        with self._memory.current(), self._borrowed() as worker:
-            return worker.run(arrays)
+    def hold(self, image: NDArray[np.uint8]) -> HeldImage | None:
+        """The image in the GPU's memory, for this engine and those that share its `store`."""
+        self._workers.check_open()
+        if self._frames is None or min(image.shape[:2]) < self.least_side:
+            return None
+        return self._frames.hold(image)
+
+    def _run(self, feeds: Given) -> Arrays:
+        self._workers.check_open()
+        values = {n: v if isinstance(v, HeldImage) else np.asarray(v) for n, v in feeds.items()}
+        if self._check(values):
+            return {t.name: np.zeros(self._empty[t.name], t.dtype) for t in self._outputs}
+        with contextlib.ExitStack() as stack:
+            frame = values.get(_FRAME)
+            if self._frames is not None and not isinstance(frame, HeldImage):
+                try:
+                    held = self._frames.hold(np.asarray(frame))
+                except BackendError as error:
+                    raise BackendError(f"{self.path.name} failed to run: {error}") from error
+                stack.callback(held.close)
+                values[_FRAME] = held
+            with self._memory.current(), self._workers.lent() as worker:
+                return worker.run(values)
 
     def close(self) -> None:
         """Free the engine and all its memory. Raises BackendError while a run goes on."""
-        with self._condition:
-            if self._busy:
-                raise BackendError(
-                    f"{self.path.name} is running in another thread; close it when that has ended"
-                )
-            workers, self._idle, self._made = self._idle, [], 0
-            engine, self._engine = self._engine, None
-            self._condition.notify_all()
-        failures = []
-        with self._memory.current():
-            for worker in workers:
-                try:
-                    worker.close()
-                except BackendError as error:
-                    failures.append(error)
-            del engine  # after the contexts of its workers, and before its runtime
-            self._runtime = None
-        if failures:
-            raise failures[0]
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._leave)  # also when the workers could not free all of theirs
+            self._workers.close()
 
-    def _check_names(self) -> None:
-        """Raise ArtifactError unless the engine has the passport's inputs and outputs."""
+    def _leave(self) -> None:
+        if self._workers.closed and self._dropped.detach() is not None and self._frames is not None:
+            self._frames.leave()
+
+    def _frame_store(self, beside: Backend | None) -> FrameStore | None:
+        """Where frames are held: the neighbour's, or one of its own; None for crops."""
+        if _FRAME not in self.inputs:
+            return None
+        shared = getattr(beside, "store", None)
+        if isinstance(shared, FrameStore) and shared.memory.index == self._memory.index:
+            return shared.join()
+        return FrameStore(self._memory).join()
+
+    def _check_engine(self) -> None:
+        """Raise ArtifactError unless the engine has the passport's inputs, outputs and profiles."""
         passport = self.passport
-        if (set(self.inputs), set(self.outputs)) != (set(passport.profile), set(passport.outputs)):
+        profiles = [
+            {tensor.name: tensor.ranges[index] for tensor in self._inputs}
+            for index in range(len(self._inputs[0].ranges))
+        ]
+        if set(self.outputs) != set(passport.outputs) or profiles != list(passport.profiles):
             raise ArtifactError(
-                f"{self.path} has {self.inputs} → {self.outputs}, its passport says otherwise; "
-                f"run: {rebuild_command(self.path, passport)}"
+                f"{self.path} has {self.inputs} → {self.outputs} and profiles {profiles}, its "
+                f"passport says otherwise; run: {rebuild_command(self.path, passport)}"
             )
 
     def _set_limits(self) -> None:
-        """`max_batch` and `input_shapes`, from the passport's profile."""
-        profile = self.passport.profile
-        self.max_batch = min(
-            (profile[name][2][0] for name in self.inputs if name in ("crops", "boxes")),
+        """`max_batch`, `input_shapes` and `input_types`, from all profiles together."""
+        self.input_types = {t.name: onnxruntime_type(t.dtype) for t in self._inputs}
+        self.max_batch = max(
+            (
+                most[0]
+                for tensor in self._inputs
+                if tensor.name in ("crops", "boxes")
+                for _, _, most in tensor.ranges
+            ),
             default=None,
         )
+        self.least_side = min(
+            (min(tensor.ranges[0][0][:2]) for tensor in self._inputs if tensor.name == _FRAME),
+            default=self.least_side,
+        )
         self.input_shapes = {
-            name: tuple(a if a == c else None for a, _, c in zip(*profile[name], strict=True))
-            for name in self.inputs
+            tensor.name: tuple(
+                sides.pop() if len(sides) == 1 else None
+                for sides in (
+                    {shape[axis] for range_ in tensor.ranges for shape in range_}
+                    for axis in range(len(tensor.ranges[0][0]))
+                )
+            )
+            for tensor in self._inputs
         }
 
-    def _check(self, arrays: dict[str, NDArray[Any]]) -> bool:
+    def _check(self, values: dict[str, NDArray[Any] | HeldImage]) -> bool:
         """Raise BackendError for what the engine does not take; whether there is nothing to run."""
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
         empty = False
-        for tensor in self._tensors[0]:
-            array, (least, _, most) = arrays[tensor.name], self.passport.profile[tensor.name]
-            if array.dtype != tensor.dtype:
+        for tensor in self._inputs:
+            value, shape = values[tensor.name], shapes[tensor.name]
+            kind = np.dtype(np.uint8) if isinstance(value, HeldImage) else value.dtype
+            if kind != tensor.dtype:
                 raise BackendError(
                     f"{self.path.name} failed to run: {tensor.name} must be {tensor.dtype}, "
-                    f"got {array.dtype}"
+                    f"got {kind}"
                 )
-            low = (0, *least[1:]) if array.ndim and array.shape[0] == 0 else least
-            inside = array.ndim == len(most) and all(
-                small <= size <= large
-                for small, size, large in zip(low, array.shape, most, strict=True)
-            )
-            if not inside:
+            if shape and shape[0] == 0:
+                shapes[tensor.name] = (tensor.ranges[0][0][0], *shape[1:])
+                empty = True
+            if not any(within(shapes[tensor.name], range_) for range_ in tensor.ranges):
+                least, _, most = tensor.ranges[-1]
                 raise BackendError(
-                    f"{self.path.name} failed to run: {tensor.name} has shape {array.shape}, and "
-                    f"the engine's profile goes from {least} to {most}; feed less at once, or "
-                    f"build it with another profile: {rebuild_command(self.path, self.passport)}"
+                    f"{self.path.name} failed to run: {tensor.name} has shape {shape}, and "
+                    f"the engine's profiles go from {least} to {most}; feed less at once, or "
+                    f"build it with others: {rebuild_command(self.path, self.passport)}"
                 )
-            empty = empty or array.size == 0
+        if fitting_profile(self._inputs, shapes) is None:
+            raise BackendError(
+                f"{self.path.name} failed to run: no profile takes {shapes} together, though each "
+                f"alone; feed less at once"
+            )
         return empty
 
-    def _no_people(self) -> dict[str, NDArray[Any]]:
-        """The outputs of an empty batch, which engines do not take."""
-        return {t.name: np.zeros(self._empty[t.name], t.dtype) for t in self._tensors[1]}
 
-    @contextmanager
-    def _borrowed(self) -> Iterator[Worker]:
-        """A worker for this thread; one that failed is freed, and the next run makes a new one."""
-        worker: Worker | None = None
-        with self._condition:
-            while not self._idle and self._made >= self._options.workers:
-                self._condition.wait()
-            if self._engine is None:
-                raise BackendError(f"{self.path.name} is closed; open it again")
-            if self._idle:
-                worker = self._idle.pop()
-            else:
-                self._made += 1
-            self._busy += 1
-        good = False
-        try:
-            if worker is None:
-                graphs = self._options.cuda_graph
-                worker = Worker(self._engine, self._memory, *self._tensors, graphs=graphs)
-            yield worker
-            good = True
-        except BackendError as error:
-            raise BackendError(f"{self.path.name} failed to run: {error}") from error
-        finally:
-            with self._condition:
-                self._busy -= 1
-                if good and worker is not None:
-                    self._idle.append(worker)
-                else:
-                    self._made -= 1
-                self._condition.notify()
-            if not good and worker is not None:
-                _discard(worker)
-
-
-def _discard(worker: Worker) -> None:
-    try:
-        worker.close()
-    except BackendError:
-        return  # the error of the run itself is being raised, and says more
+def _drop(workers: Workers, frames: FrameStore | None) -> None:
+    """Free what nobody closed. Nobody is there to hear of a failure either."""
+    with contextlib.suppress(BackendError):
+        workers.close()
+    if frames is not None:
+        with contextlib.suppress(BackendError):
+            frames.leave()
 
 
 def _open_runtime(
-    path: Path, passport: Passport, options: RuntimeOptions
+    path: Path, passport: Passport, options: RuntimeOptions, index: int
 ) -> tuple[Any, DeviceMemory]:
     """The library and the device, both what the passport asks for."""
-    why, extra = f"running {path.name}", EXTRAS[passport.flavour]
-    trt = open_flavour(passport.flavour, why)
-    check_runtime(path, passport, passport.flavour, trt.__version__)
+    flavour, why = passport.flavour, f"running {path.name}"
+    trt = open_flavour(flavour, why)
+    check_runtime(path, passport, flavour, trt.__version__)
     try:
-        memory = open_memory(options.cuda, extra=extra, why=why)
+        memory = open_memory(options.cuda, flavour=flavour, why=why, index=index)
         gpu = memory.gpu()
     except BackendError as error:
         raise BackendError(f"{path.name} cannot run: {error}; or use the .onnx file") from error
-    here = Machine(passport.flavour, trt.__version__, gpu.name, gpu.sm, gpu.cuda_major)
+    here = Machine(flavour, trt.__version__, gpu.name, gpu.sm, cuda_major(flavour, why))
     check_machine(path, passport, here)
     return trt, memory
-
-
-def _deserialise(path: Path, passport: Passport, trt: Any, data: bytes) -> tuple[Any, Any]:
-    log = open_log(trt)
-    log.recent.clear()
-    runtime = trt.Runtime(log)
-    engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        reason = "; ".join(log.recent) or "it does not say why"
-        raise BackendError(
-            f"{NAMES[passport.flavour]} cannot open {path}: {reason}; "
-            f"run: {rebuild_command(path, passport)}"
-        )
-    return runtime, engine
-
-
-def _tensors(trt: Any, engine: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs, in the engine's order."""
-    inputs, outputs = [], []
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            limit = tuple(engine.get_tensor_profile_shape(name, 0)[2])
-            inputs.append(Tensor(name, dtype, limit))
-        else:
-            outputs.append(Tensor(name, dtype))
-    return inputs, outputs

@@ -1,44 +1,55 @@
-"""GPU memory, streams and graphs of CUDA, as far as engines need them; with cuda-bindings.
+"""GPU memory and streams of CUDA, as far as engines need them; with cuda-bindings.
 
-Addresses, streams and graphs are integers, as TensorRT takes them. Every failure is a BackendError.
+Addresses and streams are integers, as TensorRT takes them. Every failure is a BackendError.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.errors import BackendError, require
+from cfpose_sdk.errors import BackendError
 
 Bytes = NDArray[np.uint8]
-NO_DRIVER = "this machine has no NVIDIA driver, or one older than its CUDA packages need"
+DRIVERS = {12: "r535", 13: "r580"}  # CUDA's major version → the first driver that TensorRT takes
 _INSUFFICIENT_DRIVER, _NO_DEVICE = 35, 100  # cudaError_t
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first device: its name, compute capability as "8.9", and CUDA's major version."""
+    """A device: its name, compute capability as "8.9", and number."""
 
     name: str
     sm: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """What needs CUDA of a major version: the package as pip knows it."""
+
+    package: str
     cuda_major: int
 
 
 class DeviceMemory(ABC):
-    """The CUDA calls that a worker needs, in the primary context of the first device."""
+    """The CUDA calls that a worker needs, in the primary context of one device.
 
-    can_capture = True  # CUDA graphs
+    All of them, and all calls of TensorRT, belong into `with memory.current():`.
+    """
 
+    index: int
+
+    @abstractmethod
     def current(self) -> AbstractContextManager[None]:
-        """In it TensorRT works in the context that the memory belongs to, whatever the caller's."""
-        return nullcontext()
+        """In it the device is this thread's current one; afterwards the earlier one is again."""
 
     @abstractmethod
     def gpu(self) -> Gpu:
@@ -70,55 +81,75 @@ class DeviceMemory(ABC):
 
     @abstractmethod
     def upload(self, address: int, array: Bytes, stream: int) -> None:
-        """Begin to copy pinned bytes to the device."""
+        """Begin to copy pinned bytes to the device; they must stay as they are until `wait`."""
 
     @abstractmethod
     def download(self, array: Bytes, address: int, stream: int) -> None:
-        """Begin to copy bytes of the device into pinned ones."""
+        """Begin to copy bytes of the device into pinned ones; they are there after `wait`."""
 
     @abstractmethod
     def wait(self, stream: int) -> None:
         """Return when all that was begun on the stream has ended."""
 
-    def begin_capture(self, stream: int) -> None:
-        """Record what is begun on the stream from now on, instead of doing it."""
-        raise BackendError(f"{type(self).__name__} has no CUDA graphs; use cuda='cuda-bindings'")
 
-    def end_capture(self, stream: int) -> int:
-        """The recorded graph, ready to launch."""
-        raise BackendError(f"{type(self).__name__} has no CUDA graphs; use cuda='cuda-bindings'")
+def driver_problem(driver: int, needs: tuple[Need, ...]) -> str | None:
+    """Why the NVIDIA driver does not do, and what to install; None: it does.
 
-    def launch(self, graph: int, stream: int) -> None:
-        """Begin to do what was recorded."""
-        raise BackendError(f"{type(self).__name__} has no CUDA graphs; use cuda='cuda-bindings'")
-
-    def free_graph(self, graph: int) -> None:
-        """Give back what `end_capture` gave."""
-        raise BackendError(f"{type(self).__name__} has no CUDA graphs; use cuda='cuda-bindings'")
-
-
-def cuda_major(*, extra: str, why: str) -> int:
-    """CUDA's major version as cuda-bindings has it; needs no driver."""
-    require("cuda", "cuda.bindings", extra=extra, why=why)
-    code, version = importlib.import_module("cuda.bindings.runtime").cudaRuntimeGetVersion()
-    if int(code) != 0:
-        raise BackendError(f"cuda-bindings does not tell its CUDA version (error {int(code)})")
-    return int(version) // 1000
+    `driver`: the newest CUDA that it knows, as CUDA counts: 12040 is 12.4; 0: there is no driver.
+    """
+    for need in needs:
+        least = DRIVERS.get(need.cuda_major, "a newer one")
+        if driver == 0:
+            return (
+                f"this machine has no NVIDIA driver; {need.package} needs {least} or newer; "
+                "see: nvidia-smi"
+            )
+        if driver // 1000 < need.cuda_major:
+            older = driver // 1000
+            advice = f"install the driver {least} or newer"
+            if older in DRIVERS:
+                advice += (
+                    f", or the packages for CUDA {older}, in a new environment: "
+                    f"pip install 'cfpose-sdk[tensorrt-cu{older}]'"
+                )
+            return (
+                f"the NVIDIA driver here knows CUDA up to {older}.{driver % 1000 // 10}, and "
+                f"{need.package} is for CUDA {need.cuda_major}; {advice}"
+            )
+    return None
 
 
 class CudaBindings(DeviceMemory):
-    """Through `cuda.bindings.runtime`, which shares the primary context with PyTorch."""
+    """Through `cuda.bindings.runtime`, which shares the primary context with PyTorch.
 
-    def __init__(self, runtime: Any) -> None:
-        self._cuda = runtime
-        if self._call("cudaGetDeviceCount") == 0:
-            raise BackendError("this machine has no NVIDIA GPU that CUDA can see")
+    `needs`: what else must fit the driver. Raises BackendError without driver or GPU `index`.
+    """
+
+    def __init__(self, runtime: Any, index: int = 0, needs: tuple[Need, ...] = ()) -> None:
+        self._cuda, self.index = runtime, index
+        own = Need("cuda-bindings", int(self._call("cudaRuntimeGetVersion")) // 1000)
+        if problem := driver_problem(int(self._call("cudaDriverGetVersion")), (*needs, own)):
+            raise BackendError(problem)
+        count = self._call("cudaGetDeviceCount")
+        if index >= count:
+            raise BackendError(missing_gpu(index, int(count)))
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The thread's device is set, and restored where it was another."""
+        before = int(self._call("cudaGetDevice"))
+        if before != self.index:
+            self._call("cudaSetDevice", self.index)
+        try:
+            yield
+        finally:
+            if before != self.index:
+                self._call("cudaSetDevice", before)
 
     def gpu(self) -> Gpu:
-        properties = self._call("cudaGetDeviceProperties", 0)
-        version = self._call("cudaRuntimeGetVersion")
+        properties = self._call("cudaGetDeviceProperties", self.index)
         name = bytes(properties.name).split(b"\0")[0].decode(errors="replace")
-        return Gpu(name, f"{properties.major}.{properties.minor}", int(version) // 1000)
+        return Gpu(name, f"{properties.major}.{properties.minor}", self.index)
 
     def allocate(self, size: int) -> int:
         return int(self._call("cudaMalloc", size))
@@ -151,44 +182,28 @@ class CudaBindings(DeviceMemory):
     def wait(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
-    def begin_capture(self, stream: int) -> None:
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", stream, mode)
-
-    def end_capture(self, stream: int) -> int:
-        graph = self._call("cudaStreamEndCapture", stream)
-        try:
-            launchable = int(self._call("cudaGraphInstantiate", graph, 0))
-        except BackendError:
-            with suppress(BackendError):
-                self._call("cudaGraphDestroy", graph)
-            raise
-        try:
-            self._call("cudaGraphDestroy", graph)
-        except BackendError:
-            with suppress(BackendError):
-                self.free_graph(launchable)
-            raise
-        return launchable
-
-    def launch(self, graph: int, stream: int) -> None:
-        self._call("cudaGraphLaunch", graph, stream)
-
-    def free_graph(self, graph: int) -> None:
-        self._call("cudaGraphExecDestroy", graph)
-
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime; its values without the leading error code."""
         code, *values = getattr(self._cuda, name)(*arguments)
         if int(code) == 0:
             return values[0] if values else None
         if int(code) == _INSUFFICIENT_DRIVER:
-            raise BackendError(f"{NO_DRIVER}; see: nvidia-smi")
+            raise BackendError(
+                "this machine has no NVIDIA driver, or one older than its CUDA packages need; "
+                "see: nvidia-smi"
+            )
         if int(code) == _NO_DEVICE:
-            raise BackendError("this machine has no NVIDIA GPU that CUDA can see; see: nvidia-smi")
+            raise BackendError(missing_gpu(self.index, 0))
         _, label = self._cuda.cudaGetErrorName(code)
         _, text = self._cuda.cudaGetErrorString(code)
         raise BackendError(f"{name} failed: {_text(label)}, {_text(text)}; see: nvidia-smi")
+
+
+def missing_gpu(index: int, count: int) -> str:
+    """The error's text where GPU `index` is asked for and CUDA sees `count`."""
+    if count == 0:
+        return "this machine has no NVIDIA GPU that CUDA can see; see: nvidia-smi"
+    return f"cuda:{index} was asked for, and CUDA sees cuda:0 to cuda:{count - 1} alone"
 
 
 def _text(value: Any) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 from collections import deque
 from typing import Any, Literal
 
+from cfpose_sdk.backends.tensorrt.cuda import Need
 from cfpose_sdk.errors import (
     BackendError,
     InputError,
@@ -20,6 +22,13 @@ Flavour = Literal["tensorrt", "rtx"]
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 EXTRAS: dict[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_CUDA_MAJORS = range(11, 17)  # that a package of TensorRT may be for
+_SHOWN = 4  # last errors of the library's log in an error of ours
+
+
+def installed_flavours() -> list[Flavour]:
+    """The flavours whose package is there; none is imported."""
+    return [f for f, module in MODULES.items() if importlib.util.find_spec(module) is not None]
 
 
 def choose_flavour(choice: Flavour | Literal["auto"]) -> Flavour:
@@ -29,7 +38,7 @@ def choose_flavour(choice: Flavour | Literal["auto"]) -> Flavour:
     """
     if choice != "auto":
         return choice
-    installed = [f for f, module in MODULES.items() if importlib.util.find_spec(module) is not None]
+    installed = installed_flavours()
     if not installed:
         raise MissingDependencyError(
             "building an engine needs TensorRT or TensorRT-RTX, and neither is installed; run: "
@@ -56,11 +65,54 @@ def open_flavour(flavour: Flavour, why: str) -> Any:
         ) from error
 
 
+def needs_of(flavour: Flavour) -> tuple[Need, ...]:
+    """The CUDA that the installed package of a flavour is for, by the name of its distribution.
+
+    (): it does not say, as where TensorRT came with the system (JetPack).
+    """
+    name = MODULES[flavour].replace("_", "-")
+    found = [
+        Need(f"{name}-cu{major}", major)
+        for major in _CUDA_MAJORS
+        if any(_is_distribution(f"{name}-cu{major}{part}") for part in ("", "-bindings", "-libs"))
+    ]
+    return tuple(found)
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def cuda_major(flavour: Flavour, why: str) -> int:
+    """CUDA's major version that the installed TensorRT is for; cuda-bindings' where it is silent.
+
+    Needs no driver. Raises BackendError where packages for two of them are installed.
+    """
+    needs = needs_of(flavour)
+    if len(needs) > 1:
+        raise BackendError(
+            f"{' and '.join(need.package for need in needs)} are both installed and overwrite each "
+            f"other; uninstall both, then install one"
+        )
+    if needs:
+        return needs[0].cuda_major
+    require("cuda", "cuda.bindings", extra=EXTRAS[flavour], why=why)
+    code, version = importlib.import_module("cuda.bindings.runtime").cudaRuntimeGetVersion()
+    if int(code) != 0:
+        raise BackendError(f"cuda-bindings does not tell its CUDA version (error {int(code)})")
+    return int(version) // 1000
+
+
 @functools.cache
 def open_log(trt: Any) -> Any:
     """The logger of a flavour: one a process, because the library keeps the first that it gets.
 
-    Warnings and errors go to Python's logger "cfpose.tensorrt"; `recent` holds the last errors.
+    Warnings and errors go to Python's logger "cfpose.tensorrt". `mark()` is a place in the log, and
+    `since(mark)` the last errors after it, as the end of a sentence.
     """
     python = logging.getLogger("cfpose.tensorrt")
     serious = {trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR}
@@ -68,13 +120,22 @@ def open_log(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.recent: deque[str] = deque(maxlen=20)
+            self._recent: deque[tuple[int, str]] = deque(maxlen=20)
+            self._count = 0
 
         def log(self, severity: Any, message: str) -> None:
             if severity in serious:
-                self.recent.append(message.strip())
+                self._count += 1
+                self._recent.append((self._count, " ".join(message.split())))
                 python.debug("%s", message)  # the error that we raise holds it
             elif severity == trt.ILogger.WARNING:
                 python.warning("%s", message)
+
+        def mark(self) -> int:
+            return self._count
+
+        def since(self, mark: int) -> str:
+            said = [text for number, text in list(self._recent) if number > mark][-_SHOWN:]
+            return f"; {trt.__name__} says: {' | '.join(said)}" if said else ""
 
     return Log()

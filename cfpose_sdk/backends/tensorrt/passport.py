@@ -10,16 +10,19 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from cfpose_sdk.backends.tensorrt.library import Flavour
 from cfpose_sdk.errors import ArtifactError, BackendError
 from cfpose_sdk.files import check_model_file, digest_of, sha256
 
-PASSPORT_VERSION = 1
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # minimum, best, maximum
+PASSPORT_VERSION = 2
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, Shape, Shape]  # minimum, best, maximum
+# GPUs beside that of the build for which TensorRT may be asked to build, as the builder names them
+Compatible = Literal["", "same-sm", "ampere-plus"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,16 @@ class Machine:
     flavour_version: str
     gpu: str  # the device's name
     sm: str  # its compute capability, as "8.9"
-    cuda_major: int
+    cuda_major: int  # that TensorRT was built with
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The engine that was built to go along, in the same folder."""
+
+    role: Literal["finder", "pose"]
+    file: str  # its name
+    key: str  # of its passport
 
 
 @dataclass(frozen=True)
@@ -52,12 +64,15 @@ class Passport:
     achieved: Mapping[str, Mapping[str, Mapping[str, int]]]  # scope → type → kind of layer → count
     inputs: Mapping[str, str]  # name → type and shape
     outputs: Mapping[str, str]
-    profile: Mapping[str, Shapes]
+    profiles: tuple[Mapping[str, Shapes], ...]  # the first that takes a run is used
     flags: Mapping[str, Any]
     metadata: Mapping[str, str]  # the ONNX file's, the spec among it
     gate: Mapping[str, Any]  # the proof of the graph that was built
     command: tuple[str, ...]  # builds it again, when -o and a path are added
     key: str  # hash of everything that the engine depends on
+    companion: Companion | None = None
+    # how far the engine was from its graph on the GPU of the build; "run": whether one was there
+    proof: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One JSON object; the metadata's JSON texts become values."""
@@ -139,6 +154,23 @@ def read_engine(engine: Path) -> tuple[bytes, Passport]:
     return data, passport
 
 
+def companion_path(engine: Path, passport: Passport) -> Path | None:
+    """The engine of the finder that goes along with a pose engine, or None where none does.
+
+    Raises ArtifactError where the file is not there, or is not the one that was built with it.
+    """
+    companion = passport.companion
+    if companion is None or companion.role != "finder":
+        return None
+    path = engine.with_name(companion.file)
+    again = f"run: {rebuild_command(engine, passport)}; or give a detector"
+    if not path.is_file():
+        raise ArtifactError(f"{engine} goes with the finder {path}, which is not there; {again}")
+    if read_passport(path).key != companion.key:
+        raise ArtifactError(f"{path} is not the finder that {engine} was built with; {again}")
+    return path
+
+
 def check_source(engine: Path, passport: Passport) -> None:
     """Raise ArtifactError when the engine's ONNX file lies beside it and has changed since."""
     source = engine.parent / Path(passport.source).name
@@ -162,17 +194,28 @@ def check_runtime(engine: Path, passport: Passport, flavour: Flavour, version: s
 
 
 def check_machine(engine: Path, passport: Passport, here: Machine) -> None:
-    """Raise BackendError unless the engine was built for this TensorRT, GPU and CUDA."""
+    """Raise BackendError unless the engine was built for this TensorRT, GPU and CUDA.
+
+    What TensorRT-RTX's default set holds is not judged: its runtime says whether it takes the GPU.
+    """
     check_runtime(engine, passport, here.flavour, here.flavour_version)
-    if passport.flavour == "tensorrt":
-        built = f"{passport.gpu} (SM {passport.sm})"
-        fits = (passport.gpu, passport.sm) == (here.gpu, here.sm)
+    compatible = passport.flags.get("compatible", "")
+    built, fits = f"{passport.gpu} (SM {passport.sm})", True
+    if passport.flavour == "rtx":
+        built = f"SM {', '.join(passport.targets)}"
+        fits = here.sm in passport.targets or not passport.targets
+    elif compatible == "ampere-plus":
+        built, fits = "SM 8.0 and later", _number(here.sm) >= (8, 0)
+    elif compatible == "same-sm":
+        built, fits = f"SM {passport.sm}", here.sm == passport.sm
     else:
-        built = f"SM {', '.join(passport.targets)}" if passport.targets else "SM 8.0 and later"
-        fits = here.sm in passport.targets if passport.targets else _number(here.sm) >= (8, 0)
+        fits = (passport.gpu, passport.sm) == (here.gpu, here.sm)
     problem = "" if fits else f"for {built}, and here is {here.gpu} (SM {here.sm})"
     if fits and passport.cuda_major != here.cuda_major:
-        problem = f"with CUDA {passport.cuda_major}, and here is CUDA {here.cuda_major}"
+        problem = (
+            f"by a TensorRT for CUDA {passport.cuda_major}, and here is one for CUDA "
+            f"{here.cuda_major}"
+        )
     if problem:
         raise BackendError(
             f"{engine} was built {problem}; run: {rebuild_command(engine, passport)}"
@@ -186,7 +229,7 @@ def _typed(record: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(record[name], list):
             raise ValueError(f"{name} must be a list")
         values[name] = tuple(str(item) for item in record[name])
-    for name in ("achieved", "inputs", "outputs", "flags", "gate", "metadata", "profile"):
+    for name in ("achieved", "inputs", "outputs", "flags", "gate", "metadata", "proof"):
         if not isinstance(record[name], dict):
             raise ValueError(f"{name} must be an object")
     for name in ("cuda_major", "engine_bytes"):
@@ -197,7 +240,13 @@ def _typed(record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{bad} must be text")
     if record["flavour"] not in get_args(Flavour):
         raise ValueError(f"flavour must be one of {get_args(Flavour)}, got {record['flavour']!r}")
-    values["profile"] = {name: _shapes(rows) for name, rows in record["profile"].items()}
+    if not isinstance(record["profiles"], list) or not record["profiles"]:
+        raise ValueError("profiles must be a list of one or more")
+    values["profiles"] = tuple(
+        {name: _shapes(rows) for name, rows in profile.items()} for profile in record["profiles"]
+    )
+    if record["companion"] is not None:
+        values["companion"] = Companion(**record["companion"])
     values["metadata"] = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for name, value in record["metadata"].items()

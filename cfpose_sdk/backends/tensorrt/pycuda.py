@@ -8,68 +8,74 @@ from typing import Any
 
 import numpy as np
 
-from cfpose_sdk.backends.tensorrt.cuda import Bytes, DeviceMemory, Gpu
+from cfpose_sdk.backends.tensorrt.cuda import (
+    Bytes,
+    DeviceMemory,
+    Gpu,
+    Need,
+    driver_problem,
+    missing_gpu,
+)
 from cfpose_sdk.errors import BackendError
 
 
 class PyCuda(DeviceMemory):
-    """The primary context, current while something is done in it alone. No CUDA graphs."""
+    """The primary context, current while something is done in it alone."""
 
-    can_capture = False
-
-    def __init__(self, driver: Any) -> None:
-        self._cuda = driver
+    def __init__(self, driver: Any, index: int = 0, needs: tuple[Need, ...] = ()) -> None:
+        self._cuda, self.index = driver, index
         self._kept: dict[int, Any] = {}  # pycuda frees what it gave when the object dies
         with self._errors():
             driver.init()
-            if driver.Device.count() == 0:
-                raise BackendError("this machine has no NVIDIA GPU that CUDA can see")
-            self._device = driver.Device(0)
+            if problem := driver_problem(int(driver.get_driver_version()), needs):
+                raise BackendError(problem)
+            if index >= driver.Device.count():
+                raise BackendError(missing_gpu(index, int(driver.Device.count())))
+            self._device = driver.Device(index)
             self._context = self._device.retain_primary_context()
 
     def gpu(self) -> Gpu:
         with self._errors():
             major, minor = self._device.compute_capability()
-            version = self._cuda.get_version()[0]
-            return Gpu(str(self._device.name()), f"{major}.{minor}", int(version))
+            return Gpu(str(self._device.name()), f"{major}.{minor}", self.index)
 
     def allocate(self, size: int) -> int:
-        with self.current():
+        with self._errors():
             return self._keep(self._cuda.mem_alloc(size))
 
     def free(self, address: int) -> None:
-        with self.current():
+        with self._errors():
             self._kept.pop(address).free()
 
     def pin(self, size: int) -> Bytes:
-        with self.current():
+        with self._errors():
             array: Bytes = self._cuda.pagelocked_empty(size, np.uint8)
             return array
 
     def unpin(self, array: Bytes) -> None:
-        with self.current():
+        with self._errors():
             array.base.free()  # type: ignore[union-attr]
 
     def open_stream(self) -> int:
-        with self.current():
+        with self._errors():
             stream = self._cuda.Stream()
             self._kept[int(stream.handle)] = stream
             return int(stream.handle)
 
     def close_stream(self, stream: int) -> None:
-        with self.current():
+        with self._errors():
             del self._kept[stream]
 
     def upload(self, address: int, array: Bytes, stream: int) -> None:
-        with self.current():
+        with self._errors():
             self._cuda.memcpy_htod_async(address, array, self._kept[stream])
 
     def download(self, array: Bytes, address: int, stream: int) -> None:
-        with self.current():
+        with self._errors():
             self._cuda.memcpy_dtoh_async(array, address, self._kept[stream])
 
     def wait(self, stream: int) -> None:
-        with self.current():
+        with self._errors():
             self._kept[stream].synchronize()
 
     def _keep(self, allocation: Any) -> int:

@@ -10,15 +10,22 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 
+from cfpose_export.engines.options import (
+    COMPATIBLE,
+    TARGETS,
+    BuildOptions,
+    Report,
+    monitored,
+    profiles_of,
+)
 from cfpose_export.graph.rules import OPSET, SCOPES_KEY, check_graph, element_types, fp16_twin
 from cfpose_sdk.backends.tensorrt.library import NAMES, Flavour, open_flavour, open_log
 from cfpose_sdk.backends.tensorrt.passport import Shapes
-from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.errors import ExportError
 from cfpose_sdk.files import write_file
 
 END_TYPES = ("float32", "uint8")  # of inputs and outputs, by contract
@@ -131,35 +138,6 @@ def scope_of(node: onnx.NodeProto) -> str:
     return "graph"
 
 
-TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120",
-           "12.1": "SM121"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build. Of (smallest, best, largest) each; engines are tuned for the middle one."""
-
-    flavour: Flavour | Literal["auto"] = "auto"
-    people: tuple[int, int, int] = (1, 8, 32)  # crops, or boxes of a frame
-    width: tuple[int, int, int] = (64, 1920, 3840)  # of a frame, in pixels
-    height: tuple[int, int, int] = (64, 1080, 2160)
-    targets: tuple[str, ...] = ()  # TensorRT-RTX: compute capabilities; () is its default set
-    tf32: bool = False  # let float32 convolutions and products round their inputs to 10 bits
-    level: int | None = None  # of optimisation, 0 to 5; None is the builder's own
-    timing_cache: Path | None = None  # TensorRT: measured kernels, kept between builds
-
-    def __post_init__(self) -> None:
-        for name in ("people", "width", "height"):
-            sizes = getattr(self, name)
-            if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-                raise InputError(
-                    f"{name} must be smallest, best and largest in this order and from 1 on, "
-                    f"got {sizes}"
-                )
-        if unknown := sorted(set(self.targets) - set(TARGETS)):
-            raise InputError(f"targets must be of {list(TARGETS)}, got {unknown}")
-
-
 @dataclass(frozen=True)
 class Built:
     """An engine, and the facts about it that need no GPU."""
@@ -167,7 +145,7 @@ class Built:
     engine: bytes
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
-    profile: Mapping[str, Shapes]
+    profiles: tuple[Mapping[str, Shapes], ...]
     achieved: Achieved
 
 
@@ -201,28 +179,36 @@ def check_buildable(model: onnx.ModelProto) -> None:
     check_graph(model, inputs[0] if len(inputs) == 1 else inputs, outputs)
 
 
-def build(model: onnx.ModelProto, flavour: Flavour, options: BuildOptions) -> Built:
+def build(
+    model: onnx.ModelProto, flavour: Flavour, options: BuildOptions, report: Report | None = None
+) -> Built:
     """Parse, check what came out, and build; needs a GPU with TensorRT, none with TensorRT-RTX.
+
+    `report` gets a line for each step of the build, which may take minutes.
 
     Raises ExportError with the nodes that are refused, or when the engine would have other types
     than the graph; InputError for options that the flavour does not have.
     """
     check_buildable(model)
+    options.check(flavour)
     trt = open_flavour(flavour, "building an engine")
     log = open_log(trt)
     builder = trt.Builder(log)
     network = parse(trt, builder, model)
     check_network(trt, network, model)
-    config, profile = _configure(trt, builder, network, flavour, options)
-    log.recent.clear()
+    config, profiles = _configure(trt, builder, network, flavour, options)
+    monitor = None if report is None else monitored(trt, report)  # it must outlive the build
+    if monitor is not None:
+        config.progress_monitor = monitor
+    mark = log.mark()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reason = "; ".join(log.recent) or "it does not say why"
-        raise ExportError(f"{NAMES[flavour]} {trt.__version__} cannot build the graph: {reason}")
+        reason = log.since(mark) or "; it does not say why"
+        raise ExportError(f"{NAMES[flavour]} {trt.__version__} cannot build the graph{reason}")
     if options.timing_cache is not None:
         write_file(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     ends = (ends_of(trt, network, "input"), ends_of(trt, network, "output"))
-    return Built(bytes(plan), *ends, profile, achieved(trt, network, model))
+    return Built(bytes(plan), *ends, profiles, achieved(trt, network, model))
 
 
 def parse(trt: Any, builder: Any, model: onnx.ModelProto) -> Any:
@@ -241,7 +227,7 @@ def parse(trt: Any, builder: Any, model: onnx.ModelProto) -> Any:
 
 def _configure(
     trt: Any, builder: Any, network: Any, flavour: Flavour, options: BuildOptions
-) -> tuple[Any, Mapping[str, Shapes]]:
+) -> tuple[Any, tuple[Mapping[str, Shapes], ...]]:
     config = builder.create_builder_config()
     if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
@@ -249,45 +235,29 @@ def _configure(
         config.clear_flag(trt.BuilderFlag.TF32)  # both flavours begin with it
     if options.level is not None:
         config.builder_optimization_level = options.level
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if flavour == "rtx":
-        if options.timing_cache is not None:
-            raise InputError("TensorRT-RTX has no timing cache; leave --timing-cache out")
         config.num_compute_capabilities = len(options.targets)
         for index, target in enumerate(options.targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[target]), index)
-    elif options.targets:
-        raise InputError("targets are for TensorRT-RTX; TensorRT builds for the GPU that is here")
+    elif options.compatible:
+        levels = trt.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = getattr(levels, COMPATIBLE[options.compatible])
     if options.timing_cache is not None:
         kept = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
         if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
             raise ExportError(
                 f"{options.timing_cache} is of another TensorRT or GPU; give another --timing-cache"
             )
-    profile = builder.create_optimization_profile()
-    shapes: dict[str, Shapes] = {}
-    for index in range(network.num_inputs):
-        value = network.get_input(index)
-        shapes[value.name] = _range(value.name, tuple(value.shape), options)
-        profile.set_shape(value.name, *shapes[value.name])
-    if config.add_optimization_profile(profile) < 0:
-        raise ExportError(f"{NAMES[flavour]} does not take the profile {shapes}")
-    return config, shapes
-
-
-def _range(name: str, shape: tuple[int, ...], options: BuildOptions) -> Shapes:
-    """Smallest, best and largest shape of an input; its unknown sizes are -1."""
-    if name == "frame":
-        sizes: tuple[tuple[int, int, int], ...] = (options.height, options.width)
-    else:
-        sizes = (options.people,)
-    unknown = [axis for axis, size in enumerate(shape) if size < 0]
-    if len(unknown) > len(sizes) or unknown != list(range(len(unknown))):
-        raise ExportError(f"input {name} has shape {shape}; only its first sizes may be unknown")
-
-    def fill(which: int) -> tuple[int, ...]:
-        return tuple(sizes[a][which] if size < 0 else size for a, size in enumerate(shape))
-
-    return fill(0), fill(1), fill(2)
+    values = [network.get_input(index) for index in range(network.num_inputs)]
+    profiles = profiles_of({value.name: tuple(value.shape) for value in values}, options)
+    for shapes in profiles:
+        profile = builder.create_optimization_profile()
+        for name, range_ in shapes.items():
+            profile.set_shape(name, *range_)
+        if config.add_optimization_profile(profile) < 0:
+            raise ExportError(f"{NAMES[flavour]} does not take the profile {shapes}")
+    return config, profiles
 
 
 def _reason(description: str) -> str:

@@ -6,13 +6,15 @@ import onnx
 import torch
 
 from cfpose_export.graph.half_weights import halve_weights
-from cfpose_export.graph.rules import check_graph
+from cfpose_export.graph.rules import (
+    FINDER_OUTPUTS,
+    check_graph,
+    read_finder_spec,
+    write_spec,
+)
 from cfpose_export.graph.trace import trace
 from cfpose_sdk.errors import ExportError
-from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 from cfpose_training.nets.fused import FusedFinder
-
-OUTPUTS = ("boxes", "scores")
 
 
 def build_finder(fused: FusedFinder, *, half_weights: bool = False) -> onnx.ModelProto:
@@ -22,11 +24,11 @@ def build_finder(fused: FusedFinder, *, half_weights: bool = False) -> onnx.Mode
     """
     width, height = fused.spec.size_wh
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    model = trace(fused, example, "images", OUTPUTS)
+    model = trace(fused, example, "images", FINDER_OUTPUTS)
     if half_weights:
         halve_weights(model)
-    onnx.helper.set_model_props(model, {FINDER_KEY: fused.spec.to_json()})
-    check_graph(model, "images", OUTPUTS)
+    write_spec(model, fused.spec)
+    check_graph(model, "images", FINDER_OUTPUTS)
     return model
 
 
@@ -35,10 +37,7 @@ def check_finder_spec(fused: FusedFinder, model: onnx.ModelProto) -> None:
 
     Size, threshold and box suppression are in it alone, and no output of the graph shows them.
     """
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if FINDER_KEY not in metadata:
-        raise ExportError(f"the graph carries no {FINDER_KEY}, so it is not a cfpose finder")
-    if (carried := FinderSpec.from_json(metadata[FINDER_KEY])) != fused.spec:
+    if (carried := read_finder_spec(model)) != fused.spec:
         raise ExportError(
             f"the graph and the checkpoint carry different specs: {carried.to_json()} and "
             f"{fused.spec.to_json()}; export it again"

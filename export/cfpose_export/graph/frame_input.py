@@ -148,7 +148,7 @@ def sampler(spec: ModelSpec) -> onnx.GraphProto:
             "tap_x": np.tile(offsets, taps).reshape(-1, 1, 1, 1, 1),
             "tap_y": np.repeat(offsets, taps).reshape(-1, 1, 1, 1, 1),
         }
-    graph = _parsed(text, whole, real)
+    graph = parsed(text, whole, real)
     outer = {"crops": CORE_INPUT, "frame": "frame", "boxes": "boxes"}
     rename(graph, {f"sampler.{inner}": name for inner, name in outer.items()})
     return graph
@@ -188,14 +188,14 @@ def placement(spec: ModelSpec, outputs: Sequence[str]) -> onnx.GraphProto:
     real: dict[str, object] = {"middle": middle}
     if not plain:
         real |= {"stretch": stretch, "stretch_area": np.outer(stretch, stretch)}
-    graph = _parsed(text, {"one": [1]}, real, "placement")
+    graph = parsed(text, {"one": [1]}, real, "placement")
     outer = [f"{name}_crop" for name in PLACED] + list(PLACED)
     rename(graph, {f"placement.{name}": name for name in outer})
     rename(graph, {f"placement.{name}": f"sampler.{name}" for name in ("centre", "step")})
     return graph
 
 
-def _parsed(
+def parsed(
     text: str, whole: Mapping[str, object], real: Mapping[str, object], prefix: str = "sampler"
 ) -> onnx.GraphProto:
     """The graph of a text with its constants; names get the prefix, nodes the sampler's scope."""
@@ -259,22 +259,24 @@ def frame_graph(model: onnx.ModelProto, antialias: int = 1) -> onnx.ModelProto:
     return merged
 
 
-def core_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A crops-in graph without its first Cast: it takes float32 crops, named CORE_INPUT.
+def core_graph(
+    model: onnx.ModelProto, name: str = "crops", core_name: str = CORE_INPUT
+) -> onnx.ModelProto:
+    """A graph without the first Cast of its input: it takes float32 pixels, named `core_name`.
 
-    Raises ExportError when `crops` goes anywhere but into one Cast to float32.
+    Raises ExportError when the input `name` goes anywhere but into one Cast to float32.
     """
     core = onnx.ModelProto()
     core.CopyFrom(model)
     graph = core.graph
-    readers = [node for node in graph.node if "crops" in node.input]
+    readers = [node for node in graph.node if name in node.input]
     targets = [a.i for node in readers for a in node.attribute if a.name == "to"]
     if [node.op_type for node in readers] != ["Cast"] or targets != [onnx.TensorProto.FLOAT]:
         nodes = [f"{node.op_type} {node.name}" for node in readers]
-        raise ExportError(f"crops goes into {nodes}, expected one Cast to float32")
+        raise ExportError(f"{name} goes into {nodes}, expected one Cast to float32")
     graph.node.remove(readers[0])
-    rename(graph, {readers[0].output[0]: CORE_INPUT})
+    rename(graph, {readers[0].output[0]: core_name})
     shape = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
-    value = onnx.helper.make_tensor_value_info(CORE_INPUT, onnx.TensorProto.FLOAT, shape)
+    value = onnx.helper.make_tensor_value_info(core_name, onnx.TensorProto.FLOAT, shape)
     graph.input[0].CopyFrom(value)
     return core

@@ -11,8 +11,9 @@ from typing import Literal
 
 import onnx
 
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, model_file
 from cfpose_sdk.errors import ArtifactError, ExportError
-from cfpose_sdk.spec import SPEC_KEY, ModelSpec
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 
 def report_path(path: Path) -> Path:
@@ -31,11 +32,17 @@ LOGITS = ("x_logits", "y_logits")  # values inside the pose graph that a proof m
 POSE_OUTPUTS = ("keypoints", "confidence", "covariance", "coarse")
 OPTIONAL_OUTPUTS = ("covariance",)  # graphs of spec_version 1 lack it
 FRAME_INPUTS = ("frame", "boxes")
+FINDER_OUTPUTS = ("boxes", "scores")
 SAMPLER_SCOPE = "'sampler'"  # of the nodes between frame and crops, and of those behind the core
 ZERO_OUTSIDE = (SAMPLER_SCOPE, "'network.box_refiner'")  # scopes of GridSamples that see 0 there
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
 # TensorRT's parser refuses these, or their output shape depends on the data
 FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
+
+
+def model_path(name: str) -> Path:
+    """The file of a model as the commands name it; `default-finder` is the bundled finder."""
+    return BUNDLED_FINDER if name == "default-finder" else model_file(name)
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -51,9 +58,10 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def write_spec(model: onnx.ModelProto, spec: ModelSpec) -> None:
+def write_spec(model: onnx.ModelProto, spec: ModelSpec | FinderSpec) -> None:
     """Set the graph's metadata to `spec` alone."""
-    onnx.helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    key = FINDER_KEY if isinstance(spec, FinderSpec) else SPEC_KEY
+    onnx.helper.set_model_props(model, {key: spec.to_json()})
 
 
 def read_spec(model: onnx.ModelProto) -> ModelSpec:
@@ -62,6 +70,19 @@ def read_spec(model: onnx.ModelProto) -> ModelSpec:
     if SPEC_KEY not in metadata:
         raise ExportError(f"the graph carries no {SPEC_KEY}, so it is not a cfpose pose model")
     return ModelSpec.from_json(metadata[SPEC_KEY])
+
+
+def read_finder_spec(model: onnx.ModelProto) -> FinderSpec:
+    """The FinderSpec in a graph's metadata. Raises as `read_spec`."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if FINDER_KEY not in metadata:
+        raise ExportError(f"the graph carries no {FINDER_KEY}, so it is not a cfpose finder")
+    return FinderSpec.from_json(metadata[FINDER_KEY])
+
+
+def is_finder(model: onnx.ModelProto) -> bool:
+    """Whether a graph is a finder of cfpose."""
+    return any(entry.key == FINDER_KEY for entry in model.metadata_props)
 
 
 def check_graph(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cfpose_export.graph.half_weights import whole_weights
-from cfpose_export.graph.rules import LowPrecision, load_model, read_spec
+from cfpose_export.graph.rules import LowPrecision, is_finder, load_model, model_path, read_spec
+from cfpose_export.precision.finder_gate import write_gated_finder
 from cfpose_export.precision.gate import LIMITS, write_gated
 from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.proof.crops import HARD_COUNT, read_hard
@@ -33,7 +34,9 @@ def _add_lower(commands: Any) -> None:
         + "; ".join(f"{name}: {limits}" for name, limits in LIMITS.items()),
     )
     lower.set_defaults(run=_lower)
-    lower.add_argument("model", help="a float32 .onnx with its proof, or a bundled model")
+    lower.add_argument(
+        "model", help="a float32 .onnx with its proof, or a bundled model; default-finder"
+    )
     lower.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     lower.add_argument("--precision", choices=get_args(LowPrecision), required=True)
     lower.add_argument(
@@ -117,7 +120,15 @@ def _lower(arguments: argparse.Namespace) -> None:
     precision, photos = arguments.precision, arguments.photos
     count, calibration = arguments.crops, arguments.calibration
     output, keep, auto_keep = arguments.output, arguments.keep, arguments.auto_keep
-    reference = whole_weights(load_model(model_file(arguments.model)))
+    reference = whole_weights(load_model(model_path(arguments.model)))
+    if is_finder(reference):
+        if limited := [name for name, value in limits.items() if value is not None]:
+            raise InputError(f"a finder has its own limits; leave out those of poses: {limited}")
+        if arguments.auto_keep:
+            raise InputError("--auto-keep is for pose models; name modules with --keep")
+        finder_report = write_gated_finder(output, reference, precision, photos, keep)
+        print(finder_report.to_json(), end="")
+        return
     ranges = calibrate_on_people(reference, calibration or photos) if precision == "int8" else None
     report = write_gated(
         output,

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
+from cfpose_export.graph.frame_finder import frame_finder
+from cfpose_export.graph.frame_input import frame_graph
 from cfpose_export.graph.half_weights import whole_weights
-from cfpose_export.graph.rules import GraphPrecision, load_model, read_spec
+from cfpose_export.graph.rules import (
+    GraphPrecision,
+    is_finder,
+    load_model,
+    read_finder_spec,
+    read_spec,
+)
+from cfpose_export.precision.finder_gate import lowered_finder
 from cfpose_export.precision.gate import LIMITS, write_gated
-from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes
+from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes, judge_agreement
 from cfpose_export.proof.crops import read_hard, read_people
-from cfpose_sdk.backends import open_backend
-from cfpose_sdk.backends.bundled import bundled_models
+from cfpose_export.proof.runtimes import (
+    FULL_FINDER,
+    LOW_FINDER,
+    FinderAgreement,
+    compare_finders,
+    compare_frames,
+    judge_finders,
+)
+from cfpose_sdk.backends import Backend, open_backend
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, bundled_models
 from cfpose_sdk.errors import ExportError, InputError, require
-from cfpose_sdk.spec import ModelSpec
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec
 
 
 def typed_graph(
@@ -25,55 +43,93 @@ def typed_graph(
     keep: Collection[str] = (),
     photos: Path | None = None,
 ) -> onnx.ModelProto:
-    """The graph in a precision, proven against `model`, which may be in it already.
+    """The graph of a pose model or finder in a precision, proven against `model`.
 
-    Raises ExportError when it is in another lower precision, or when the proof fails.
+    `model` may be in it already. Raises ExportError when it is in another lower precision, or when
+    the proof fails.
     """
-    spec = read_spec(model)
+    spec = read_finder_spec(model) if is_finder(model) else read_spec(model)
     if spec.precision == precision and not keep:
         return model
     if spec.precision != "fp32" or precision == "fp32":
         raise ExportError(f"the graph is {spec.precision} already, and {precision} was asked for")
-    if spec.input == "frame":
+    if any(value.name == "frame" for value in model.graph.input):
         raise InputError(
-            f"the graph takes whole frames, and {precision} is proven on crops; lower the crops-in "
-            f"graph that it is made of with: cfpose-export lower, then: cfpose-export frame"
+            f"the graph takes whole frames, and {precision} is proven without them; give the graph "
+            f"that it is made of: an engine takes frames all the same"
         )
+    model = whole_weights(model)
+    if isinstance(spec, FinderSpec):
+        return lowered_finder(model, precision, photos, keep)[0]
     with tempfile.TemporaryDirectory() as folder:
         lowered = Path(folder) / "lowered.onnx"
-        write_gated(lowered, whole_weights(model), precision, read_hard(photos, spec), keep=keep)
+        write_gated(lowered, model, precision, read_hard(photos, spec), keep=keep)
         return load_model(lowered)
 
 
-def compare_with_float32(
-    path: Path,
-    spec: ModelSpec,
-    reference: Path | None,
+def reference_of(path: Path, metadata: dict[str, str], reference: Path | None) -> Path:
+    """The float32 graph to compare a model with; None: the bundled one, when it has its name.
+
+    Raises InputError when there is none, ExportError when the model is neither pose model nor
+    finder.
+    """
+    if SPEC_KEY in metadata:
+        name, bundled = ModelSpec.from_json(metadata[SPEC_KEY]).name, bundled_models()
+    elif FINDER_KEY in metadata:
+        name = FinderSpec.from_json(metadata[FINDER_KEY]).name
+        bundled = {read_finder_spec(load_model(BUNDLED_FINDER)).name: BUNDLED_FINDER}
+    else:
+        raise ExportError(f"{path} carries no spec, so it is no model of cfpose")
+    if reference is None and name not in bundled:
+        raise InputError(
+            f"{path} is {name}, and the bundled models are {', '.join(bundled)}; give the "
+            f"float32 graph that it was made from (--reference), or its --checkpoint"
+        )
+    return bundled[name] if reference is None else reference
+
+
+def compare_with_graph(
+    candidate: Backend,
+    graph: onnx.ModelProto,
     *,
     min_confidence: float,
     photos: Path | None = None,
-) -> Agreement:
-    """A model file beside its float32 graph in onnxruntime, on crops of people. Judges nothing.
+) -> Agreement | FinderAgreement:
+    """An open model beside the graph that it was made from, in onnxruntime on the CPU.
 
-    `spec` is that of `path`; without a `reference` the bundled model of the same name is taken.
-    Raises InputError when there is no reference, or when one of the two cannot be compared.
+    `graph` may take crops or letterboxes; for a candidate that takes frames it is given the same
+    nodes. Judges nothing. Raises ExportError where the two are of different kinds.
     """
-    if reference is None:
-        bundled = bundled_models()
-        if spec.name not in bundled:
-            raise InputError(
-                f"{path} is {spec.name}, and the bundled models are {', '.join(bundled)}; give the "
-                f"float32 graph that it was made from (--reference), or its --checkpoint"
-            )
-        reference = bundled[spec.name]
-    if spec.input != "crops":
-        raise InputError(f"{path} takes whole frames; check the crops-in graph that it is made of")
-    require("onnxruntime", extra="cpu", why="the float32 reference")
-    if (source := read_spec(load_model(reference))).precision != "fp32":
-        raise InputError(f"the reference must be float32, {reference} is {source.precision}")
-    crops = read_people(photos, spec)
-    with open_backend(reference, device="cpu") as ours, open_backend(path) as theirs:
-        return compare_runtimes(ours, theirs, crops, min_confidence)
+    require("onnxruntime", extra="cpu", why="the reference")
+    frame_in = "frame" in candidate.inputs
+    given_frames = any(value.name == "frame" for value in graph.graph.input)
+    if FINDER_KEY in candidate.metadata:
+        finder_spec = FinderSpec.from_json(candidate.metadata[FINDER_KEY])
+        with _opened(frame_finder(graph) if frame_in and not given_frames else graph) as ours:
+            return compare_finders(ours, candidate, finder_spec, photos)
+    spec = ModelSpec.from_json(candidate.metadata[SPEC_KEY])
+    if frame_in:
+        with _opened(graph if given_frames else frame_graph(graph, spec.antialias)) as ours:
+            return compare_frames(ours, candidate, spec, min_confidence, photos)
+    with _opened(graph) as ours:
+        return compare_runtimes(ours, candidate, read_people(photos, spec), min_confidence)
+
+
+def judge(
+    agreement: Agreement | FinderAgreement, precision: str, max_px: float, *, rounds_all: bool
+) -> None:
+    """Raise ExportError unless a deployed model keeps to the bound of its precision."""
+    if isinstance(agreement, FinderAgreement):
+        judge_finders(agreement, FULL_FINDER if precision == "fp32" else LOW_FINDER)
+    else:
+        judge_agreement(agreement, bound_of(precision, max_px, rounds_all=rounds_all))
+
+
+def precision_of(metadata: dict[str, str]) -> str:
+    """The precision in a model's spec."""
+    if FINDER_KEY in metadata:
+        return FinderSpec.from_json(metadata[FINDER_KEY]).precision
+    return ModelSpec.from_json(metadata[SPEC_KEY]).precision
 
 
 def bound_of(precision: str, max_px: float, *, rounds_all: bool) -> Bound:
@@ -86,3 +142,12 @@ def bound_of(precision: str, max_px: float, *, rounds_all: bool) -> Bound:
     limits = LIMITS[precision]
     p99_px = limits.rounded_p99_px if rounds_all else limits.p99_px
     return Bound("p99_px", p99_px, limits.spread_median)
+
+
+@contextmanager
+def _opened(graph: onnx.ModelProto) -> Iterator[Backend]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.onnx"
+        onnx.save_model(graph, path)
+        with open_backend(path, device="cpu") as backend:
+            yield backend

@@ -2,7 +2,8 @@
 
 Chosen are nodes by the module they come from. Normalisation, decode, coordinates, GridSample, the
 refiner and calibration stay float32: a pixel coordinate in fp16 is off by up to 0.06 px at
-256 and by whole pixels in a frame. Strongly typed: no node mixes types, a Cast stands at every
+256 and by whole pixels in a frame. Of a finder body, pyramid and heat map run low, its boxes and
+their refiner do not. Strongly typed: no node mixes types, a Cast stands at every
 border, inputs and outputs are as before. Needs onnx alone.
 """
 
@@ -27,6 +28,8 @@ from cfpose_export.graph.rules import (
     TypedPrecision,
     element_types,
     fp16_twin,
+    is_finder,
+    read_finder_spec,
     read_spec,
     write_spec,
 )
@@ -72,6 +75,7 @@ def rounded_constant(
 
 
 LOWERED = ("backbone", "head")  # parts of a module's dotted name whose nodes run low
+LOWERED_OF_FINDER = ("body", "laterals", "smooths", "heat")
 KEPT = ("sampler", "refiner", "normalise")  # and parts that never do
 
 
@@ -129,11 +133,11 @@ def plan(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str
     if unknown := [name for name in keep if not any(belongs(k, [name]) for k in known)]:
         raise InputError(f"nothing in the graph is called {unknown}; see: cfpose-export inspect")
     constants = {t.name: t for t in model.graph.initializer}
-    types = element_types(model)
+    types, lowered = element_types(model), lowered_parts(model)
     low, unfit = set(), {}
     for index, node in enumerate(nodes):
         module = scope(node)
-        if not _is_low(module) or belongs(module, keep) or node.name in keep:
+        if not _is_low(module, lowered) or belongs(module, keep) or node.name in keep:
             continue
         if not any(types.get(name) == TensorProto.FLOAT for name in node.output):
             continue  # integers, shapes
@@ -222,17 +226,22 @@ class _Rewriter:
         self.model.graph.initializer.extend(stay)
 
 
-def _is_low(module: str) -> bool:
+def lowered_parts(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Parts of a module's dotted name whose nodes run low, of a pose model or a finder."""
+    return LOWERED_OF_FINDER if is_finder(model) else LOWERED
+
+
+def _is_low(module: str, lowered: Collection[str]) -> bool:
     parts = module.split(".")
-    return any(p in parts for p in LOWERED) and not any(p in parts for p in KEPT)
+    return any(p in parts for p in lowered) and not any(p in parts for p in KEPT)
 
 
 def at_least_one(chosen: Plan, precision: str) -> Plan:
     """The plan. Raises ExportError when it lowers nothing."""
     if not chosen.low:
         raise ExportError(
-            f"no node would run in {precision}: the graph names no module called {LOWERED}, or "
-            f"all of them are kept; export the model again, or keep less"
+            f"no node would run in {precision}: the graph names no module called {LOWERED}, of a "
+            f"finder {LOWERED_OF_FINDER}, or all of them are kept; export it again, or keep less"
         )
     return chosen
 
@@ -270,7 +279,8 @@ def _finish(model: onnx.ModelProto, precision: TypedPrecision) -> onnx.ModelProt
         onnx.checker.check_model(fp16_twin(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the {precision} graph is not sound: {error}") from error
-    write_spec(model, dataclasses.replace(read_spec(model), precision=precision, gate={}))
+    spec = read_finder_spec(model) if is_finder(model) else read_spec(model)
+    write_spec(model, dataclasses.replace(spec, precision=precision, gate={}))
     return model
 
 

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import onnx
 
-from cfpose_export.graph.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.graph.finder import build_finder, check_finder_spec
 from cfpose_export.graph.half_weights import halve_weights, has_half_weights
-from cfpose_export.graph.rules import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
+from cfpose_export.graph.rules import (
+    FINDER_OUTPUTS,
+    FRAME_INPUTS,
+    POSE_OUTPUTS,
+    check_graph,
+    load_model,
+    read_spec,
+)
 from cfpose_export.graph.trace import build_pose
 from cfpose_export.proof.compare import Agreement, Bounds, judge_agreement
 from cfpose_export.proof.crops import read_people

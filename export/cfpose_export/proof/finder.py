@@ -11,18 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from cfpose_export.graph.half_weights import has_half_weights
 from cfpose_export.proof.compare import Floats, JointDifferences
+from cfpose_export.proof.runtimes import nearest_gaps, photo_paths
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
-from cfpose_sdk.errors import ExportError, InputError
-from cfpose_sdk.files import demo_photos, write_file
+from cfpose_sdk.errors import ExportError
+from cfpose_sdk.files import write_file
 from cfpose_sdk.media.image import read_image
 from cfpose_training.nets.fused import FusedFinder
 
-COMPARED = 10  # best candidates of a photo; the many below score next to nothing
 MAX_PX = 0.05
 MAX_SCORE = 1e-3
 MAX_HALF_PX = 0.5  # of a graph whose weights were rounded to float16
@@ -49,10 +48,7 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
 
     Raises InputError when the folder holds no JPEG or PNG.
     """
-    folder = demo_photos() if folder is None else folder
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    if not paths:
-        raise InputError(f"{folder} holds no .jpg or .png photo; the proof needs at least one")
+    paths = photo_paths(folder)
     px: list[Floats] = [np.zeros(0)]
     score: list[Floats] = [np.zeros(0)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -63,7 +59,7 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
                 canvas, _ = letterbox(read_image(path), fused.spec.size_wh, fused.spec.pad_value)
                 boxes, scores = (v[0].numpy() for v in fused(torch.from_numpy(canvas[None])))
                 got = backend.run({"images": canvas[None]})
-                far, gap = _distances(boxes, scores, got["boxes"][0], got["scores"][0])
+                far, gap = nearest_gaps(boxes, scores, got["boxes"][0], got["scores"][0])
                 px.append(far)
                 score.append(gap)
     best = JointDifferences(len(paths), np.concatenate(px), np.concatenate(score))
@@ -92,19 +88,3 @@ def write_proven_finder(
     judge_finder(drift)
     write_file(path, model.SerializeToString(deterministic=True))
     return drift
-
-
-def _distances(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    other_boxes: NDArray[np.float32],
-    other_scores: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Box and score differences of the best candidates, (M,) each, to the nearest of the others.
-
-    The nearest, because candidates of all but equal score may change places.
-    """
-    best, best_scores = boxes[:COMPARED], scores[:COMPARED]
-    gaps = np.abs(best[:, None] - other_boxes[None]).max(axis=2)
-    nearest = gaps.argmin(axis=1)
-    return gaps.min(axis=1), np.abs(best_scores - other_scores[nearest])

@@ -125,7 +125,7 @@ def measure_frame(
     without such a photo, ArtifactError or BackendError when a graph cannot be opened or run.
     """
     spec = read_spec(model)
-    photo, boxes = _first_photo(demo_photos() if folder is None else folder)
+    photo, boxes = first_photo(demo_photos() if folder is None else folder)
     with tempfile.TemporaryDirectory() as temporary:
         whole, core = Path(temporary) / "frame.onnx", Path(temporary) / "core.onnx"
         names = logits_of(model)
@@ -138,7 +138,7 @@ def measure_frame(
             runs = []
             for size_wh in SIZES_WH:
                 frame = cv2.resize(photo, size_wh).astype(np.uint8)
-                scaled = _boxes(boxes, photo.shape[1::-1], size_wh)
+                scaled = limit_boxes(boxes, photo.shape[1::-1], size_wh)
                 runs.append(_run_both(spec, frame_in, on, frame, scaled, names))
             provider = frame_in.provider
     return _drift(runs, provider, bounds.min_confidence)
@@ -193,7 +193,8 @@ def write_proven_frame(
     return drift
 
 
-def _first_photo(folder: Path) -> tuple[NDArray[np.uint8], Float64]:
+def first_photo(folder: Path) -> tuple[NDArray[np.uint8], Float64]:
+    """The first photo with people of a folder, and their boxes. Raises InputError."""
     listing = folder / PEOPLE_FILE
     try:
         people = {name: boxes for name, boxes in json.loads(listing.read_text()).items() if boxes}
@@ -203,7 +204,9 @@ def _first_photo(folder: Path) -> tuple[NDArray[np.uint8], Float64]:
     return read_image(folder / name), np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def _boxes(boxes: Float64, from_wh: tuple[int, ...], to_wh: tuple[int, int]) -> NDArray[np.float32]:
+def limit_boxes(
+    boxes: Float64, from_wh: tuple[int, ...], to_wh: tuple[int, int]
+) -> NDArray[np.float32]:
     """The people of a photo in a frame of another size, and boxes at the limits."""
     width, height = to_wh
     scale = np.array([width / from_wh[0], height / from_wh[1]] * 2)

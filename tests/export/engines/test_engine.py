@@ -17,12 +17,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cfpose_export.cli import _parser, main
-from cfpose_export.engines.build import Source, write_engine
-from cfpose_export.engines.tensorrt import BuildOptions, Built
+from cfpose_export.engines.build import Source, _command, write_engine
+from cfpose_export.engines.options import BuildOptions
+from cfpose_export.engines.tensorrt import Built
 from cfpose_sdk.backends.tensorrt.cuda import Gpu
 from cfpose_sdk.backends.tensorrt.passport import (
+    Companion,
     passport_path,
     read_engine,
+    read_passport,
     rebuild_command,
 )
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
@@ -51,9 +54,12 @@ class Counting:
 
     calls = 0
 
-    def __call__(self, model: onnx.ModelProto, flavour: str, options: BuildOptions) -> Built:
+    def __call__(
+        self, model: onnx.ModelProto, flavour: str, options: BuildOptions, report: Any
+    ) -> Built:
         self.calls += 1
-        return Built(b"engine %d" % self.calls, {"x": ""}, {"y": ""}, PROFILE, {})
+        self.options = options
+        return Built(b"engine %d" % self.calls, {"x": ""}, {"y": ""}, (PROFILE,), {})
 
 
 def test_nothing_is_built_twice(tmp_path: Path) -> None:
@@ -69,7 +75,8 @@ def test_nothing_is_built_twice(tmp_path: Path) -> None:
     changes = [
         (_graph(2.0), options),
         (_graph(), dataclasses.replace(options, people=(1, 4, 32))),
-        (_graph(), dataclasses.replace(options, width=(64, 64, 64))),
+        (_graph(), dataclasses.replace(options, frames=((64, 64),))),
+        (_graph(), dataclasses.replace(options, workspace_mib=64)),
         (_graph(), dataclasses.replace(options, targets=("8.9",))),
         (_graph(), dataclasses.replace(options, tf32=True)),
         (_graph(), dataclasses.replace(options, level=2)),
@@ -91,7 +98,7 @@ def test_another_toolchain_builds_again(
     path, builder = tmp_path / "tiny.engine", Counting()
     write_engine(path, _graph(), SOURCE, BuildOptions(), builder=builder)
     if field == "cuda":
-        monkeypatch.setattr("cfpose_export.engines.build.cuda_major", lambda **_: value)
+        monkeypatch.setattr("cfpose_export.engines.build.cuda_major", lambda *_: value)
     else:
         monkeypatch.setattr(tensorrt_rtx, field, value)
     assert write_engine(path, _graph(), SOURCE, BuildOptions(), builder=builder)[1]
@@ -112,17 +119,23 @@ def test_a_damaged_pair_is_built_again(tmp_path: Path) -> None:
 
 
 def test_the_command_rebuilds_it(tmp_path: Path) -> None:
-    options = BuildOptions(people=(1, 2, 4), targets=("8.9", "12.0"), tf32=True, level=3)
+    options = BuildOptions(
+        people=(1, 4), frames=((640, 480),), targets=("8.9", "12.0"), tf32=True, level=3,
+        workspace_mib=512,
+    )  # fmt: skip
     source = Source("a b.onnx", "", ("--precision", "fp16"))
     path = tmp_path / "tiny.plan"
     passport, _ = write_engine(path, _graph(), source, options, builder=Counting())
     assert rebuild_command(path, passport) == (
-        "cfpose-export engine --model 'a b.onnx' --precision fp16 --flavour rtx --people 1 2 4 "
-        f"--targets 8.9 12.0 --tf32 --level 3 -o {path}"
+        "cfpose-export engine --model 'a b.onnx' --precision fp16 --flavour rtx --people 1 4 "
+        f"--frames 640x480 --targets 8.9 12.0 --workspace 512 --tf32 --level 3 -o {path}"
     )
     words = [*passport.command[1:], "-o", str(path)]
     parsed = _parser().parse_args(words)
-    assert (parsed.people, parsed.targets, parsed.tf32) == ([1, 2, 4], ["8.9", "12.0"], True)
+    assert (parsed.people, parsed.targets, parsed.tf32) == ([1, 4], ["8.9", "12.0"], True)
+    assert (parsed.frames, parsed.workspace) == (["640x480"], 512)
+    compatible = BuildOptions(flavour="tensorrt", compatible="same-sm")
+    assert "--compatible same-sm" in " ".join(_command(source, "tensorrt", compatible))
     with pytest.raises(InputError, match=r"must end in \.engine or \.plan"):
         write_engine(tmp_path / "x.onnx", _graph(), SOURCE, BuildOptions())
 
@@ -132,18 +145,19 @@ import os, signal, sys, time
 from pathlib import Path
 import onnx
 from cfpose_export.engines import build
-from cfpose_export.engines.tensorrt import BuildOptions, Built
+from cfpose_export.engines.options import BuildOptions, frame_size
+from cfpose_export.engines.tensorrt import Built
 path, graph, death, force = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "force"
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-def builder(model, flavour, options):
+def builder(model, flavour, options, report):
     with open(path.with_suffix(".log"), "a") as log:
         log.write("built\\n")
     if death == "build":
         die()
     time.sleep(0.2)
     data = (b"%d " % os.getpid()) * 200_000
-    return Built(data, {"x": ""}, {"y": ""}, {"x": ((1, 4), (8, 4), (32, 4))}, {})
+    return Built(data, {"x": ""}, {"y": ""}, ({"x": ((1, 4), (8, 4), (32, 4))},), {})
 replace, calls = os.replace, [0]
 def deadly(source, target):
     calls[0] += 1
@@ -231,7 +245,8 @@ def test_graphs_and_engines_need_no_torch(tmp_path: Path, root: Path) -> None:
     """The way of the README, with the bundled model, up to where a driver is needed."""
     model = str(root / "cfpose_sdk" / "models" / "cfpose-s.onnx")
     engine, xml = str(tmp_path / "cfpose.engine"), str(tmp_path / "cfpose.xml")
-    make = ["cfpose-export", "engine", "--model", "default", "-o", engine]
+    short = ["--targets", "8.9", "--level", "0", "--people", "1", "--frames", "640x480"]
+    make = ["cfpose-export", "engine", "--model", "default", "-o", engine, *short]
     check = ["cfpose-export", "check"]
     lines = [
         make,
@@ -265,6 +280,11 @@ def test_graphs_and_engines_need_no_torch(tmp_path: Path, root: Path) -> None:
     assert reports[5]["metadata"]["cfpose.spec"]["name"] == reports[6]["spec"]["name"]
     assert set(reports[5]["achieved"]["pose.backbone"]) == {"float32"}
     _refuses(tmp_path / "cfpose.engine")
+    finder = read_passport(tmp_path / "cfpose.finder.engine")
+    pose = read_passport(tmp_path / "cfpose.engine")
+    assert pose.companion == Companion("finder", "cfpose.finder.engine", finder.key)
+    assert finder.companion == Companion("pose", "cfpose.engine", pose.key)
+    assert (list(pose.inputs), list(finder.inputs)) == (["frame", "boxes"], ["frame"])
 
 
 def _reports(text: str) -> list[dict[str, object]]:
@@ -292,15 +312,18 @@ def test_tensorrt_engines_are_of_the_gpu_that_is_there(
 ) -> None:
     trt = SimpleNamespace(__version__="11.4.1")
     monkeypatch.setattr("cfpose_export.engines.build.open_flavour", lambda flavour, why: trt)
-    here = [Gpu("NVIDIA L4", "8.9", 13)]
+    here = [Gpu("NVIDIA L4", "8.9", 0)]
     memory = SimpleNamespace(gpu=lambda: here[0])
     monkeypatch.setattr("cfpose_export.engines.build.open_memory", lambda cuda, **_: memory)
+    monkeypatch.setattr("cfpose_export.engines.build.cuda_major", lambda *_: 13)
     options, builder = BuildOptions(flavour="tensorrt"), Counting()
     path = tmp_path / "tiny.engine"
     passport, _ = write_engine(path, _graph(), SOURCE, options, builder=builder)
     assert (passport.flavour, passport.flavour_version) == ("tensorrt", "11.4.1")
     assert (passport.gpu, passport.sm, passport.cuda_major) == ("NVIDIA L4", "8.9", 13)
-    for other in (Gpu("NVIDIA L40", "8.9", 13), Gpu("NVIDIA L4", "9.0", 13)):
+    # what is measured once is kept beside the engine, for this version and GPU alone
+    assert builder.options.timing_cache == tmp_path / "tensorrt-11.4.1-nvidia-l4.timing"
+    for other in (Gpu("NVIDIA L40", "8.9", 0), Gpu("NVIDIA L4", "9.0", 0)):
         here[0] = other
         assert write_engine(path, _graph(), SOURCE, options, builder=builder)[1]
 
@@ -347,7 +370,9 @@ def test_wrong_use_of_engine(tmp_path: Path) -> None:
         (["--model", "default"], "two models are given"),
         (["--keep", "refiner"], "give --precision fp16 or bf16"),
         (["--precision", "fp32", "--keep", "refiner"], "give --precision fp16 or bf16"),
-        (["--people", "8", "4", "2"], "people must be smallest"),
+        (["--people", "8", "4", "2"], "people must be rising numbers"),
+        (["--frames", "1920"], "WIDTHxHEIGHT"),
+        (["--frames", "640x480", "64x64"], "whose longer sides rise"),
     ):
         with pytest.raises(InputError, match=said):
             main([*line, *words])
@@ -361,7 +386,7 @@ def test_the_photos_stand_in_the_command(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append(source)
         raise InputError("enough")
 
-    monkeypatch.setattr("cfpose_export.deploy_commands.write_engine", noted)
+    monkeypatch.setattr("cfpose_export.engine_command.write_engine", noted)
     line = ["engine", "default", "-o", str(tmp_path / "x.engine"), "--photos", "my photos"]
     with pytest.raises(InputError, match="enough"):
         main(line)

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cfpose_export.engines.options import BuildOptions, profiles_of
 from cfpose_export.engines.tensorrt import (
-    BuildOptions,
     Built,
     achieved,
     build,
@@ -78,8 +78,11 @@ def variant(request: pytest.FixtureRequest) -> tuple[onnx.ModelProto, Built]:
     name = request.param
     if name not in BUILT:
         graph = variants()[name](request)
-        # the targets keep the build short: one GPU family instead of all
-        BUILT[name] = graph, build(graph, "rtx", BuildOptions(targets=("8.9",), level=0))
+        # a short build: one GPU family instead of all, and few profiles
+        options = BuildOptions(
+            targets=("8.9",), level=0, people=(1, 8), frames=((640, 480), (1280, 720))
+        )
+        BUILT[name] = graph, build(graph, "rtx", options)
     return BUILT[name]
 
 
@@ -105,11 +108,33 @@ def test_ends_are_the_contract(variant: tuple[onnx.ModelProto, Built]) -> None:
 
 def test_the_profile_is_the_one_asked_for(variant: tuple[onnx.ModelProto, Built]) -> None:
     graph, built = variant
-    assert set(built.profile) == {value.name for value in graph.graph.input}
-    for name, shapes in built.profile.items():
-        assert np.all(np.diff(np.array(shapes), axis=0) >= 0)
-        if name != "frame":
-            assert [shape[0] for shape in shapes] == [1, 8, 32]
+    names = {value.name for value in graph.graph.input}
+    assert len(built.profiles) == (3 if "frame" in names else 2)
+    for profile in built.profiles:
+        assert profile.keys() == names
+        for shapes in profile.values():
+            assert np.all(np.diff(np.array(shapes), axis=0) >= 0)
+    people = "boxes" if "frame" in names else "crops"
+    counts = [[shape[0] for shape in profile[people]] for profile in built.profiles]
+    assert counts[:2] == [[1, 1, 1], [1, 8, 8]]
+
+
+def test_profiles_for_people_and_frames() -> None:
+    """One for each number of people, and one for each larger frame with all of them."""
+    options = BuildOptions()
+    crops = profiles_of({"crops": (-1, 64, 48, 3)}, options)
+    assert [profile["crops"][1][0] for profile in crops] == [1, 8, 32]
+    frames = profiles_of({"frame": (-1, -1, 3), "boxes": (-1, 4)}, options)
+    best = [(profile["frame"][1], profile["boxes"]) for profile in frames]
+    assert best[2] == ((1080, 1920, 3), ((1, 4), (32, 4), (32, 4)))
+    assert best[4] == ((4320, 7680, 3), ((1, 4), (8, 4), (32, 4)))
+    assert {profile["frame"][0] for profile in frames} == {(32, 32, 3)}
+    assert frames[4]["frame"][2] == (7680, 7680, 3)  # lying and standing
+    # a detector sees one picture a run
+    assert profiles_of({"images": (-1, 480, 480, 3)}, options) == (
+        {"images": ((1, 480, 480, 3),) * 3},
+    )
+    assert len(profiles_of({"frame": (-1, -1, 3)}, options)) == 3
 
 
 def test_types_are_those_of_the_graph(variant: tuple[onnx.ModelProto, Built]) -> None:
@@ -286,10 +311,13 @@ def test_a_network_of_other_types_is_refused(model: onnx.ModelProto) -> None:
 def test_options(model: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no timing cache"):
         build(model, "rtx", BuildOptions(timing_cache=tmp_path / "cache"))
-    with pytest.raises(InputError, match="people must be smallest"):
-        BuildOptions(people=(8, 4, 32))
-    with pytest.raises(InputError, match="people must be smallest"):
-        BuildOptions(people=(0, 4, 32))
+    for people in ((8, 4, 32), (0, 4, 32), (4, 4), ()):
+        with pytest.raises(InputError, match="people must be rising"):
+            BuildOptions(people=people)
+    with pytest.raises(InputError, match="leave --compatible out"):
+        build(model, "rtx", BuildOptions(compatible="same-sm"))
+    with pytest.raises(InputError, match="compatible must be of"):
+        BuildOptions(compatible="any")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="targets must be of"):
         BuildOptions(targets=("9.0",))
     fixed = _graph(

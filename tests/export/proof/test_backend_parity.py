@@ -73,7 +73,7 @@ def _int8(model: onnx.ModelProto, folder: Path) -> Backend:
 def _engine(model: onnx.ModelProto, folder: Path) -> Backend:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     try:
-        open_memory("cuda-bindings", extra="tensorrt-rtx", why="this test")
+        open_memory("cuda-bindings", flavour="rtx", why="this test")
     except (BackendError, MissingDependencyError) as error:
         pytest.skip(f"no engine can run here: {error}")
     source = Source("default", sha256(BUNDLED_MODEL.read_bytes()))

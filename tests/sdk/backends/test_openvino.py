@@ -218,7 +218,7 @@ def test_options_of_other_runtimes_are_refused(ir: Path, pose_model: Path) -> No
     with pytest.raises(BackendError, match="OpenVINO runs tiny"):
         open_backend(ir, device="cuda")
     with pytest.raises(InputError, match="OpenVINO has no option"):
-        open_backend(ir, options=RuntimeOptions(cuda_graph=True))
+        open_backend(ir, options=RuntimeOptions(workers=2))
     with pytest.raises(InputError, match=r"OpenVINO has no option \['spin'\]"):
         open_backend(ir, options=RuntimeOptions(spin=True))
     with pytest.raises(InputError, match="onnxruntime has no option"):

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from cfpose_sdk.backends.tensorrt.passport import (
+    Companion,
     Machine,
     Passport,
     check_machine,
+    companion_path,
     passport_path,
     read_engine,
     read_passport,
@@ -43,7 +45,7 @@ BASE = Passport(
     achieved={"pose.head": {"float16": {"CONVOLUTION": 2}}},
     inputs={"crops": "uint8 [N, 64, 48, 3]"},
     outputs={"keypoints": "float32 [N, 17, 2]"},
-    profile={"crops": ((1, 64, 48, 3), (8, 64, 48, 3), (32, 64, 48, 3))},
+    profiles=tuple({"crops": ((1, 64, 48, 3), (n, 64, 48, 3), (n, 64, 48, 3))} for n in (1, 8, 32)),
     flags={"tf32": False},
     metadata={SPEC_KEY: SPEC.to_json(), "note": "plain text", "number": "7"},
     gate={"max_px": 0.01},
@@ -73,7 +75,7 @@ def test_what_was_written_is_read(engine: Path) -> None:
     assert read_passport(engine) == BASE
     assert read_engine(engine) == (ENGINE, BASE)
     record = json.loads(passport_path(engine).read_text())
-    assert record["passport_version"] == 1
+    assert record["passport_version"] == 2
     assert record["metadata"][SPEC_KEY]["name"] == "tiny"  # readable, not a text in a text
     assert ModelSpec.from_json(read_passport(engine).metadata[SPEC_KEY]) == SPEC
 
@@ -89,7 +91,7 @@ def _with(**values: object) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_with(passport_version=2), "passport_version 2"),
+        (_with(passport_version=1), "passport_version 1"),
         (_without("passport_version"), "passport_version None"),
         (_without("engine_sha256"), "engine_sha256"),
         (_with(extra=1), "extra"),
@@ -97,9 +99,11 @@ def _with(**values: object) -> Callable[[dict[str, Any]], object]:
         (_with(engine_sha256=5), "engine_sha256"),
         (_with(cuda_major="13"), "cuda_major must be an integer"),
         (_with(command="rm"), "command must be a list"),
-        (_with(profile={"crops": [[1], [2]]}), "three shapes"),
-        (_with(profile={"crops": [[1], [2], [3, 4]]}), "three shapes"),
-        (_with(profile=[1]), "profile must be an object"),
+        (_with(profiles=[{"crops": [[1], [2]]}]), "three shapes"),
+        (_with(profiles=[{"crops": [[1], [2], [3, 4]]}]), "three shapes"),
+        (_with(profiles=[]), "profiles must be a list"),
+        (_with(profiles=[1]), "malformed"),
+        (_with(companion={"role": "finder"}), "malformed"),
     ],
 )
 def test_a_forged_passport_is_refused(
@@ -160,7 +164,7 @@ def test_a_source_that_changed_is_refused(engine: Path) -> None:
         ("flavour_version", "11.4.2", "here is tensorrt 11.4.2"),
         ("gpu", "NVIDIA A10", r"for NVIDIA L4 \(SM 8.9\), and here is NVIDIA A10"),
         ("sm", "9.0", r"here is NVIDIA L4 \(SM 9.0\)"),
-        ("cuda_major", 12, "with CUDA 13, and here is CUDA 12"),
+        ("cuda_major", 12, "by a TensorRT for CUDA 13, and here is one for CUDA 12"),
     ],
 )
 def test_another_machine_is_refused(engine: Path, field: str, value: object, said: str) -> None:
@@ -174,9 +178,7 @@ def test_another_machine_is_refused(engine: Path, field: str, value: object, sai
     ("targets", "sm", "fits"),
     [
         ((), "8.6", True),
-        ((), "12.0", True),
-        ((), "7.5", False),
-        ((), "", False),
+        ((), "9.0", True),  # of the default set the runtime knows
         (("8.9", "12.0"), "12.0", True),
         (("8.9", "12.0"), "8.6", False),
         (("7.5",), "7.5", True),
@@ -192,3 +194,44 @@ def test_rtx_engines_are_for_their_targets(
         return
     with pytest.raises(BackendError, match="was built for SM"):
         check_machine(engine, passport, here)
+
+
+@pytest.mark.parametrize(
+    ("compatible", "gpu", "sm", "fits"),
+    [
+        ("", "NVIDIA L4", "8.9", True),
+        ("", "NVIDIA L40", "8.9", False),
+        ("same-sm", "NVIDIA L40", "8.9", True),
+        ("same-sm", "NVIDIA A10", "8.6", False),
+        ("ampere-plus", "NVIDIA A10", "8.6", True),
+        ("ampere-plus", "NVIDIA H100", "9.0", True),
+        ("ampere-plus", "Tesla T4", "7.5", False),
+    ],
+)
+def test_an_engine_may_be_built_for_other_gpus(
+    engine: Path, compatible: str, gpu: str, sm: str, fits: bool
+) -> None:
+    passport = dataclasses.replace(BASE, flags={"compatible": compatible})
+    here = dataclasses.replace(HERE, gpu=gpu, sm=sm)
+    if fits:
+        check_machine(engine, passport, here)
+        return
+    with pytest.raises(BackendError, match="was built for"):
+        check_machine(engine, passport, here)
+
+
+def test_the_finder_that_goes_along(engine: Path) -> None:
+    finder = engine.with_name("tiny.finder.engine")
+    along = dataclasses.replace(BASE, companion=Companion("finder", finder.name, "1" * 64))
+    assert Passport.from_json(along.to_json()) == along
+    assert companion_path(engine, BASE) is None
+    with pytest.raises(ArtifactError, match="which is not there; run"):
+        companion_path(engine, along)
+    finder.write_bytes(ENGINE)
+    own = dataclasses.replace(BASE, key="1" * 64, companion=Companion("pose", engine.name, "0"))
+    passport_path(finder).write_text(own.to_json())
+    assert companion_path(engine, along) == finder
+    assert companion_path(finder, own) is None  # a finder needs none
+    passport_path(finder).write_text(dataclasses.replace(own, key="2" * 64).to_json())
+    with pytest.raises(ArtifactError, match="is not the finder that"):
+        companion_path(engine, along)

@@ -13,7 +13,7 @@ import pytest
 
 from cfpose_sdk.backends import RuntimeOptions, open_backend
 from cfpose_sdk.backends.tensorrt.pycuda import PyCuda
-from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
+from cfpose_sdk.errors import BackendError, MissingDependencyError
 from cfpose_sdk.spec import SPEC_KEY
 
 PYCUDA_OPTIONS = RuntimeOptions(cuda="pycuda")
@@ -22,7 +22,7 @@ PYCUDA_OPTIONS = RuntimeOptions(cuda="pycuda")
 @pytest.fixture
 def engine(gpu: Any, fake: ModuleType, tiny: ModuleType, tmp_path: Path) -> Path:
     metadata = {SPEC_KEY: tiny.SPEC.to_json()}
-    path: Path = fake.write_engine(tmp_path / "tiny.engine", gpu.trt, gpu.cuda, metadata)
+    path: Path = fake.write_engine(tmp_path / "tiny.engine", gpu.trt.trt, metadata)
     return path
 
 
@@ -38,9 +38,9 @@ def _check(backend: Any, fake: ModuleType, crops: np.ndarray) -> None:
 
 
 @pytest.fixture
-def pycuda(gpu: Any, fake: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+def pycuda(gpu: Any, fake_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """pycuda over the same device, where the caller's thread has no context of it."""
-    driver = fake.FakePycuda(gpu)
+    driver = fake_cuda.FakePycuda(gpu)
     monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
     return driver
@@ -50,13 +50,14 @@ def test_pycuda_runs_engines_in_the_primary_context(
     gpu: Any, pycuda: Any, engine: Path, fake: ModuleType
 ) -> None:
     with open_backend(engine, options=PYCUDA_OPTIONS) as backend:
-        assert backend.provider.endswith("on NVIDIA Fake 2")
+        assert backend.provider.endswith("on NVIDIA Fake 1")
         for seed, count in enumerate((1, 4, 2)):
             _check(backend, fake, _crops(count, seed))
         assert (gpu.count("device"), gpu.count("host"), gpu.count("stream")) == (3, 3, 1)
         assert pycuda.stack == []  # the caller's own context is on top again
     assert gpu.alive == {}
     assert pycuda.stack == []
+    del gpu.calls["deserialise"]
     assert sum(gpu.calls.values()) == 0  # nothing went through cuda-bindings
 
 
@@ -77,14 +78,19 @@ def test_a_failure_of_pycuda_is_ours_and_leaks_nothing(
         _check(backend, fake, _crops(2))
 
 
-def test_pycuda_has_no_cuda_graphs(gpu: Any, pycuda: Any, engine: Path) -> None:
-    with pytest.raises(InputError, match="cuda_graph needs cuda='cuda-bindings'"):
-        open_backend(engine, options=RuntimeOptions(cuda="pycuda", cuda_graph=True))
-    with pytest.raises(BackendError, match="no CUDA graphs"):
-        PyCuda(pycuda).begin_capture(1)
+def test_pycuda_takes_the_gpu_that_is_asked_for(
+    gpu: Any, pycuda: Any, engine: Path, fake: ModuleType
+) -> None:
+    gpu.devices = 2
+    with open_backend(engine, device="cuda:1", options=PYCUDA_OPTIONS) as backend:
+        assert backend.provider.endswith("on NVIDIA Fake 2")
+        _check(backend, fake, _crops(2))
     gpu.devices = 0
     with pytest.raises(BackendError, match="no NVIDIA GPU that CUDA can see"):
         PyCuda(pycuda)
+    gpu.driver = 12040
+    with pytest.raises(BackendError, match=r"knows CUDA up to 12\.4, .*-cu13 is for CUDA 13"):
+        open_backend(engine, options=PYCUDA_OPTIONS)
 
 
 def test_pycuda_must_be_there(gpu: Any, engine: Path) -> None:

@@ -5,7 +5,6 @@ The fake is specced from the real modules; no engine of this project has run on 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -32,7 +31,7 @@ Write = Callable[..., Path]
 def write(fake: ModuleType, tiny: ModuleType) -> Write:
     """Write an engine of the fake's pose network, with changes to its passport."""
     metadata = {SPEC_KEY: tiny.SPEC.to_json()}
-    return lambda path, **changes: fake.write_engine(path, trt, cuda, metadata, **changes)
+    return lambda path, **changes: fake.write_engine(path, trt, metadata, **changes)
 
 
 @pytest.fixture
@@ -62,7 +61,8 @@ def test_it_runs_and_gives_everything_back(gpu: Any, engine: Path, fake: ModuleT
     for seed, count in enumerate((1, 4, 2, 3)):
         _check(backend, fake, _crops(count, seed))
     assert (gpu.count("device"), gpu.count("host"), gpu.count("stream")) == (3, 3, 1)
-    assert gpu.calls["cudaMalloc"] == 3  # allocated once, for the largest batch
+    assert gpu.calls["cudaMalloc"] == 6  # for one person, then once for the largest batch
+    assert gpu.trt.counts["profiles"] == 3  # 1, 4, 2 and 3 people: profiles 0, 2, 1 and 2
     first = backend.run({"crops": _crops(2)})["keypoints"]
     kept = first.copy()
     backend.run({"crops": _crops(2, 9)})
@@ -81,16 +81,16 @@ def test_nobody_needs_no_run(gpu: Any, engine: Path) -> None:
         "keypoints": (0, 17, 2),
         "confidence": (0, 17),
     }
-    assert gpu.contexts == 0
+    assert gpu.trt.counts["contexts"] == 0
 
 
 @pytest.mark.parametrize(
     ("crops", "said"),
     [
-        (_crops(5), r"shape \(5, 64, 48, 3\), and the engine's profile goes from \(1, 64, 48, 3\)"),
-        (_crops(2)[:, :10], "profile goes from"),
-        (_crops(2)[0], "profile goes from"),
-        (_crops(0)[:, :10], "profile goes from"),
+        (_crops(5), r"shape \(5, 64, 48, 3\), and the engine's profiles go from \(1, 64, 48, 3\)"),
+        (_crops(2)[:, :10], "profiles go from"),
+        (_crops(2)[0], "profiles go from"),
+        (_crops(0)[:, :10], "profiles go from"),
         (_crops(2).astype(np.float32), "crops must be uint8, got float32"),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_the_profile_does_not_take(
 ) -> None:
     with open_backend(engine) as backend, pytest.raises(BackendError, match=said):
         backend.run({"crops": crops})
-    assert gpu.contexts == 0
+    assert gpu.trt.counts["contexts"] == 0
 
 
 def test_an_array_that_is_not_contiguous(gpu: Any, engine: Path, fake: ModuleType) -> None:
@@ -149,7 +149,6 @@ def test_a_failure_to_free_frees_the_rest(gpu: Any, engine: Path, name: str) -> 
         backend.close()
     assert len(gpu.alive) == 1  # the one that could not be freed
     gpu.alive.clear()
-    gpu.kinds.clear()
     backend.close()
 
 
@@ -160,7 +159,7 @@ def test_close_during_a_run_is_refused(gpu: Any, engine: Path) -> None:
         entered.set()
         assert leave.wait(10)
 
-    gpu.before_execute = wait
+    gpu.trt.before_execute = wait
     backend = open_backend(engine)
     thread = threading.Thread(target=backend.run, args=({"crops": _crops(1)},))
     thread.start()
@@ -170,17 +169,6 @@ def test_close_during_a_run_is_refused(gpu: Any, engine: Path) -> None:
     leave.set()
     thread.join()
     backend.close()
-
-
-def test_a_worker_keeps_a_few_graphs_alone(
-    gpu: Any, engine: Path, fake: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cfpose_sdk.backends.tensorrt.execution.MAX_GRAPHS", 2)
-    with open_backend(engine, options=RuntimeOptions(cuda_graph=True)) as backend:
-        for seed in range(3):
-            for count in (1, 2, 3, 4):
-                _check(backend, fake, _crops(count, seed))
-        assert gpu.count("exec") == 2
 
 
 def test_a_worker_that_fails_leaves_the_others_alone(
@@ -194,7 +182,7 @@ def test_a_worker_that_fails_leaves_the_others_alone(
             entered.set()
             assert leave.wait(10)
 
-    gpu.before_execute = wait
+    gpu.trt.before_execute = wait
     with open_backend(engine, options=RuntimeOptions(workers=2)) as backend:
         thread = threading.Thread(target=_check, args=(backend, fake, _crops(1)))
         thread.start()
@@ -217,11 +205,11 @@ def test_an_interrupted_run_gives_its_memory_back(
         raise wrong
 
     with open_backend(engine) as backend:
-        gpu.before_execute = interrupt
+        gpu.trt.before_execute = interrupt
         with pytest.raises(wrong):
             backend.run({"crops": _crops(1)})
         assert gpu.alive == {}
-        gpu.before_execute = lambda: None
+        gpu.trt.before_execute = lambda: None
         _check(backend, fake, _crops(1))
 
 
@@ -244,7 +232,7 @@ def test_threads_share_the_workers(gpu: Any, engine: Path, fake: ModuleType, wor
             left[0] -= 1
             together.wait(10)
 
-    gpu.before_execute = meet
+    gpu.trt.before_execute = meet
     with open_backend(engine, options=RuntimeOptions(workers=workers)) as backend:
         threads = [threading.Thread(target=run, args=(seed,)) for seed in range(5)]
         for thread in threads:
@@ -252,53 +240,7 @@ def test_threads_share_the_workers(gpu: Any, engine: Path, fake: ModuleType, wor
         for thread in threads:
             thread.join()
         assert wrong == []
-        assert gpu.contexts == gpu.count("stream") == workers
-
-
-def test_cuda_graphs_give_the_same(gpu: Any, engine: Path, fake: ModuleType) -> None:
-    with open_backend(engine, options=RuntimeOptions(cuda_graph=True)) as backend:
-        for seed in range(4):
-            for count in (1, 3):
-                _check(backend, fake, _crops(count, seed))
-        assert gpu.count("exec") == 2  # one for each batch size
-        assert gpu.count("graph") == 0
-        assert gpu.calls["cudaGraphLaunch"] == 6  # every run but the first of each size
-    assert gpu.alive == {}
-
-
-CAPTURE = ["execute", "cudaStreamBeginCapture", "cudaMemcpyAsync", "cudaGraphInstantiate",
-           "cudaStreamEndCapture", "cudaGraphLaunch"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CAPTURE)
-def test_a_failed_capture_leaks_nothing(
-    gpu: Any, engine: Path, fake: ModuleType, name: str
-) -> None:
-    with open_backend(engine, options=RuntimeOptions(cuda_graph=True)) as backend:
-        backend.run({"crops": _crops(1)})
-        gpu.fail[name] = 1
-        with pytest.raises(BackendError, match="failed to run"):
-            backend.run({"crops": _crops(1)})
-        gpu.recording.clear()
-        assert gpu.alive == {}
-        _check(backend, fake, _crops(1))
-
-
-@pytest.mark.parametrize("name", ["cudaGraphDestroy", "cudaGraphExecDestroy"])
-def test_a_graph_that_cannot_be_freed_leaves_the_rest_free(
-    gpu: Any, engine: Path, name: str
-) -> None:
-    backend = open_backend(engine, options=RuntimeOptions(cuda_graph=True))
-    backend.run({"crops": _crops(1)})
-    gpu.fail[name] = 1
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(pytest.raises(BackendError, match=name))
-        backend.run({"crops": _crops(1)})
-        backend.close()
-    assert list(gpu.kinds.values()) == ["graph" if name == "cudaGraphDestroy" else "exec"]
-    gpu.alive.clear()
-    gpu.kinds.clear()
-    backend.close()
+        assert gpu.trt.counts["contexts"] == gpu.count("stream") == workers
 
 
 def test_what_cannot_be_opened(
@@ -308,7 +250,7 @@ def test_what_cannot_be_opened(
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"flavour_version": "1.0"}, BackendError, "built by rtx 1.0"),
         ({"targets": ("7.5", "12.0")}, BackendError, "built for SM 7.5, 12.0, and here is NVIDIA"),
-        ({"cuda_major": 11}, BackendError, "built with CUDA 11"),
+        ({"cuda_major": 11}, BackendError, "built by a TensorRT for CUDA 11"),
         ({"engine_sha256": "0" * 64}, ArtifactError, "is not the engine"),
         ({"data": b"refused"}, BackendError, "TensorRT-RTX cannot open"),
         ({"outputs": {"boxes": "float32 [N, 4]"}}, ArtifactError, "its passport says otherwise"),

@@ -45,13 +45,13 @@ def write(gpu: Any, fake: ModuleType, tmp_path: Path) -> Write:
     ) -> Path:
         label, kind, shape = given
         network = fake.Network(
-            inputs={label: (kind, [shape] * 3)},
+            inputs={label: (kind, [(shape,) * 3])},
             outputs={key: value.shape for key, value in outputs.items()},
             answer=lambda _: outputs,
         )
-        gpu.networks[name.encode()] = network
+        gpu.trt.networks[name.encode()] = network
         return fake.write_engine(  # type: ignore[no-any-return]
-            tmp_path / name, gpu.trt, gpu.cuda, metadata,
+            tmp_path / name, gpu.trt.trt, metadata,
             network=network, data=name.encode(), **changes,
         )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_the_finder_runs_as_an_engine(gpu: Any, finder: Path, tiny: ModuleType) 
         np.testing.assert_array_equal(found.boxes, FOUND)
         np.testing.assert_array_equal(found.scores, SCORES[:2])
         detector(IMAGE)
-        assert (gpu.count("device"), gpu.count("stream"), gpu.contexts) == (3, 1, 1)
+        assert (gpu.count("device"), gpu.count("stream"), gpu.trt.counts["contexts"]) == (3, 1, 1)
     assert gpu.alive == {}
     with pytest.raises(BackendError, match="is closed"):
         detector(IMAGE)
@@ -86,9 +86,7 @@ def test_the_estimator_opens_and_closes_it(
 ) -> None:
     outputs = {"boxes": BOXES[None], "scores": SCORES[None]}
     path = write(name, outputs, {FINDER_KEY: tiny.FINDER.to_json()})
-    pose = fake.write_engine(
-        tmp_path / "pose.engine", gpu.trt, gpu.cuda, {SPEC_KEY: tiny.SPEC.to_json()}
-    )
+    pose = fake.write_engine(tmp_path / "pose.engine", gpu.trt.trt, {SPEC_KEY: tiny.SPEC.to_json()})
     options = DetectorOptions(threshold=0.1)
     with PoseEstimator(pose, detector=path, detector_options=options) as estimator:
         poses = estimator.predict(IMAGE)
@@ -111,7 +109,7 @@ def test_its_passport_is_checked_first(gpu: Any, finder: Path, tiny: ModuleType)
 def test_a_pose_engine_is_no_detector(gpu: Any, fake: ModuleType, tiny: ModuleType,
                                       tmp_path: Path) -> None:  # fmt: skip
     metadata = {SPEC_KEY: tiny.SPEC.to_json()}
-    path = fake.write_engine(tmp_path / "pose.engine", gpu.trt, gpu.cuda, metadata)
+    path = fake.write_engine(tmp_path / "pose.engine", gpu.trt.trt, metadata)
     with pytest.raises(ArtifactError, match="is not a cfpose person finder"):
         open_detector(path)
     assert gpu.alive == {}

@@ -161,13 +161,13 @@ def test_what_is_absent_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_that_lies_idle_is_told() -> None:
     gpus = [{"name": "NVIDIA T4"}]
-    engines: dict[str, str | None] = {"tensorrt": "11.0", "tensorrt-rtx": None}
+    engines: dict[str, str | None] = {"tensorrt-cu13": "11.0", "tensorrt-rtx": None}
     (advice,) = doctor._advice(gpus, {"CPUExecutionProvider": "runs"}, engines)
     assert "NVIDIA T4 is here" in advice
     assert "cfpose-sdk[gpu]" in advice
     assert doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}, engines) == []
     (advice,) = doctor._advice(gpus, {"CUDAExecutionProvider": "runs"}, {})
-    assert "cfpose-sdk[tensorrt]" in advice
+    assert "cfpose-sdk[tensorrt-cu13]" in advice
     assert doctor._advice([], {}, {}) == []
 
 
@@ -215,9 +215,11 @@ def test_pytorch_is_run(
 
 
 def test_the_gpu_of_engines_is_asked(gpu: Any) -> None:
-    assert str(doctor._try_cuda("13")).startswith("NVIDIA Fake 1, SM 8.9, CUDA 1")
+    assert str(doctor._try_cuda("13")).startswith("NVIDIA Fake 1, SM 8.9")
     gpu.devices = 0
-    assert doctor._try_cuda("13") == "this machine has no NVIDIA GPU that CUDA can see"
+    assert doctor._try_cuda("13") == (
+        "this machine has no NVIDIA GPU that CUDA can see; see: nvidia-smi"
+    )
     assert doctor._try_cuda(None) is None
 
 

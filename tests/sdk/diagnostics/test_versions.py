@@ -121,3 +121,11 @@ def test_the_defaults_do_not_work_beside_what_does_not_fit(
     assert report["ok"] is False
     assert [problem.split()[0] for problem in report["problems"]] == ["numpy", "torch"]
     assert "The defaults do not work." in doctor.describe(report)
+
+
+def test_of_two_declared_versions_the_lower_counts() -> None:
+    """One is for CUDA 12, the other for CUDA 13."""
+    declared = ["cuda-bindings<13,>=12.9.1", "cuda-bindings>=13.0", "cuda-bindings>=12.9.1,<13"]
+    assert versions.too_old({"cuda-bindings": "12.9.5"}, declared) == {}
+    found = versions.too_old({"cuda-bindings": "12.6"}, declared)
+    assert "older than 12.9.1" in found["cuda-bindings"]
