@@ -17,6 +17,7 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_training.checkpoints.files import load_finder, load_pose, save_pose
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.sources import with_joints
 from cfpose_training.finder.train import FINDER_FILE, FinderDevelopmentSet, write_finder
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.train import STUDENT_FILE, development_set, pose_spec
@@ -33,6 +34,7 @@ def average_students(
     """
     checkpoint = folder / STUDENT_FILE
     check_average(checkpoints, checkpoint)
+    recipe = with_joints(recipe, data.root)
     spec, networks = pose_spec(recipe), []
     for path in checkpoints:
         network, own_spec = load_pose(path)

@@ -15,6 +15,7 @@ from typing import Literal
 import dacite
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import Decode, Evidence
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
@@ -23,6 +24,7 @@ from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, HeadName
 from cfpose_training.ranges import out_of_range
+from cfpose_training.skeletons import MAX_JOINTS, named_skeleton
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -98,7 +100,6 @@ class FinderConfig:
         return self.deploy_size_wh if any(self.deploy_size_wh) else self.size_wh
 
 
-SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
 GcnTarget = Literal["off", "gt", "teacher", "mix"]
 
@@ -279,7 +280,8 @@ class Recipe:
     stage1: OptimConfig
     stage2: RefinerConfig
     sources: tuple[Source, ...]
-    skeleton: SkeletonName = "coco"
+    skeleton: str = ""  # a name of `skeletons.NAMED`, or a JSON file beside the recipe
+    joints: Skeleton | None = None  # what `skeleton` names; both absent: as the annotations have it
     teacher: TeacherConfig | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
     finder: FinderConfig | None = None
@@ -302,11 +304,18 @@ def load_recipe(path: str | Path) -> Recipe:
         raise TrainingError(f"the recipe {path} is not usable: {error}") from error
     if problem := next(out_of_range(recipe), "") or _contradiction(recipe):
         raise TrainingError(f"the recipe {path} is not usable: {problem}")
+    if recipe.skeleton:
+        joints = named_skeleton(recipe.skeleton, Path(path).parent)
+        recipe = dataclasses.replace(recipe, joints=joints)
     return recipe
 
 
 def _contradiction(recipe: Recipe) -> str:
     """The first problem of options that do not fit together; empty when there is none."""
+    if recipe.joints is not None and recipe.skeleton:
+        return "both skeleton and [joints] say which joints there are; leave one of them out"
+    if recipe.joints is not None and len(recipe.joints) > MAX_JOINTS:
+        return f"[joints] has {len(recipe.joints)} joints, expected 1 to {MAX_JOINTS}"
     networks: list[PoseConfig | TeacherConfig] = [recipe.pose]
     if recipe.teacher is not None:
         networks.append(recipe.teacher)

@@ -15,6 +15,7 @@ from cfpose_training.checkpoints.convert import initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.calibration import measured_spec
 from cfpose_training.pose.train import deployed_spec, development_set, pose_spec
@@ -46,6 +47,7 @@ def finish_student(
     target = folder / FINISHED_FILE
     if target.exists():
         raise TrainingError(f"{target} is there already; give another --out, or move it away")
+    recipe = with_joints(recipe, data.root)
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner, and is finished; give one of stage 1")

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 LARGE = 10**9  # of what has no limit of its own
 
@@ -45,7 +46,10 @@ CHANNELS = Range(1, 8192)
 SIDE = Range(1, 8192)
 LAYERS = Range(1, 64)
 
+JOINT = Range(0, 199)
+
 RANGES: dict[str, dict[str, Range]] = {
+    "Skeleton": {"limbs": JOINT, "flip_pairs": JOINT, "oks_sigmas": Range(0, 1, open_low=True)},
     "OptimConfig": {
         "epochs": COUNT, "batch_size": COUNT, "lr": POSITIVE, "weight_decay": FROM_ZERO,
         "milestones": COUNT, "warmup_steps": FROM_ZERO, "final_lr": FROM_ZERO,
@@ -118,8 +122,17 @@ def out_of_range(options: object, name: str = "") -> Iterator[str]:
         if field.name not in ranges:
             yield from out_of_range(value, place)
             continue
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in _numbers(value):
             if isinstance(number, bool) or not math.isfinite(number):
                 yield f"{place} is {number}, expected a number: {ranges[field.name]}"
             elif not ranges[field.name].holds(number):
                 yield f"{place} is {value}, expected {ranges[field.name]}"
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """A number, or those of a tuple and of the tuples in it."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    else:
+        yield value

@@ -24,6 +24,7 @@ from cfpose_training.ablation.table import LEVELS, Row, require_plotting, write_
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet, Predictions
 from cfpose_training.pose.train import (
@@ -139,6 +140,7 @@ def run_ablation(
             f"an ablation runs in one process, got {options.devices} devices; give each seed an "
             f"--out of its own"
         )
+    recipe = with_joints(recipe, data.root)
     jobs, trials = plan(recipe, schemes, seeds, own_teacher=teacher is None)
     dev = development_set(recipe, pose_spec(recipe), data)
     if dev is None:

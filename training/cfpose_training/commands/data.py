@@ -156,15 +156,13 @@ def check_data(arguments: argparse.Namespace) -> int:
     """Run `data check`; returns the exit code."""
     from cfpose_training.config import load_recipe
     from cfpose_training.data.check import check_known, check_recipe
-    from cfpose_training.pose.train import pose_spec
 
     folder, recipe_file = arguments.folder, arguments.recipe
 
     if recipe_file is None:
         check = check_known(folder)
     else:
-        recipe = load_recipe(recipe_file)
-        check = check_recipe(recipe, folder, pose_spec(recipe).skeleton)
+        check = check_recipe(load_recipe(recipe_file), folder)
     print(check.text)
     return 0 if check.is_usable else 1
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from cfpose_bench.accuracy.coco import Accuracy, evaluate
 from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
-from cfpose_bench.data.annotations import is_crowdpose, read_annotations
+from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import invert_transforms, transform_points
+from cfpose_sdk.skeleton import CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
 from cfpose_training.data.crop_dataset import plain_crops
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import PhotoCache, cache_photos
+from cfpose_training.data.sources import read_source
 from cfpose_training.nets.decode import covariance, decode_simcc, expected_oks
 from cfpose_training.nets.flip import flip_test
 from cfpose_training.nets.pose_net import Normalise, RefinedPoseNet
@@ -41,7 +43,7 @@ class DevelopmentSet:
         self.spec = spec
         self.people: People = load_people([source], root, spec.skeleton, held_out=True)
         self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
-        self.annotations: dict[str, Any] = read_annotations(root / source.annotations)
+        self.annotations: dict[str, Any] = read_source(source, root, spec.skeleton)
 
     def predict(
         self, network: nn.Module, batch_size: int = 32, *, flipped: bool = False
@@ -90,7 +92,7 @@ class DevelopmentSet:
                 people.photo, predictions.xy, predictions.score, strict=True
             )
         ]
-        if is_crowdpose(self.annotations):
+        if is_crowdpose(self.annotations) and self.spec.skeleton == CROWDPOSE_14:
             return evaluate_crowdpose(self.annotations, results, image_ids=people.image_ids)
         return evaluate(
             self.annotations, results, skeleton=self.spec.skeleton, image_ids=people.image_ids

@@ -26,6 +26,7 @@ from cfpose_training.pose.evaluation import DevelopmentSet
 from cfpose_training.run.loop import RunOptions, fit
 from cfpose_training.run.outputs import BEST_FILE
 from cfpose_training.run.state import FREE_OPTIM_FIELDS, Record, recorded
+from cfpose_training.skeletons import NAMED
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.stage1 import AlignedStudent
 
@@ -34,7 +35,8 @@ FREE_FIELDS = FREE_OPTIM_FIELDS | {
     "name", "deploy_box_scale", "evidence", "oks_window", "spread_temperature", "spread_isotropy",
 }  # fmt: skip
 # Of other commands, or labels too; the teacher counts by the content of its file.
-FREE_TABLES = {"teacher", "finder", "trained_on", "license"}
+FREE_TABLES = {"teacher", "finder", "trained_on", "license", "skeleton", "joints"}
+RECORDED = ("coco", "crowdpose")  # joints that records have always held by their name
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def stage2_record(recipe: Recipe) -> Record:
 
 def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:
     """Every table but those of other commands, so that a new one is compared as well."""
-    record: Record = {}
+    named = next((name for name in RECORDED if NAMED[name] == recipe.joints), None)
+    record = recorded(recipe.joints, "joints") if named is None else {"skeleton": repr(named)}
     for field in dataclasses.fields(recipe):
         if field.name not in unused | FREE_TABLES:
             record |= recorded(getattr(recipe, field.name), field.name, FREE_FIELDS)

@@ -17,6 +17,7 @@ from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.data.crop_dataset import Batch, DataOptions
 from cfpose_training.data.loader import Batches, Shard, batches_per_epoch
 from cfpose_training.data.people import People
+from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.run import PoseRun
 from cfpose_training.pose.train import pose_spec
@@ -73,6 +74,7 @@ def measure_speed(
     optim = dataclasses.replace(recipe.stage1, workers=used)
     if options.threads:
         torch.set_num_threads(options.threads)
+    recipe = with_joints(recipe, root)
     spec = pose_spec(recipe)
     warm_up = 1 + PREFETCHED * used
     with tempfile.TemporaryDirectory() as folder:

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
 from cfpose_training.checkpoints.convert import Initialised, initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
-from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName, teacher_recipe
+from cfpose_training.config import GcnTarget, PoseConfig, Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.movenet import MOVENET_MEAN_RGB, MOVENET_STD_RGB
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
@@ -34,15 +34,22 @@ from cfpose_training.stages.stage2 import RefinerStage
 TEACHER_FILE = "teacher.safetensors"
 STUDENT_FILE = "student.safetensors"
 REFINED_FILE = "refined.safetensors"
-SKELETONS: dict[SkeletonName, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPOSE_14}
 
 
 def pose_spec(recipe: Recipe) -> ModelSpec:
-    """The ModelSpec of the network that a recipe trains."""
+    """The ModelSpec of the network that a recipe trains.
+
+    Raises TrainingError when the recipe has no joints yet; see `data.sources.with_joints`.
+    """
     pose = recipe.pose
+    if recipe.joints is None:
+        raise TrainingError(
+            f"the recipe of {pose.name} takes its joints from its annotations, and none were read; "
+            f'name them in it: skeleton = "coco-17"'
+        )
     return ModelSpec(
         name=pose.name,
-        skeleton=SKELETONS[recipe.skeleton],
+        skeleton=recipe.joints,
         size_wh=pose.size_wh,
         decode=pose.decode,
         box_scale=pose.box_scale,
@@ -132,6 +139,7 @@ def _train_pose(
     file: str,
     init: Path | None = None,
 ) -> Path | None:
+    recipe = with_joints(recipe, data.root)
     spec = pose_spec(recipe)
     check_start(recipe.pose, init)
     taught_by = None if teacher is None else open_teacher(teacher, spec, options.threads)
@@ -198,6 +206,7 @@ def train_stage2(
     asked for, or does not fit.
     """
     _check_target(recipe.stage2.gcn, teacher)
+    recipe = with_joints(recipe, data.root)
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
