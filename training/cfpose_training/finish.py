@@ -70,7 +70,7 @@ def _mix_with_start(
 ) -> None:
     """Move the weights by `share` of the way to those that a run of the recipe begins with."""
     start = PoseNet(recipe.pose.backbone, spec, recipe.pose.head)
-    drawn = initialise(start, init).fresh
+    drawn = initialise(start, init, spec.skeleton.keypoints).fresh
     if drawn and recipe.pose.head != "marginal":  # whose other parts begin without chance
         raise TrainingError(
             f"{init} lacks {', '.join(drawn)}, and what is drawn at random has no way back; give "

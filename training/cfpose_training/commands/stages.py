@@ -37,7 +37,7 @@ def teacher(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe, teacher_recipe
     from cfpose_training.pose.train import TEACHER_FILE, train_teacher
 
-    recipe, init = load_recipe(arguments.recipe), arguments.init
+    recipe, init = load_recipe(arguments.recipe), _start(arguments.init)
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / TEACHER_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
@@ -55,7 +55,11 @@ def stage1(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.pose.train import STUDENT_FILE, train_stage1
 
-    recipe, teacher, init = load_recipe(arguments.recipe), arguments.teacher, arguments.init
+    recipe, teacher, init = (
+        load_recipe(arguments.recipe),
+        _start(arguments.teacher),
+        _start(arguments.init),
+    )
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / STUDENT_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
@@ -72,7 +76,11 @@ def stage2(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.pose.train import REFINED_FILE, train_stage2
 
-    recipe, student, teacher = load_recipe(arguments.recipe), arguments.student, arguments.teacher
+    recipe, student, teacher = (
+        load_recipe(arguments.recipe),
+        arguments.student,
+        _start(arguments.teacher),
+    )
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / REFINED_FILE
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
@@ -137,7 +145,7 @@ def finish(arguments: argparse.Namespace) -> int:
     from cfpose_training.config import load_recipe
     from cfpose_training.finish import FINISHED_FILE, finish_student
 
-    recipe, student, init = load_recipe(arguments.recipe), arguments.student, arguments.init
+    recipe, student, init = load_recipe(arguments.recipe), arguments.student, _start(arguments.init)
     out, threads, share = arguments.out, arguments.threads, arguments.init_share
     data, dry_run = _data_options(**given(arguments, DATA)), arguments.dry_run
 
@@ -156,7 +164,11 @@ def ablation(arguments: argparse.Namespace) -> int:
     from cfpose_training.ablation.table import MARKDOWN_FILE
     from cfpose_training.config import load_recipe
 
-    recipe, teacher, init = load_recipe(arguments.recipe), arguments.teacher, arguments.init
+    recipe, teacher, init = (
+        load_recipe(arguments.recipe),
+        _start(arguments.teacher),
+        _start(arguments.init),
+    )
     schemes, seeds = arguments.schemes, arguments.seeds
     out, dry_run = arguments.out, arguments.dry_run
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
@@ -169,6 +181,13 @@ def ablation(arguments: argparse.Namespace) -> int:
         return 0
     rows = run_ablation(recipe, schemes, seeds, data, run, teacher, init=init)
     return _report(None if rows is None else out / MARKDOWN_FILE)
+
+
+def _start(name: Path | None) -> Path | None:
+    """The file of a bundled model's name, or the path itself."""
+    from cfpose_training.checkpoints.starts import start_file
+
+    return None if name is None else start_file(name)
 
 
 def _data_options(*, data_root: Path, out: Path, cache: Path | None) -> DataOptions:
@@ -264,8 +283,8 @@ def _start_parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--init",
         type=Path,
-        help="start from this checkpoint or graph (ours, SimCC's, HRNet's, mmpose's, "
-        "EfficientNet-Lite0's, MoveNet's)",
+        help="start from a bundled model (default, cfpose-s, cfpose-m), or from this checkpoint or "
+        "graph (ours, SimCC's, HRNet's, mmpose's, EfficientNet-Lite0's, MoveNet's)",
     )
     return start
 

@@ -9,9 +9,10 @@ import torch
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
-from cfpose_training.checkpoints.convert import Initialised, initialise
+from cfpose_training.checkpoints.convert import Initialised, initialise, load_network
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
+from cfpose_training.checkpoints.starts import is_own_graph
 from cfpose_training.config import GcnTarget, PoseConfig, Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
@@ -148,7 +149,7 @@ def _train_pose(
     if recipe.pose.head_init == "marginals":
         network.head.init_as_marginals()
     if init is not None:
-        found = initialise(network, init)
+        found = initialise(network, init, spec.skeleton.keypoints)
         if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
             network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
         print(_started(init, found))
@@ -178,19 +179,23 @@ def _train_pose(
 def open_teacher(
     path: Path, student: ModelSpec, threads: int
 ) -> GraphTeacher | tuple[PoseNet, ModelSpec]:
-    """A heat-map graph (.onnx), or a checkpoint as `load_teacher`."""
-    if path.suffix == ".onnx":
+    """A heat-map graph (.onnx), or a checkpoint or exported graph of ours, as `load_teacher`."""
+    if path.suffix == ".onnx" and not is_own_graph(path):
         return GraphTeacher(HeatmapGraph(path, threads=threads or None), student)
     return load_teacher(path, student)
 
 
 def load_teacher(path: Path, student: ModelSpec) -> tuple[PoseNet, ModelSpec]:
     """A teacher's network and spec. Raises TrainingError when it does not fit the student."""
-    network, spec = load_pose(path)
-    if isinstance(network, RefinedPoseNet):
-        raise TrainingError(f"the teacher {path} has a refiner; give a checkpoint of stage 1")
+    if path.suffix == ".onnx":
+        pose, spec = load_network(path)
+    else:
+        network, spec = load_pose(path)
+        if isinstance(network, RefinedPoseNet):
+            raise TrainingError(f"the teacher {path} has a refiner; give a checkpoint of stage 1")
+        pose = network
     check_teacher(spec, student)
-    return network.to(memory_format=torch.channels_last), spec  # type: ignore[call-overload]
+    return pose.to(memory_format=torch.channels_last), spec  # type: ignore[call-overload]
 
 
 def train_stage2(
@@ -249,6 +254,8 @@ def _started(path: Path, found: Initialised) -> str:
     """One line on what a run starts from."""
     parts = ["the backbone", *found.taken]
     text = f"{path.name} gives {', '.join(parts)}"
+    if found.joints:
+        text += f"; it knows {len(found.joints)} of the joints"
     if found.fresh:
         text += f"; fresh: {', '.join(found.fresh)}"
     return text + f"; {len(found.dropped)} tensors of the file are not used"
