@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cfpose_training.commands.data import add_convert, add_data, add_label
+from cfpose_training.commands.fit import add_fit
 from cfpose_training.commands.stages import add_stages
 
 
@@ -57,4 +58,5 @@ def _parser() -> argparse.ArgumentParser:
     add_convert(commands)
     add_data(commands)
     add_label(commands)
+    add_fit(commands)
     return parser

@@ -17,6 +17,7 @@ import dacite
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import Decode, Evidence
+from cfpose_training.fit_steps import FitConfig
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
@@ -285,6 +286,7 @@ class Recipe:
     teacher: TeacherConfig | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
     finder: FinderConfig | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`

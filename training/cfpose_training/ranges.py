@@ -70,6 +70,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "channels": CHANNELS, "blocks": Range(0, 64), "head_channels": CHANNELS,
         "frozen": Range(0, 64), "box_grid": Range(0, 64),
     },
+    "FitConfig": {"init_share": Range(0, 1, open_high=True)},
     "Source": {"repeat": COUNT, "weight": FROM_ZERO, "holdout_every": FROM_ZERO},
     "AugmentConfig": {
         "flip_p": SHARE, "zoom_sigma": Range(0, 1, open_high=True), "rotation_p": SHARE,

@@ -28,7 +28,7 @@ from cfpose_training.checkpoints.files import (
 )
 from cfpose_training.checkpoints.foreign import Adopted, adopt, head_spec, read_state
 from cfpose_training.checkpoints.movenet import start_movenet, takes_movenet
-from cfpose_training.checkpoints.starts import open_start, with_rows
+from cfpose_training.checkpoints.starts import joint_names, open_start, with_rows
 from cfpose_training.nets.efficientnet import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.skeletons import columns
@@ -118,7 +118,7 @@ def initialise(network: PoseNet, path: Path, joints: Sequence[str] = ()) -> Init
     A network of MoveNet's trunk begins on MoveNet's file, or on a checkpoint of such a network.
     """
     backbone, own = network.backbone, network.state_dict()
-    given = open_start(path).joints if joints else ()
+    given = joint_names(path) if joints else ()
     kept = tuple(name for name in joints if columns([name], given)[0] is not None)
 
     def matched(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -87,6 +87,14 @@ def open_start(path: Path) -> Start:
     return Start(path, adopted.backbone, "simcc", None, ())
 
 
+def joint_names(path: Path) -> tuple[str, ...]:
+    """The joints of a file that a network starts from; () where it does not name them."""
+    if path.suffix == ".safetensors":
+        text = load_tensors(path)[1].get(SPEC_KEY)
+        return () if text is None else ModelSpec.from_json(text).skeleton.keypoints
+    return _graph(path).joints if path.suffix == ".onnx" else ()
+
+
 def is_own_graph(path: Path) -> bool:
     """Whether an ONNX file is a pose network that cfpose-export wrote from a checkpoint."""
     metadata = {entry.key: entry.value for entry in load_graph(path).metadata_props}
