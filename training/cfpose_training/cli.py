@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cfpose_training.commands.data import add_convert, add_data, add_label
-from cfpose_training.commands.fit import add_fit
+from cfpose_training.commands.fit import add_fit, add_own
 from cfpose_training.commands.stages import add_stages
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add_stages(commands)
     add_convert(commands)
-    add_data(commands)
+    add_own(add_data(commands))
     add_label(commands)
     add_fit(commands)
     return parser

@@ -75,10 +75,10 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument("--recipe", type=Path, help="its name, joints and licence")
 
 
-def add_data(commands: Commands) -> None:
-    """Add `data`, its actions and their arguments."""
-    actions = commands.add_parser(
-        "data", help="check the data sets, or time the loader"
+def add_data(commands: Commands) -> Commands:
+    """Add `data`, its actions and their arguments; gives the actions, for more of them."""
+    actions: Commands = commands.add_parser(
+        "data", help="check, convert or draw annotations, or time the loader"
     ).add_subparsers(dest="action", required=True)
     check = actions.add_parser(
         "check",
@@ -105,6 +105,7 @@ def add_data(commands: Commands) -> None:
     speed.add_argument(
         "--threads", type=whole_number(0), default=0, help="CPU threads; 0: PyTorch chooses"
     )
+    return actions
 
 
 def convert(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The commands for data of one's own: `init` proposes a recipe, `fit` runs it to its artifact."""
+"""Commands for data of one's own: `init` proposes a recipe, `fit` runs it; `data convert`, `show`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfpose_training.commands.data import minutes, whole_number
+from cfpose_training.commands.data import given, minutes, names, whole_number
 
 if TYPE_CHECKING:
     from cfpose_training.checkpoints.starts import Start
@@ -132,4 +132,48 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(fitted.text)
     print(f"wrote {fitted.artifact}")
+    return 0
+
+
+def add_own(actions: Commands) -> None:
+    """Add the actions of `data` for annotations of one's own."""
+    convert = actions.add_parser(
+        "convert", help="write annotations of other tools, or that do not fit their photos, as COCO"
+    )
+    convert.set_defaults(run=convert_own)
+    convert.add_argument(
+        "source", type=Path, help="Ultralytics' .yaml, Label Studio's .json, or a COCO .json"
+    )
+    convert.add_argument("-o", "--output", type=Path, required=True, help="COCO file to write")
+    convert.add_argument("--images", type=Path, help="folder of the photos, to fit them")
+    convert.add_argument(
+        "--joints", type=names, default=[], help="names of the joints, with commas between them"
+    )
+    show = actions.add_parser("show", help="draw annotated people on their photos")
+    show.set_defaults(run=show_own)
+    show.add_argument("--annotations", type=Path, required=True, help="COCO keypoint file")
+    show.add_argument("--images", type=Path, required=True, help="folder of its photos")
+    show.add_argument("-o", "--output", type=Path, required=True, help="picture to write")
+    show.add_argument("--count", type=whole_number(1), default=12, help="number of photos")
+
+
+def convert_own(arguments: argparse.Namespace) -> int:
+    """Run `data convert`; returns the exit code."""
+    from cfpose_training.fit.conversion import convert_annotations
+
+    source, output = arguments.source, arguments.output
+
+    lines = convert_annotations(source, output, **given(arguments, ("images", "joints")))
+    print("\n".join([*lines, f"wrote {output}"]))
+    return 0
+
+
+def show_own(arguments: argparse.Namespace) -> int:
+    """Run `data show`; returns the exit code."""
+    from cfpose_training.fit.conversion import show_annotations
+
+    annotations, images, output = arguments.annotations, arguments.images, arguments.output
+
+    people = show_annotations(annotations, images, output, arguments.count)
+    print(f"{people} people; wrote {output}")
     return 0

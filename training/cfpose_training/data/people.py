@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,6 +33,7 @@ class People:
     weight: Float64  # (N,) in the loss
     repeat: NDArray[np.intp]  # (N,) visits an epoch
     joint_weight: Float64  # (N, K) of each joint in the loss, beside `weight`; in [0, 1]
+    photo_wh: tuple[tuple[int, int], ...] = ()  # P, as annotated; () where that is not kept
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -59,6 +61,7 @@ def load_people(
     """
     photos: list[Path] = []
     image_ids: list[int] = []
+    sizes: list[tuple[int, int]] = []
     people: list[_Person] = []
     for source in sources:
         index: dict[int, int] = {}
@@ -70,13 +73,15 @@ def load_people(
                 index[image["id"]] = len(photos)
                 photos.append(root / source.images / image["file_name"])
                 image_ids.append(image["id"])
+                sizes.append((image["width"], image["height"]))
             weights = _joint_weights(source.annotations, person, len(skeleton))
             people.append(
                 _Person(
                     index[image["id"]], box, person["keypoints"], person["area"], source, weights
                 )
             )
-    return _in_arrays(people, photos, image_ids, len(skeleton))
+    arrays = _in_arrays(people, photos, image_ids, len(skeleton))
+    return dataclasses.replace(arrays, photo_wh=tuple(sizes))
 
 
 def _read_source(

@@ -46,9 +46,12 @@ class PhotoCache:
         return PhotoCache, (self._path, self._shapes)
 
 
-def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
+def cache_photos(
+    photos: Sequence[Path], folder: Path, annotated_wh: Sequence[tuple[int, int]] = ()
+) -> PhotoCache:
     """Decode `photos` into `folder`, or reuse what an earlier call left there.
 
+    `annotated_wh`: their sizes in the annotations; a photo of another size is a DatasetError.
     Raises DatasetError naming the missing photos or a folder that cannot be made, ImageError for a
     photo that cannot be decoded, InputError for a file that cannot be written.
     """
@@ -69,6 +72,13 @@ def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
             ) from error
         _write(photos, pixels_path, index_path)
     shapes = [(int(h), int(w)) for h, w in json.loads(index_path.read_text())]
+    for path, (height, width), noted in zip(photos, shapes, annotated_wh, strict=False):
+        if (width, height) != noted:
+            raise DatasetError(
+                f"{path} is {width} x {height} pixels, annotated {noted[0]} x {noted[1]}: the "
+                f"joints would be in the wrong places; write annotations that fit the photos with: "
+                f"cfpose-train data convert"
+            )
     return PhotoCache(pixels_path, shapes)
 
 

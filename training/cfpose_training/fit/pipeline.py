@@ -16,8 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cfpose_sdk.errors import ExportError, TrainingError, require
 from cfpose_sdk.files import write_file
+from cfpose_sdk.keypoints import calibrate
+from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.checkpoints.starts import open_start, start_file
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
@@ -30,6 +34,7 @@ from cfpose_training.pose.train import (
     REFINED_FILE,
     STUDENT_FILE,
     check_start,
+    development_set,
     train_stage1,
     train_stage2,
 )
@@ -39,6 +44,9 @@ from cfpose_training.run.state import STATE_FILE, differences, recorded, recorde
 
 CLAIM_FILE = "fit.json"
 REPORT_FILE = "report.json"
+SURE = 0.3  # as cfpose-export has it
+LEAST_COMPARED = 0.1  # of the joints
+PROOF_PEOPLE = 42
 COMMANDS = "import sys; from cfpose_sdk.commands import {0}; sys.exit({0}())"
 
 
@@ -263,10 +271,19 @@ class _Fit:
         artifact = self.options.out / f"{self.recipe.pose.name}.onnx"
         if not artifact.is_file():
             _say(f"exporting {artifact}")
-            photos = self._proof_people(dev)
+            photos, sure = self._proof_people(dev), self._sure(checkpoint)
             command = ["onnx", "--checkpoint", str(checkpoint), "--output", str(artifact)]
-            _child("export", [*command, "--photos", str(photos), "--min-confidence", "0.05"])
+            _child("export", [*command, "--photos", str(photos), "--min-confidence", f"{sure:.4f}"])
         return artifact
+
+    def _sure(self, checkpoint: Path) -> float:
+        """Confidence from which the export compares joints: its own, or less where few reach it."""
+        network, spec = load_pose(checkpoint)
+        dev = development_set(self.recipe, spec, self.data)
+        if dev is None:
+            return SURE
+        confidence = calibrate(dev.predict(network).score, spec.calibration)
+        return float(min(SURE, np.quantile(confidence, 1 - LEAST_COMPARED)))
 
     def _proof_people(self, dev: Source | None) -> Path:
         """A folder with the list of people that the export's proof looks at."""
@@ -274,7 +291,7 @@ class _Fit:
         sources = [dev] if dev is not None else list(self.recipe.sources)
         people = load_people(sources, self.root, self.recipe.joints, held_out=dev is not None)
         listed: dict[str, list[list[float]]] = {}
-        for photo, box in list(zip(people.photo, people.boxes, strict=True))[:42]:
+        for photo, box in list(zip(people.photo, people.boxes, strict=True))[:PROOF_PEOPLE]:
             listed.setdefault(str(people.photos[photo].resolve()), []).append(box.tolist())
         folder = self.options.out / "proof"
         write_file(folder / "people.json", json.dumps(listed))

@@ -42,7 +42,9 @@ class DevelopmentSet:
     def __init__(self, source: Source, root: Path, spec: ModelSpec, cache_folder: Path) -> None:
         self.spec = spec
         self.people: People = load_people([source], root, spec.skeleton, held_out=True)
-        self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
+        self.cache: PhotoCache = cache_photos(
+            self.people.photos, cache_folder, self.people.photo_wh
+        )
         self.annotations: dict[str, Any] = read_source(source, root, spec.skeleton)
 
     def predict(
