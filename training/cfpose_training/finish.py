@@ -15,9 +15,12 @@ from cfpose_training.checkpoints.convert import initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.people import load_people
+from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.calibration import measured_spec
+from cfpose_training.pose.norms import restore_norms
 from cfpose_training.pose.train import deployed_spec, development_set, pose_spec
 
 FINISHED_FILE = "finished.safetensors"
@@ -57,7 +60,7 @@ def finish_student(
             f"{recipe.pose.size_wh}, or another field of the spec differs"
         )
     if init is not None:
-        _mix_with_start(network, spec, recipe, init, init_share)
+        _mix_with_start(network, spec, recipe, data, init, init_share)
     deployed = deployed_spec(recipe)
     measured = measured_spec(network, deployed, development_set(recipe, deployed, data))
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,16 +69,25 @@ def finish_student(
 
 
 def _mix_with_start(
-    network: PoseNet, spec: ModelSpec, recipe: Recipe, init: Path, share: float
+    network: PoseNet, spec: ModelSpec, recipe: Recipe, data: DataOptions, init: Path, share: float
 ) -> None:
     """Move the weights by `share` of the way to those that a run of the recipe begins with."""
     start = PoseNet(recipe.pose.backbone, spec, recipe.pose.head)
-    drawn = initialise(start, init, spec.skeleton.keypoints).fresh
+    found = initialise(start, init, spec.skeleton.keypoints)
+    drawn = found.fresh
     if drawn and recipe.pose.head != "marginal":  # whose other parts begin without chance
         raise TrainingError(
             f"{init} lacks {', '.join(drawn)}, and what is drawn at random has no way back; give "
             f"the whole network that the student began from"
         )
+    if found.joints and len(found.joints) < len(spec.skeleton):
+        raise TrainingError(
+            f"{init} knows {len(found.joints)} of the {len(spec.skeleton)} joints: there is no way "
+            f"back for the others; take no share of the start (init_share = 0)"
+        )
+    # as stage 1 began: the mean of two networks is one only where their norms mean the same
+    people = load_people(recipe.sources, data.root, spec.skeleton)
+    restore_norms(start, people, cache_photos(people.photos, data.cache), pose_spec(recipe))
     began = start.state_dict()
     network.load_state_dict(
         {

@@ -1,4 +1,4 @@
-"""Commands for data of one's own: `init` proposes a recipe, `fit` runs it; `data convert`, `show`."""
+"""Commands for data of one's own: `init` proposes a recipe, `fit` runs it; `data convert, show`."""
 
 from __future__ import annotations
 

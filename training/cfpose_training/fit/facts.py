@@ -68,9 +68,15 @@ def look_at(annotations: Path, images: Path) -> Facts:
     flags = np.array([person["keypoints"][2::3] for person in people])
     counted = Counter(person["image_id"] for person in people)
     photos = [image for image in record["images"] if image["id"] in counted]
+    chosen, hashes = _decoded(photos, images)
     every, held_out = split(counted)
     odd = _odd(record, people, names, flags)
-    odd += _photo_notes(photos, images, every)
+    repeats = _repeats([photo["id"] for photo in chosen], hashes, every)
+    odd += [
+        f"photo {chosen[a]['file_name']} of the development photos shows what "
+        f"{chosen[b]['file_name']} shows; the figures will look too good ({len(repeats)} such)"
+        for a, b in repeats[:1]
+    ]
     if held_out < FEW:
         odd.append(f"{held_out} development people say little; label more photos when you can")
     sides = np.array([max(person["bbox"][2:]) for person in people])
@@ -130,8 +136,10 @@ def _odd(
     return odd
 
 
-def _photo_notes(photos: Sequence[Mapping[str, Any]], images: Path, every: int) -> list[str]:
-    """Decode the photos: sizes, and photos that show the same on both sides of the split."""
+def _decoded(
+    photos: Sequence[Mapping[str, Any]], images: Path
+) -> tuple[Sequence[Mapping[str, Any]], np.ndarray[Any, Any]]:
+    """The photos that were decoded, and the hash of each; their sizes are as annotated."""
     chosen = photos[:: max(1, -(-len(photos) // MOST_PHOTOS))]
     if missing := [p["file_name"] for p in photos if not (images / p["file_name"]).is_file()]:
         raise DatasetError(
@@ -151,12 +159,7 @@ def _photo_notes(photos: Sequence[Mapping[str, Any]], images: Path, every: int) 
             f"{len(wrong)} photos are of another size than annotated: {name} is {real}, annotated "
             f"{noted}; write annotations that fit them with: cfpose-train data convert"
         )
-    repeats = _repeats([photo["id"] for photo in chosen], np.array(hashes), every)
-    return [
-        f"photo {chosen[a]['file_name']} of the development photos shows what "
-        f"{chosen[b]['file_name']} shows; the figures will look too good ({len(repeats)} such)"
-        for a, b in repeats[:1]
-    ]
+    return chosen, np.array(hashes)
 
 
 def _repeats(ids: Sequence[int], hashes: np.ndarray[Any, Any], every: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from cfpose_training.run.loop import RunOptions
 
 TAUGHT = 1.6  # times as long with a teacher
 FORWARD = 1 / 3  # of the time of a pass forward and back
-EXPORT_S = 60.0  # to export the artifact and prove it, by guess
+EXPORT_S, EXPORT_STEPS = 20.0, 25  # to export and prove: by guess, more where steps are slow
 MARGIN = 1.2  # times what was measured: other work, warm caches
 TIMED = 3  # batches
 
@@ -37,7 +37,7 @@ class Pace:
     @property
     def end_s(self) -> float:
         """All that follows the last epoch: calibration, artifact, table."""
-        return 4 * self.measure_s + EXPORT_S
+        return 4 * self.measure_s + EXPORT_S + EXPORT_STEPS * self.step_s
 
     def minutes(self, epochs: int) -> float:
         """Of so many epochs and what follows."""

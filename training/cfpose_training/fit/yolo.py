@@ -145,13 +145,15 @@ def read_yaml(path: Path) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     options: Record = {}
-    stack: list[tuple[int, Any]] = [(-1, options)]
+    stack: list[tuple[int, Any]] = [(0, options)]
     for number, raw in enumerate(lines):
         text = re.sub(r"(^|\s)#.*$", "", raw).rstrip()
         if not text.strip():
             continue
         indent, text = len(text) - len(text.lstrip()), text.strip()
-        while indent < stack[-1][0] or (indent == stack[-1][0] and not text.startswith("- ")):
+        while len(stack) > 1 and (
+            indent < stack[-1][0] or (isinstance(stack[-1][1], list) and not text.startswith("- "))
+        ):
             stack.pop()
         holder = stack[-1][1]
         if text.startswith("- ") and isinstance(holder, list):
