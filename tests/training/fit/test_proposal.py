@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cfpose_sdk.errors import ArtifactError, DatasetError
@@ -13,11 +14,14 @@ from cfpose_sdk.skeleton import COCO_17, Skeleton
 from cfpose_training.checkpoints.files import save_pose
 from cfpose_training.checkpoints.starts import open_start, start_file
 from cfpose_training.cli import main
-from cfpose_training.config import Recipe, load_recipe
+from cfpose_training.config import Recipe, Source, load_recipe
+from cfpose_training.data.people import load_people
+from cfpose_training.fit import facts
 from cfpose_training.fit.estimate import training_bytes
 from cfpose_training.fit.facts import look_at, split
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import PoseNet
+from cfpose_training.pose.evaluation import Predictions
 from cfpose_training.pose.train import deployed_spec, pose_spec
 from tests.training.checkpoints.test_starts import spec_of
 
@@ -125,3 +129,27 @@ def test_the_split_leaves_people_on_both_sides() -> None:
     assert split({1: 1, 2: 9, 3: 1})[1] == 1
     with pytest.raises(DatasetError, match="cannot be split"):
         split({3: 2})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_swapped_sides_are_noticed(
+    tmp_path: Path, write_data: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *,
+    swapped: bool,
+) -> None:  # fmt: skip
+    """The start answers with the true joints; the file has left and right the other way round."""
+    write_data(tmp_path)
+    source = Source("own", "people.json", "images")
+    truth = load_people([source], tmp_path, COCO_17).joints[..., :2]
+    if swapped:
+        record = json.loads((tmp_path / "people.json").read_text())
+        for person in record["annotations"]:
+            flat = np.array(person["keypoints"]).reshape(17, 3)[COCO_17.flip_order]
+            person["keypoints"] = flat.ravel().tolist()
+        (tmp_path / "people.json").write_text(json.dumps(record))
+    monkeypatch.setattr(
+        facts, "predict_people", lambda *_: Predictions(truth + 1.0, np.ones(truth.shape[:2]))
+    )
+    start = open_start(start_file("default"))
+    note = facts.swapped_note(start, tmp_path / "people.json", tmp_path / "images")
+    assert note.startswith("left and right look swapped in 12 of 12 people") == swapped
+    assert bool(note) == swapped

@@ -67,7 +67,7 @@ def propose(arguments: argparse.Namespace) -> int:
     from cfpose_bench.data.annotations import read_annotations
     from cfpose_sdk.files import write_file
     from cfpose_training.config import load_recipe
-    from cfpose_training.fit.facts import look_at
+    from cfpose_training.fit.facts import look_at, swapped_note
     from cfpose_training.fit.proposal import Proposal, write_text
     from cfpose_training.skeletons import skeleton_of
 
@@ -83,6 +83,8 @@ def propose(arguments: argparse.Namespace) -> int:
     write_file(target, write_text(proposal))
     recipe = load_recipe(target)
     print(facts.text)
+    if note := swapped_note(start, annotations, images):
+        print(f"NOTE: {note}")
     if start.joints:
         known = sum(name is not None for name in _known(skeleton.keypoints, start.joints))
         print(f"the start, {asked}, knows {known} of the {len(skeleton)} joints by name")

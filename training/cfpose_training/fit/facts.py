@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,19 @@ from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_bench.data.gaps import AREA_OF_BOX, notes
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.media.image import read_image
+from cfpose_training.checkpoints.convert import load_network
+from cfpose_training.checkpoints.starts import Start
+from cfpose_training.config import Source
 from cfpose_training.data.near_photos import NEAR_BITS, photo_bits
+from cfpose_training.data.people import load_people
+from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.pose.evaluation import predict_people
+from cfpose_training.pose.speed import some_people
 
 MOST_PHOTOS = 2000  # that are decoded; of more as many, evenly spread
 EVERY = (5, 6, 4, 7, 8, 9, 10, 3, 11, 2)  # photos with an id that this divides are held out
 HELD_OUT = (0.08, 0.35)  # share of the people on the development photos
+SWAP_PEOPLE = 64  # that are compared with the start
 FEW = 10  # development people: fewer say little
 
 
@@ -86,6 +95,40 @@ def look_at(annotations: Path, images: Path) -> Facts:
         len(photos), len(people), names, labelled, (float(low), float(middle), float(high)), every,
         held_out, tuple(odd),
     )  # fmt: skip
+
+
+def swapped_note(start: Start, annotations: Path, images: Path) -> str:
+    """A sentence when most people's left and right are swapped, as the start sees them; else "".
+
+    Pairs of joints that the start knows by name are compared with its poses, as labelled and the
+    other way round. Where the two have no pair in common nothing is said.
+    """
+    if start.spec is None:
+        return ""
+    network, spec = load_network(start.path)
+    try:
+        people = load_people([Source("own", str(annotations.resolve()), str(images.resolve()))],
+                             Path(), spec.skeleton)  # fmt: skip
+    except DatasetError:
+        return ""
+    chosen = some_people(people, SWAP_PEOPLE, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = cache_photos(chosen.photos, Path(folder))
+        found = predict_people(network, chosen, cache, spec).xy
+    given, order = chosen.joints, spec.skeleton.flip_order
+    paired = (given[..., 2] > 0) & (given[:, order, 2] > 0) & (order != np.arange(len(order)))
+    as_labelled, swapped = (
+        np.where(paired, np.linalg.norm(found - xy, axis=-1), 0).sum(axis=1)
+        for xy in (given[..., :2], given[:, order, :2])
+    )
+    compared = paired.any(axis=1)
+    turned = int((swapped < 0.7 * as_labelled)[compared].sum())
+    if compared.sum() < FEW or turned < 0.5 * compared.sum():
+        return ""
+    return (
+        f"left and right look swapped in {turned} of {int(compared.sum())} people: left is the "
+        f"person's own left; look at them with: cfpose-train data show"
+    )
 
 
 def split(people: Mapping[int, int]) -> tuple[int, int]:

@@ -51,31 +51,8 @@ class DevelopmentSet:
         self, network: nn.Module, batch_size: int = 32, *, flipped: bool = False
     ) -> Predictions:
         """Run a PoseNet or RefinedPoseNet over all people, in float32; `flipped`: the flip test."""
-        device = next(network.parameters()).device
-        normalise = Normalise(self.spec.mean_rgb, self.spec.std_rgb).to(device)
-        count = len(self.people)
-        joints = len(self.spec.skeleton)
-        xy, score = np.zeros((count, joints, 2)), np.zeros((count, joints))
-        spread = np.zeros((count, joints, 2, 2))
-        was_training = network.training
-        network.eval()
-        for start in range(0, count, batch_size):
-            chosen = range(start, min(count, start + batch_size))
-            crops, transforms = plain_crops(self.people, self.cache, self.spec, chosen)
-            with torch.no_grad():
-                images = normalise(torch.from_numpy(crops).to(device))
-                if flipped:
-                    crop_xy, crop_score = flip_test(network, images, self.spec)
-                    crop_spread = torch.zeros(*crop_xy.shape, 2)
-                else:
-                    crop_xy, crop_score, crop_spread = _run(network, images, self.spec)
-            rows, back = slice(start, start + len(chosen)), invert_transforms(transforms)
-            xy[rows] = transform_points(back, crop_xy.cpu().numpy())
-            score[rows] = crop_score.cpu().numpy()
-            linear = back[:, None, :, :2]
-            spread[rows] = linear @ crop_spread.cpu().numpy() @ np.swapaxes(linear, -1, -2)
-        network.train(was_training)
-        return Predictions(xy, score, None if flipped else spread)
+        people, cache = self.people, self.cache
+        return predict_people(network, people, cache, self.spec, batch_size, flipped=flipped)
 
     def accuracy(self, predictions: Predictions) -> Accuracy:
         """AP on the held-out photos; a person's score is the mean raw joint score.
@@ -99,6 +76,43 @@ class DevelopmentSet:
         return evaluate(
             self.annotations, results, skeleton=self.spec.skeleton, image_ids=people.image_ids
         )
+
+
+def predict_people(
+    network: nn.Module,
+    people: People,
+    cache: PhotoCache,
+    spec: ModelSpec,
+    batch_size: int = 32,
+    *,
+    flipped: bool = False,
+) -> Predictions:
+    """Run a PoseNet or RefinedPoseNet over all people, in float32; `flipped`: the flip test."""
+    device = next(network.parameters()).device
+    normalise = Normalise(spec.mean_rgb, spec.std_rgb).to(device)
+    count = len(people)
+    joints = len(spec.skeleton)
+    xy, score = np.zeros((count, joints, 2)), np.zeros((count, joints))
+    spread = np.zeros((count, joints, 2, 2))
+    was_training = network.training
+    network.eval()
+    for start in range(0, count, batch_size):
+        chosen = range(start, min(count, start + batch_size))
+        crops, transforms = plain_crops(people, cache, spec, chosen)
+        with torch.no_grad():
+            images = normalise(torch.from_numpy(crops).to(device))
+            if flipped:
+                crop_xy, crop_score = flip_test(network, images, spec)
+                crop_spread = torch.zeros(*crop_xy.shape, 2)
+            else:
+                crop_xy, crop_score, crop_spread = _run(network, images, spec)
+        rows, back = slice(start, start + len(chosen)), invert_transforms(transforms)
+        xy[rows] = transform_points(back, crop_xy.cpu().numpy())
+        score[rows] = crop_score.cpu().numpy()
+        linear = back[:, None, :, :2]
+        spread[rows] = linear @ crop_spread.cpu().numpy() @ np.swapaxes(linear, -1, -2)
+    network.train(was_training)
+    return Predictions(xy, score, None if flipped else spread)
 
 
 def _run(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor, Tensor]:
