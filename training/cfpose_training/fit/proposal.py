@@ -156,7 +156,7 @@ def _training(proposal: Proposal) -> str:
     repeat = max(1, math.ceil(4 * batch / max(1, training)))
     steps = training * repeat // batch * epochs
     half = 0.2 if len(proposal.skeleton) > 8 else 0.0
-    rate = "5e-4" if fresh else "1e-4"
+    rate = "5e-4" if fresh else "3e-5" if facts.people < MANY // 2 else "1e-4"
     text = f"""[labels]
 kind = "gaussian"
 sigma_bins = 4.0
