@@ -23,7 +23,7 @@ OF_A_WEIGHT = 5  # copies: the weight, its gradient, AdamW's two moments, the av
 def training_bytes(recipe: Recipe) -> int:
     """About the memory of a training step: maps of a batch and their gradients, and the weights.
 
-    Counted on tensors without storage; what the runtime itself takes is not in it.
+    Counted on one crop; what the runtime itself takes is not in it.
     """
     total = 0
 
@@ -32,16 +32,16 @@ def training_bytes(recipe: Recipe) -> int:
         if isinstance(output, Tensor):
             total += output.numel()
 
-    with torch.device("meta"):
-        network = PoseNet(recipe.pose.backbone, pose_spec(recipe), recipe.pose.head)
-        leaves = [module for module in network.modules() if not list(module.children())]
-        handles = [module.register_forward_hook(count) for module in leaves]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = PoseNet(recipe.pose.backbone, pose_spec(recipe), recipe.pose.head).eval()
+        for module in network.modules():
+            if not list(module.children()):
+                module.register_forward_hook(count)
         width, height = recipe.pose.size_wh
-        network(torch.zeros(recipe.stage1.batch_size, 3, height, width))
-        for handle in handles:
-            handle.remove()
+        network(torch.zeros(1, 3, height, width))
     weights = sum(parameter.numel() for parameter in network.parameters())
-    return FLOAT_BYTES * (KEPT * total + OF_A_WEIGHT * weights)
+    maps = recipe.stage1.batch_size * total
+    return FLOAT_BYTES * (KEPT * maps + OF_A_WEIGHT * weights)
 
 
 def estimate_text(recipe: Recipe, file: Path) -> str:
