@@ -47,6 +47,7 @@ REPORT_FILE = "report.json"
 SURE = 0.3  # as cfpose-export has it
 LEAST_COMPARED = 0.1  # of the joints
 PROOF_PEOPLE = 42
+REFINED = 0.5  # of the time of an epoch of stage 1
 COMMANDS = "import sys; from cfpose_sdk.commands import {0}; sys.exit({0}())"
 
 
@@ -137,16 +138,21 @@ class _Fit:
         self._begin()
         before = self._before(dev)
         student = out / "stage1" / STUDENT_FILE
-        if not student.is_file():
+        ended = out / ("stage2" if self.recipe.fit.refiner else "") / self._last_file
+        if not student.is_file() and not ended.is_file():
             self._plan()
             if (found := self._stage1()) is None:
                 return None
             student = found
-        checkpoint = self._finish(student)
+        checkpoint = ended if ended.is_file() else self._finish(student)
         if checkpoint is None:
             return None
         artifact = self._export(checkpoint, dev)
         return self._report(artifact, before, dev)
+
+    @property
+    def _last_file(self) -> str:
+        return REFINED_FILE if self.recipe.fit.refiner else FINISHED_FILE
 
     def _path(self, name: str) -> Path:
         return self.file.parent / name
@@ -225,7 +231,10 @@ class _Fit:
             if math.isfinite(left):
                 pace = measure_pace(self.recipe, self.data, self._run_options("stage1", math.inf))
                 left = self.deadline - time.monotonic()
-                epochs, end_s = epochs_within(pace, left, epochs), pace.end_s
+                end_s = pace.end_s
+                if self.recipe.fit.refiner:  # its student only looks, and does not learn
+                    end_s += self.recipe.stage2.optim.epochs * REFINED * pace.epoch_s
+                epochs = epochs_within(pace, left - end_s + pace.end_s, epochs)
                 _say(
                     f"{epochs} of {self.recipe.stage1.epochs} epochs, {pace.epoch_s:.0f} s each on "
                     f"{pace.device}, end within the {self.options.max_minutes:g} minutes"
@@ -238,7 +247,8 @@ class _Fit:
         """The student; when time runs out, the best network so far, where there is one."""
         left = self.deadline - time.monotonic() - self.claim["end_s"]
         run = self._run_options("stage1", max(0.1, left / 60))
-        student = train_stage1(self.recipe, self.data, run, self.teacher, init=self.init)
+        teacher = self.teacher if self.recipe.distill.active else None
+        student = train_stage1(self.recipe, self.data, run, teacher, init=self.init)
         best = run.folder / BEST_FILE
         if student is None and best.is_file() and not self.recipe.fit.refiner:
             _say("time is up: going on with the best network so far")
@@ -249,14 +259,9 @@ class _Fit:
         """The checkpoint of the artifact, with confidence and covariance fitted."""
         steps, out = self.recipe.fit, self.options.out
         if steps.refiner:
-            refined = out / "stage2" / REFINED_FILE
-            if refined.is_file():
-                return refined
             left = max(0.1, (self.deadline - time.monotonic()) / 60)
             run = self._run_options("stage2", left)
             return train_stage2(self.recipe, student, self.data, run, self._refiner_teacher())
-        if (out / FINISHED_FILE).is_file():
-            return out / FINISHED_FILE
         _say("fitting confidence and covariance on the development photos")
         init = self.init if steps.init_share else None
         return finish_student(
