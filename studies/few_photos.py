@@ -116,9 +116,9 @@ def main() -> None:
 
 
 def _file(start: str) -> str:
-    from cfpose_training.checkpoints.starts import start_file
+    from cfpose_sdk.backends.bundled import model_file
 
-    return str(start_file(start))
+    return str(model_file(start))
 
 
 def _run(command: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import dacite
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_sdk.spec import Decode, Evidence
+from cfpose_sdk.spec import Decode, Evidence, Start
 from cfpose_training.fit_steps import FitConfig
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
@@ -94,6 +94,7 @@ class FinderConfig:
     nms_iou: float = 0.5
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    started_from: tuple[Start, ...] = ()  # as in Recipe
 
     @property
     def artifact_size_wh(self) -> tuple[int, int]:
@@ -292,6 +293,8 @@ class Recipe:
     mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    # files of others that --init takes, known by their SHA-256: their names, sources and terms
+    started_from: tuple[Start, ...] = ()
 
 
 def load_recipe(path: str | Path) -> Recipe:

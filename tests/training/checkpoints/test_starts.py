@@ -1,135 +1,78 @@
-"""Starts: bundled models by name, and heads whose rows follow the joints' names."""
+"""What training began from: by the file's hash, and through our own checkpoints and graphs."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
-from cfpose_sdk.errors import ArtifactError, TrainingError
-from cfpose_sdk.files import MODELS
-from cfpose_sdk.skeleton import COCO_17, Skeleton
-from cfpose_sdk.spec import ModelSpec
-from cfpose_training.checkpoints.convert import initialise, load_network
-from cfpose_training.checkpoints.files import save_pose
-from cfpose_training.checkpoints.starts import is_own_graph, open_start, start_file
-from cfpose_training.nets.movenet import MoveNetConfig
-from cfpose_training.nets.pose_net import BackboneConfig, HeadName, PoseNet
-from cfpose_training.pose.train import open_teacher
+from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import COCO_17
+from cfpose_sdk.spec import SPEC_KEY, FinderSpec, ModelSpec, Start
+from cfpose_training.checkpoints.files import save_finder, save_pose
+from cfpose_training.checkpoints.starts import inherited, starts_of
+from cfpose_training.config import load_recipe
+from cfpose_training.nets.finder import FinderNet, FinderNetConfig
+from cfpose_training.nets.hrnet import HRNetConfig
+from cfpose_training.nets.pose_net import PoseNet
 
-# another order, other spelling, two that COCO lacks
-OWN = Skeleton(
-    ("tail", "Right Wrist", "nose", "Left Wrist", "hat"), (), ((3, 1),), (0.05,) * 5
-)  # fmt: skip
-KNOWN = {"Right Wrist": 10, "nose": 0, "Left Wrist": 9}
+TRUNK = Start("trunk", "https://trunks.example", "0a" * 32, "Apache-2.0")
+SPEC = ModelSpec("tiny", COCO_17, (64, 64), started_from=(TRUNK,))
 
 
-def spec_of(skeleton: Skeleton, size_wh: tuple[int, int] = (48, 64)) -> ModelSpec:
-    return ModelSpec("start", skeleton, size_wh)
+def graph(path: Path, spec: ModelSpec | None = None) -> Path:
+    """An ONNX file of one node, ours where it carries a spec."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N"]) for n in "xy")
+    model = helper.make_model(
+        helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    )
+    if spec is not None:
+        onnx.helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    onnx.save_model(model, path)
+    return path
 
 
-@pytest.fixture(scope="module")
-def bundled() -> tuple[PoseNet, ModelSpec]:
-    return load_network(start_file("default"))
+def test_a_file_of_others_is_the_start(tmp_path: Path) -> None:
+    path = graph(tmp_path / "theirs.onnx")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert starts_of(path, [TRUNK]) == (Start("theirs", "not stated", sha256, "not stated"),)
+    known = dataclasses.replace(TRUNK, sha256=sha256)
+    assert starts_of(path, [TRUNK, known]) == (known,)
 
 
-def test_names_stand_for_the_bundled_files(tmp_path: Path) -> None:
-    assert start_file("default") == start_file("cfpose-s") == MODELS / "cfpose-s.onnx"
-    own = tmp_path / "x.safetensors"
-    assert start_file(own) == own
-    with pytest.raises(ArtifactError, match="defualt is no model that this cfpose brings"):
-        start_file("defualt")
-    with pytest.raises(ArtifactError, match=r"x.safetensors does not exist; expected a checkpoint"):
-        open_start(own)
+def test_our_own_files_hand_on_their_record(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = HRNetConfig(width=4, stem=8, bottlenecks=1, modules=(1, 1, 1), blocks=1)
+    save_pose(tmp_path / "pose.safetensors", PoseNet(config, SPEC), SPEC)
+    finder = FinderNetConfig(channels=(8, 8, 8, 8, 8), blocks=(1, 1, 1, 1, 1), head_channels=8)
+    spec = FinderSpec("f", (64, 64), threshold=0.5, nms_iou=0.5, started_from=(TRUNK,))
+    save_finder(tmp_path / "finder.safetensors", FinderNet(finder), spec)
+    graph(tmp_path / "pose.onnx", SPEC)
+    for name in ("pose.safetensors", "finder.safetensors", "pose.onnx"):
+        assert starts_of(tmp_path / name, []) == (TRUNK,)
+    scratch = graph(tmp_path / "scratch.onnx", dataclasses.replace(SPEC, started_from=()))
+    assert starts_of(scratch, [TRUNK]) == ()
 
 
-def test_the_bundled_model_says_what_it_is(bundled: tuple[PoseNet, ModelSpec]) -> None:
-    start = open_start(start_file("default"))
-    network, spec = bundled
-    assert start.joints == COCO_17.keypoints
-    assert start.spec == spec
-    assert network.backbone.config == start.backbone
-    assert is_own_graph(start.path)
+def test_several_hand_on_each_start_once() -> None:
+    other = dataclasses.replace(TRUNK, name="other")
+    old = dataclasses.replace(SPEC, started_from=())
+    both = dataclasses.replace(SPEC, started_from=(other, TRUNK))
+    assert inherited([SPEC, both], []) == (TRUNK, other)
+    assert inherited([old], [other]) == (other,)
+    assert inherited([SPEC], [other]) == (TRUNK,)
 
 
-def check_rows(
-    backbone: BackboneConfig, head: HeadName, rows: dict[str, int], folder: Path
-) -> PoseNet:
-    """A network of OWN, started from one of COCO's joints: known rows are its, others fresh."""
-    torch.manual_seed(1)
-    old = PoseNet(backbone, spec_of(COCO_17), head)
-    path = folder / "old.safetensors"
-    save_pose(path, old, spec_of(COCO_17))
-    new = PoseNet(backbone, spec_of(OWN), head)
-    fresh = {key: value.clone() for key, value in new.state_dict().items()}
-    found = initialise(new, path, OWN.keypoints)
-    assert found.joints == tuple(KNOWN)
-    assert not found.fresh
-    for key, count in rows.items():
-        given, mine = old.state_dict()[key], new.state_dict()[key]
-        for joint, name in enumerate(OWN.keypoints):
-            here = mine[joint * count : (joint + 1) * count]
-            if name in KNOWN:
-                there = given[KNOWN[name] * count : (KNOWN[name] + 1) * count]
-            elif "regression" in key:
-                there = torch.zeros_like(here)
-            else:
-                there = fresh[key][joint * count : (joint + 1) * count]
-            assert torch.equal(here, there), (key, name)
-    return new
-
-
-def test_a_simcc_head_keeps_the_rows_of_the_joints_that_both_know(tmp_path: Path) -> None:
-    from cfpose_training.nets.hrnet import HRNetConfig
-
-    tiny = HRNetConfig(width=4, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
-    rows = {"head.final_layer.weight": 1, "head.final_layer.bias": 1}
-    check_rows(tiny, "simcc", rows, tmp_path)
-
-
-def test_a_marginal_head_keeps_the_rows_of_the_joints_that_both_know(tmp_path: Path) -> None:
-    rows = {
-        "head.heat.out.weight": 1, "head.heat.out.bias": 1, "head.prior": 1,
-        "head.regression.out.weight": 2, "head.regression.out.bias": 2,
-    }  # fmt: skip
-    check_rows(MoveNetConfig("lightning", frozen=0), "marginal", rows, tmp_path)
-
-
-def test_a_head_of_as_many_other_joints_is_fresh(tmp_path: Path) -> None:
-    others = Skeleton(tuple(f"point {n}" for n in range(17)), (), (), (0.05,) * 17)
-    config = MoveNetConfig("lightning", frozen=0)
-    old = PoseNet(config, spec_of(COCO_17), "marginal")
-    save_pose(tmp_path / "old.safetensors", old, spec_of(COCO_17))
-    new = PoseNet(config, spec_of(others), "marginal")
-    before = new.head.heat.out.weight.clone()
-    found = initialise(new, tmp_path / "old.safetensors", others.keypoints)
-    assert found.joints == ()
-    assert torch.equal(new.head.heat.out.weight, before)
-    assert torch.equal(new.head.heat.hidden.weight, old.head.heat.hidden.weight)
-    # without names of its own, the shape decides as ever
-    initialise(new, tmp_path / "old.safetensors")
-    assert torch.equal(new.head.heat.out.weight, old.head.heat.out.weight)
-
-
-def test_the_bundled_graph_starts_other_joints(bundled: tuple[PoseNet, ModelSpec]) -> None:
-    network, spec = bundled
-    own = ModelSpec("own", OWN, spec.size_wh, split_ratio=spec.split_ratio)
-    new = PoseNet(network.backbone.config, own, network.head_name)
-    found = initialise(new, start_file("default"), OWN.keypoints)
-    assert found.joints == tuple(KNOWN)
-    crops = torch.randn(2, 3, spec.size_wh[1], spec.size_wh[0])
-    with torch.no_grad():
-        theirs, ours = network(crops), new.eval()(crops)
-    for joint, name in enumerate(OWN.keypoints):
-        if name in KNOWN:
-            torch.testing.assert_close(ours.x_logits[:, joint], theirs.x_logits[:, KNOWN[name]])
-
-
-def test_a_graph_of_ours_teaches(bundled: tuple[PoseNet, ModelSpec]) -> None:
-    _, spec = bundled
-    teacher, theirs = open_teacher(start_file("default"), spec, 1)
-    assert theirs == spec
-    assert isinstance(teacher, PoseNet)
-    with pytest.raises(TrainingError, match="the teacher cfpose-s has skeleton"):
-        open_teacher(start_file("default"), ModelSpec("own", OWN, spec.size_wh), 1)
+def test_a_recipe_names_what_it_starts_from(tiny_recipe: Path, tmp_path: Path) -> None:
+    table = "started_from = [{ name = 'x', source = 'y', sha256 = '" + "0a" * 32
+    path = tmp_path / "r.toml"
+    path.write_text(f"{table}', license = 'MIT' }}]\n{tiny_recipe.read_text()}")
+    assert load_recipe(path).started_from == (Start("x", "y", "0a" * 32, "MIT"),)
+    path.write_text(f"{table}', licence = 'MIT' }}]\n{tiny_recipe.read_text()}")
+    with pytest.raises(TrainingError, match="not usable"):
+        load_recipe(path)

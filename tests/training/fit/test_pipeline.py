@@ -141,7 +141,7 @@ def test_a_missing_package_is_named_before_anything_starts(
 @pytest.mark.parametrize(
     ("fit", "message"),
     [
-        ('init = "defualt"', "defualt is no model that this cfpose brings"),
+        ('init = "defualt"', "defualt is no bundled model"),
         ('init = "gone.safetensors"', r"gone.safetensors does not exist"),
         ("init_share = 1.0", "fit.init_share is 1.0, expected 0 to less than 1"),
         ("init_share = nan", "fit.init_share is nan, expected a number"),

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.errors import ArtifactError, DatasetError
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 from cfpose_training.checkpoints.files import save_pose
-from cfpose_training.checkpoints.starts import open_start, start_file
+from cfpose_training.checkpoints.initial import open_initial
 from cfpose_training.cli import main
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.people import load_people
@@ -23,7 +24,7 @@ from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.evaluation import Predictions
 from cfpose_training.pose.train import deployed_spec, pose_spec
-from tests.training.checkpoints.test_starts import spec_of
+from tests.training.checkpoints.test_initial import spec_of
 
 FIVE = Skeleton(
     ("nose", "left_wrist", "right_wrist", "left_ankle", "right_ankle"), (), ((1, 2), (3, 4)),
@@ -49,7 +50,7 @@ def test_the_recipe_carries_over_what_its_start_needs(
     assert "held out for development: 2 people, on the photos whose id 5 divides" in said
     assert "knows 5 of the 5 joints by name" in said
     assert f"cfpose-train fit --recipe {tmp_path / 'mine.toml'} --out runs/mine" in said
-    start = open_start(start_file("default"))
+    start = open_initial(model_file("default"))
     assert start.spec is not None
     spec = deployed_spec(recipe)
     for name in ("size_wh", "split_ratio", "decode", "oks_window", "evidence", "box_scale",
@@ -99,7 +100,7 @@ def test_sizes_and_starts(tmp_path: Path, write_data: Callable[..., None]) -> No
     assert large.pose.hrnet is not None
     assert large.pose.hrnet.width == 32
     assert large.fit.init == ""
-    with pytest.raises(ArtifactError, match="nothing is no model that this cfpose brings"):
+    with pytest.raises(ArtifactError, match="nothing is no bundled model"):
         init(tmp_path, "--from", "nothing")
 
 
@@ -149,7 +150,7 @@ def test_swapped_sides_are_noticed(
     monkeypatch.setattr(
         facts, "predict_people", lambda *_: Predictions(truth + 1.0, np.ones(truth.shape[:2]))
     )
-    start = open_start(start_file("default"))
+    start = open_initial(model_file("default"))
     note = facts.swapped_note(start, tmp_path / "people.json", tmp_path / "images")
     assert note.startswith("left and right look swapped in 12 of 12 people") == swapped
     assert bool(note) == swapped

@@ -27,8 +27,8 @@ from cfpose_training.checkpoints.files import (
     save_tensors,
 )
 from cfpose_training.checkpoints.foreign import Adopted, adopt, head_spec, read_state
+from cfpose_training.checkpoints.initial import joint_names, open_initial, with_rows
 from cfpose_training.checkpoints.movenet import start_movenet, takes_movenet
-from cfpose_training.checkpoints.starts import joint_names, open_start, with_rows
 from cfpose_training.nets.efficientnet import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.skeletons import columns
@@ -155,7 +155,7 @@ def load_network(path: Path) -> tuple[PoseNet, ModelSpec]:
     if path.suffix != ".onnx":
         network, spec = load_pose(path)
         return (network.pose if isinstance(network, RefinedPoseNet) else network), spec
-    start = open_start(path)
+    start = open_initial(path)
     if start.spec is None:
         raise ArtifactError(f"{path} carries no {SPEC_KEY}, so it is not a cfpose pose graph")
     pose = PoseNet(start.backbone, start.spec, start.head)

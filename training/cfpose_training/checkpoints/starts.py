@@ -1,157 +1,48 @@
-"""What a run can start from: the bundled models by name, and files of ours and of others.
-
-A start says which network it holds, with which joints, and how its artifact is used; a new head
-keeps the rows of the joints that it knows.
-"""
+"""Weights of others that a network began from: of a file, and through checkpoints of ours."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import dacite
-import torch
-from torch import Tensor
+from cfpose_sdk.files import digest
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec, ModelSpec, Start
+from cfpose_training.checkpoints.files import load_tensors
+from cfpose_training.checkpoints.from_graph import load_graph
 
-from cfpose_sdk.errors import ArtifactError
-from cfpose_sdk.files import MODELS, check_model_file
-from cfpose_sdk.skeleton import COCO_17
-from cfpose_sdk.spec import SPEC_KEY, ModelSpec
-from cfpose_training.checkpoints.files import BACKBONES, NETWORK_KEY, OPTIONS, load_tensors
-from cfpose_training.checkpoints.foreign import adopt, read_state
-from cfpose_training.checkpoints.from_graph import PREFIX, load_graph
-from cfpose_training.checkpoints.movenet import read_movenet
-from cfpose_training.nets.movenet import WIDTHS, MoveNetConfig
-from cfpose_training.nets.pose_net import BackboneConfig, HeadName
-from cfpose_training.skeletons import columns
-
-DEFAULT = "default"
-BUNDLED = ("cfpose-s", "cfpose-m")
-MOVENET_STEM = f"{PREFIX}backbone.stem.weight"
-# tensors with rows for each joint, and how many
-ROWS = {
-    "head.final_layer.weight": 1, "head.final_layer.bias": 1,
-    "head.heat.out.weight": 1, "head.heat.out.bias": 1,
-    "head.regression.out.weight": 2, "head.regression.out.bias": 2,
-    "head.prior": 1,
-}  # fmt: skip
-# of a joint that the start does not know, expected in the middle of the crop
-FROM_ZERO = ("head.regression.out.weight", "head.regression.out.bias")
+NOT_STATED = "not stated"
 
 
-def start_file(name: str | Path) -> Path:
-    """The file of a bundled model's name (default, cfpose-s, cfpose-m), or the path itself.
+def starts_of(path: Path, known: Iterable[Start]) -> tuple[Start, ...]:
+    """What a network whose weights are those of `path` (`--init`), read before, goes back to.
 
-    A name has no suffix. Raises ArtifactError for another name.
+    A checkpoint or graph of ours hands on its own record. Another file is itself the start: as the
+    recipe knows it (`known`) by its SHA-256, else by its name, source and licence not stated.
+    Raises ArtifactError for a file that cannot be read, SpecError for its spec.
     """
-    path = Path(name)
-    if str(name) == DEFAULT:
-        path = MODELS / f"{BUNDLED[0]}.onnx"
-    elif path.name == str(name) and not path.suffix and not path.exists():
-        there = [name for name in BUNDLED if (MODELS / f"{name}.onnx").is_file()]
-        if str(name) not in there:
-            raise ArtifactError(
-                f"{name} is no model that this cfpose brings; expected {DEFAULT}, "
-                f"{', '.join(there)}, or a checkpoint or graph, whose file has a suffix"
-            )
-        path = MODELS / f"{name}.onnx"
-    return path
+    spec = _own_spec(path)
+    if spec is not None:
+        return spec.started_from
+    sha256 = digest(path)
+    entries = {start.sha256: start for start in known}
+    return (entries.get(sha256) or Start(path.stem, NOT_STATED, sha256, NOT_STATED),)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A network to start from."""
-
-    path: Path
-    backbone: BackboneConfig
-    head: HeadName
-    spec: ModelSpec | None  # None: the file is another project's
-    joints: tuple[str, ...]  # names, in the head's order; () where they are not known
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the file is a pose model of ours, which can be measured as it is."""
-        return self.spec is not None
-
-
-def open_start(path: Path) -> Start:
-    """Look at a file that a run starts from. Raises ArtifactError when it is none."""
-    check_model_file(path, "a checkpoint or graph to start from")
-    if path.suffix == ".safetensors":
-        return _checkpoint(path)
-    if path.suffix == ".onnx":
-        return _graph(path)
-    adopted = adopt(read_state(path), path)
-    return Start(path, adopted.backbone, "simcc", None, ())
-
-
-def joint_names(path: Path) -> tuple[str, ...]:
-    """The joints of a file that a network starts from; () where it does not name them."""
-    if path.suffix == ".safetensors":
-        text = load_tensors(path)[1].get(SPEC_KEY)
-        return () if text is None else ModelSpec.from_json(text).skeleton.keypoints
-    return _graph(path).joints if path.suffix == ".onnx" else ()
-
-
-def is_own_graph(path: Path) -> bool:
-    """Whether an ONNX file is a pose network that cfpose-export wrote from a checkpoint."""
-    metadata = {entry.key: entry.value for entry in load_graph(path).metadata_props}
-    return SPEC_KEY in metadata and ModelSpec.from_json(metadata[SPEC_KEY]).adopted is None
-
-
-def _checkpoint(path: Path) -> Start:
-    tensors, metadata = load_tensors(path)
-    if NETWORK_KEY not in metadata or SPEC_KEY not in metadata:
-        return Start(path, adopt(tensors, path).backbone, "simcc", None, ())
-    spec, configs = ModelSpec.from_json(metadata[SPEC_KEY]), json.loads(metadata[NETWORK_KEY])
-    kind = next(kind for kind in BACKBONES if kind in configs)
-    backbone = dacite.from_dict(BACKBONES[kind], configs[kind], OPTIONS)
-    return Start(path, backbone, configs.get("head", "simcc"), spec, spec.skeleton.keypoints)
-
-
-def _graph(path: Path) -> Start:
-    model = load_graph(path)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if SPEC_KEY not in metadata:
-        body, _ = read_movenet(path)
-        return Start(path, MoveNetConfig(body), "marginal", None, COCO_17.keypoints)
-    spec = ModelSpec.from_json(metadata[SPEC_KEY])
-    if spec.adopted is not None:
-        raise ArtifactError(
-            f"{path} is an adopted {spec.adopted.family} network of another project; a run can "
-            f"start from networks that it can build (ours, MoveNet's, HRNet's): give its own file "
-            f"where it is one of them, or use it as a labeller (cfpose-train label)"
-        )
-    stem = next((t.dims[0] for t in model.graph.initializer if t.name == MOVENET_STEM), None)
-    for name, widths in WIDTHS.items():
-        if widths[0] == stem:
-            return Start(path, MoveNetConfig(name), "marginal", spec, spec.skeleton.keypoints)
-    backbone = adopt(read_state(path), path).backbone
-    return Start(path, backbone, "simcc", spec, spec.skeleton.keypoints)
-
-
-def with_rows(
-    own: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    wanted: Sequence[str],
-    given: Sequence[str],
-) -> dict[str, Tensor]:
-    """`tensors` of a head of the joints `given`, as a head of the joints `wanted` takes them.
-
-    The rows of a joint that both know are the given ones, the others those of `own`, a fresh
-    network's; rows of another width are left as they are, to be refused by their shape.
+def inherited(specs: Iterable[ModelSpec | FinderSpec], known: Iterable[Start]) -> tuple[Start, ...]:
+    """The starts of all `specs`, each once; of specs without a record, as versions before 8 are,
+    those that the recipe knows.
     """
-    places = columns(wanted, given)
-    matched = dict(tensors)
-    for key, rows in ROWS.items():
-        if key not in own or key not in tensors or own[key].shape[1:] != tensors[key].shape[1:]:
-            continue
-        value = torch.zeros_like(own[key]) if key in FROM_ZERO else own[key].detach().clone()
-        for joint, place in enumerate(places):
-            if place is not None:
-                there = tensors[key][place * rows : (place + 1) * rows]
-                value[joint * rows : (joint + 1) * rows] = there
-        matched[key] = value
-    return matched
+    records = [start for spec in specs for start in spec.started_from]
+    return tuple(dict.fromkeys(records or known))
+
+
+def _own_spec(path: Path) -> ModelSpec | FinderSpec | None:
+    """The spec in a checkpoint or graph of ours; None for a file of others."""
+    metadata: Mapping[str, str] = {}
+    if path.suffix == ".safetensors":
+        metadata = load_tensors(path)[1]
+    elif path.suffix == ".onnx":
+        metadata = {entry.key: entry.value for entry in load_graph(path).metadata_props}
+    if SPEC_KEY in metadata:
+        return ModelSpec.from_json(metadata[SPEC_KEY])
+    return FinderSpec.from_json(metadata[FINDER_KEY]) if FINDER_KEY in metadata else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cfpose_training.commands.data import given, minutes, names, whole_number
 
 if TYPE_CHECKING:
-    from cfpose_training.checkpoints.starts import Start
+    from cfpose_training.checkpoints.initial import Initial
     from cfpose_training.commands.data import Commands
 
 SIZES = {"s": "cfpose-s", "m": "cfpose-m", "w32": ""}  # and what each starts from
@@ -106,15 +106,16 @@ def _known(names: tuple[str, ...], given: tuple[str, ...]) -> tuple[int | None, 
     return columns(names, given)
 
 
-def _start(asked: str, size: str) -> tuple[Start, str]:
+def _start(asked: str, size: str) -> tuple[Initial, str]:
     """The network to train, and the start as the recipe names it; "": it starts from nothing."""
-    from cfpose_training.checkpoints.starts import Start, open_start, start_file
+    from cfpose_sdk.backends.bundled import model_file
+    from cfpose_training.checkpoints.initial import Initial, open_initial
     from cfpose_training.nets.hrnet import HRNET_W32
 
     if not asked:
-        return Start(Path(), HRNET_W32, "simcc", None, ()), ""
-    path = start_file(asked)
-    return open_start(path), asked if str(path) != asked else str(path.resolve())
+        return Initial(Path(), HRNET_W32, "simcc", None, ()), ""
+    path = model_file(asked)
+    return open_initial(path), asked if str(path) != asked else str(path.resolve())
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -185,9 +185,9 @@ def ablation(arguments: argparse.Namespace) -> int:
 
 def _start(name: Path | None) -> Path | None:
     """The file of a bundled model's name, or the path itself."""
-    from cfpose_training.checkpoints.starts import start_file
+    from cfpose_sdk.backends.bundled import model_file
 
-    return None if name is None else start_file(name)
+    return None if name is None else model_file(name)
 
 
 def _data_options(*, data_root: Path, out: Path, cache: Path | None) -> DataOptions:

@@ -17,7 +17,7 @@ from cfpose_bench.data.gaps import AREA_OF_BOX, notes
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.media.image import read_image
 from cfpose_training.checkpoints.convert import load_network
-from cfpose_training.checkpoints.starts import Start
+from cfpose_training.checkpoints.initial import Initial
 from cfpose_training.config import Source
 from cfpose_training.data.near_photos import NEAR_BITS, photo_bits
 from cfpose_training.data.people import load_people
@@ -97,7 +97,7 @@ def look_at(annotations: Path, images: Path) -> Facts:
     )  # fmt: skip
 
 
-def swapped_note(start: Start, annotations: Path, images: Path) -> str:
+def swapped_note(start: Initial, annotations: Path, images: Path) -> str:
     """A sentence when most people's left and right are swapped, as the start sees them; else "".
 
     Pairs of joints that the start knows by name are compared with its poses, as labelled and the

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.errors import ExportError, TrainingError, require
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import calibrate
 from cfpose_training.checkpoints.files import load_pose
-from cfpose_training.checkpoints.starts import open_start, start_file
+from cfpose_training.checkpoints.initial import open_initial
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.people import load_people
@@ -123,7 +124,7 @@ class _Fit:
         self.teacher = self._named(steps.teacher)
         self.data = DataOptions(self.root, cache_of(self.options.out))
         if self.init is not None:
-            open_start(self.init)  # what is no start is named before anything runs
+            open_initial(self.init)  # what is no start is named before anything runs
         check_start(self.recipe.pose, self.init, 'init = "default" or a file, in [fit]')
         if self.recipe.distill.active and self.teacher is None:
             raise TrainingError(
@@ -161,7 +162,7 @@ class _Fit:
         """A start's or teacher's file: a name, or a path that begins at the recipe's folder."""
         if not name:
             return None
-        return self._path(name) if "." in name or "/" in name else start_file(name)
+        return self._path(name) if "." in name or "/" in name else model_file(name)
 
     def _label(self) -> None:
         """Write the labels that the recipe asks for, each by `cfpose-train label`."""
@@ -206,7 +207,7 @@ class _Fit:
 
     def _before(self, dev: Source | None) -> dict[str, Any] | None:
         """The start's figures, measured once."""
-        if dev is None or self.init is None or not open_start(self.init).is_whole:
+        if dev is None or self.init is None or not open_initial(self.init).is_whole:
             return None
         if "before" not in self.claim:
             _say("measuring the start on the development photos")
@@ -312,7 +313,7 @@ class _Fit:
             whole = after = judge.score(artifact, threads=threads)
             if start is not None and start.joints not in (0, whole.joints):
                 assert self.init is not None
-                after = judge.score(artifact, open_start(self.init).joints, threads=threads)
+                after = judge.score(artifact, open_initial(self.init).joints, threads=threads)
             joints = judge.skeleton
             people = len(load_people([dev], self.root, joints, held_out=True))
         fitted = Fitted(artifact, start, after, whole, dev is not None, people)

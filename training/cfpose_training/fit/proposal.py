@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_training.checkpoints.starts import Start
+from cfpose_training.checkpoints.initial import Initial
 from cfpose_training.fit.facts import Facts
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.hrnet import HRNetConfig
@@ -33,7 +33,7 @@ class Proposal:
     name: str
     facts: Facts
     skeleton: Skeleton
-    start: Start | None
+    start: Initial | None
     annotations: Path
     images: Path
     target: Path  # the recipe's file
@@ -97,7 +97,7 @@ def _joints(skeleton: Skeleton) -> str:
     )
 
 
-def _network(name: str, start: Start, people: int) -> str:
+def _network(name: str, start: Initial, people: int) -> str:
     spec, frozen = start.spec, _frozen(start.backbone, people)
     lines = ["[pose]", f"name = {json.dumps(name)}"]
     if isinstance(start.backbone, MoveNetConfig):

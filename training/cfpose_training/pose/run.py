@@ -37,7 +37,9 @@ FREE_FIELDS = FREE_OPTIM_FIELDS | {
     "name", "deploy_box_scale", "evidence", "oks_window", "spread_temperature", "spread_isotropy",
 }  # fmt: skip
 # Of other commands, or labels too; the teacher counts by the content of its file.
-FREE_TABLES = {"teacher", "finder", "trained_on", "license", "skeleton", "joints", "fit"}
+FREE_TABLES = {
+    "teacher", "finder", "trained_on", "license", "skeleton", "joints", "fit", "started_from",
+}  # fmt: skip
 RECORDED = ("coco", "crowdpose")  # joints that records have always held by their name
 
 
