@@ -162,7 +162,7 @@ def add_own(actions: Commands) -> None:
 
 def convert_own(arguments: argparse.Namespace) -> int:
     """Run `data convert`; returns the exit code."""
-    from cfpose_training.fit.conversion import convert_annotations
+    from cfpose_training.layouts.conversion import convert_annotations
 
     source, output = arguments.source, arguments.output
 
@@ -173,7 +173,7 @@ def convert_own(arguments: argparse.Namespace) -> int:
 
 def show_own(arguments: argparse.Namespace) -> int:
     """Run `data show`; returns the exit code."""
-    from cfpose_training.fit.conversion import show_annotations
+    from cfpose_training.layouts.conversion import show_annotations
 
     annotations, images, output = arguments.annotations, arguments.images, arguments.output
 

@@ -88,5 +88,5 @@ def _drawn(
     box = np.array([[0.0, 0.0, *size]])
     return draw_poses(
         np.asarray(picture, np.uint8), zoom * xy[None], shown[None].astype(float), box, skeleton,
-        threshold=0.5, line_width=2.0, colours="sides",
+        threshold=0.5, line_width=3.0, colours="sides",
     )  # fmt: skip

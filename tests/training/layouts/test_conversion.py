@@ -16,10 +16,10 @@ from cfpose_training.cli import main
 from cfpose_training.config import Source
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import cache_photos
-from cfpose_training.fit.conversion import convert_annotations
 from cfpose_training.fit.facts import look_at
-from cfpose_training.fit.repair import turn_of
-from cfpose_training.fit.yolo import read_yaml
+from cfpose_training.layouts.conversion import convert_annotations
+from cfpose_training.layouts.repair import turn_of
+from cfpose_training.layouts.yolo import read_yaml
 from cfpose_training.skeletons import skeleton_of
 
 NAMES = ["nose", "left_hand", "right_hand"]

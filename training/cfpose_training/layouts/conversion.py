@@ -16,9 +16,9 @@ from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.media.image import Image, read_image, write_picture
-from cfpose_training.fit.label_studio import read_tasks
-from cfpose_training.fit.repair import repaired
-from cfpose_training.fit.yolo import read_yolo
+from cfpose_training.layouts.label_studio import read_tasks
+from cfpose_training.layouts.repair import repaired
+from cfpose_training.layouts.yolo import read_yolo
 from cfpose_training.pose.pictures import mosaic
 from cfpose_training.skeletons import skeleton_of
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_sdk.errors import DatasetError
-from cfpose_training.fit.repair import box_of
+from cfpose_training.layouts.repair import box_of
 
 Record = dict[str, Any]
 
