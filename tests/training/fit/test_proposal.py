@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.backends.bundled import model_file
-from cfpose_sdk.errors import ArtifactError, DatasetError
+from cfpose_sdk.errors import ArtifactError, DatasetError, InputError
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 from cfpose_training.checkpoints.files import save_pose
 from cfpose_training.checkpoints.initial import open_initial
@@ -100,8 +100,12 @@ def test_sizes_and_starts(tmp_path: Path, write_data: Callable[..., None]) -> No
     assert large.pose.hrnet is not None
     assert large.pose.hrnet.width == 32
     assert large.fit.init == ""
+    with pytest.raises(InputError, match=r"mine.toml is there already; give another -o"):
+        init(tmp_path)
+    (tmp_path / "mine.toml").unlink()
     with pytest.raises(ArtifactError, match="nothing is no bundled model"):
         init(tmp_path, "--from", "nothing")
+    assert not (tmp_path / "mine.toml").exists()
 
 
 def test_odd_data_are_noted(tmp_path: Path, write_data: Callable[..., None]) -> None:

@@ -65,6 +65,7 @@ def _add_init(commands: Commands) -> None:
 def propose(arguments: argparse.Namespace) -> int:
     """Run `init`; returns the exit code."""
     from cfpose_bench.data.annotations import read_annotations
+    from cfpose_sdk.errors import InputError
     from cfpose_sdk.files import write_file
     from cfpose_training.config import load_recipe
     from cfpose_training.fit.facts import look_at, swapped_note
@@ -74,6 +75,8 @@ def propose(arguments: argparse.Namespace) -> int:
     annotations, images, target = arguments.annotations, arguments.images, arguments.output
     size, asked, estimate = arguments.size, arguments.start, not arguments.no_estimate
 
+    if target.exists():
+        raise InputError(f"{target} is there already; give another -o, or move it away")
     asked = SIZES[size] if asked is None else asked
     start, init = _start(asked, size)
     category = read_annotations(annotations)["categories"][0]
@@ -156,7 +159,10 @@ def add_own(actions: Commands) -> None:
     show.set_defaults(run=show_own)
     show.add_argument("--annotations", type=Path, required=True, help="COCO keypoint file")
     show.add_argument("--images", type=Path, required=True, help="folder of its photos")
-    show.add_argument("-o", "--output", type=Path, required=True, help="picture to write")
+    # not `output`, of which no picture that is there is replaced: this one is looked at again
+    show.add_argument(
+        "-o", "--output", dest="picture", type=Path, required=True, help="picture to write"
+    )
     show.add_argument("--count", type=whole_number(1), default=12, help="number of photos")
 
 
@@ -175,7 +181,7 @@ def show_own(arguments: argparse.Namespace) -> int:
     """Run `data show`; returns the exit code."""
     from cfpose_training.layouts.conversion import show_annotations
 
-    annotations, images, output = arguments.annotations, arguments.images, arguments.output
+    annotations, images, output = arguments.annotations, arguments.images, arguments.picture
 
     people = show_annotations(annotations, images, output, arguments.count)
     print(f"{people} people; wrote {output}")

@@ -73,6 +73,9 @@ class Fitted:
     whole: Score | None  # over all joints
     calibrated: bool
     people: int  # on the development photos
+    change: tuple[float, float, float] | None = (
+        None  # of AP over the same joints; its 95 % interval
+    )
 
     @property
     def text(self) -> str:
@@ -85,9 +88,15 @@ class Fitted:
             if self.after.joints != self.whole.joints:
                 rows.append(("after, the same joints", *_cells(self.after)))
         rows.append(("after", *_cells(self.whole)))
+        change = []
+        if self.change is not None:
+            text = "changed by {:+.3f}, 95 % interval {:+.3f} to {:+.3f}, paired by photo"
+            change = [text.format(*self.change)]
         lines = [f"{name:24}{joints:>7}{ap:>9}{ap50:>9}" for name, joints, ap, ap50 in rows]
         honest = "" if self.calibrated else "; confidence is uncalibrated"
-        return "\n".join([*lines, f"on {self.people} people of the development photos{honest}"])
+        return "\n".join(
+            [*lines, *change, f"on {self.people} people of the development photos{honest}"]
+        )
 
 
 def _cells(score: Score) -> tuple[str, str, str]:
@@ -306,17 +315,19 @@ class _Fit:
     def _report(self, artifact: Path, before: dict[str, Any] | None, dev: Source | None) -> Fitted:
         start = None if before is None else Score(**before)
         whole = after = None
+        change = None
         people = 0
         if dev is not None:
             _say("measuring the artifact on the development photos")
             judge, threads = self._judge(dev), self.options.threads or None
             whole = after = judge.score(artifact, threads=threads)
-            if start is not None and start.joints not in (0, whole.joints):
-                assert self.init is not None
-                after = judge.score(artifact, open_initial(self.init).joints, threads=threads)
-            joints = judge.skeleton
-            people = len(load_people([dev], self.root, joints, held_out=True))
-        fitted = Fitted(artifact, start, after, whole, dev is not None, people)
+            if start is not None and start.joints and self.init is not None:
+                known = open_initial(self.init).joints
+                change = judge.difference(self.init, artifact, known, threads=threads)
+                if start.joints != whole.joints:
+                    after = judge.score(artifact, known, threads=threads)
+            people = len(load_people([dev], self.root, judge.skeleton, held_out=True))
+        fitted = Fitted(artifact, start, after, whole, dev is not None, people, change)
         content = {**dataclasses.asdict(fitted), "artifact": artifact.name}
         write_file(self.options.out / REPORT_FILE, json.dumps(content, indent=1))
         return fitted

@@ -37,7 +37,7 @@ class Pace:
     @property
     def end_s(self) -> float:
         """All that follows the last epoch: calibration, artifact, table."""
-        return 4 * self.measure_s + EXPORT_S + EXPORT_STEPS * self.step_s
+        return 6 * self.measure_s + EXPORT_S + EXPORT_STEPS * self.step_s
 
     def minutes(self, epochs: int) -> float:
         """Of so many epochs and what follows."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cfpose_bench.accuracy.coco import evaluate
+from cfpose_bench.accuracy.coco import bootstrap_difference, evaluate
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Source
@@ -42,20 +42,48 @@ class Judge:
 
         People without any of these joints labelled do not count. Raises as PoseEstimator does.
         """
+        skeleton, results = self._run(model, names, threads)
+        if skeleton is None:
+            return Score(0, None, None)
+        truth, ids = self._truth(skeleton)
+        found = evaluate(truth, results, skeleton=skeleton, image_ids=ids)
+        return Score(len(skeleton), round(found.AP, 4), round(found.AP50, 4))
+
+    def difference(
+        self, before: Path, after: Path, names: Sequence[str], *, threads: int | None = None
+    ) -> tuple[float, float, float]:
+        """AP of `after` less that of `before` over joints `names`, which both know, and its 95 %
+        interval, paired by photo.
+        """
+        skeleton, first = self._run(before, names, threads)
+        _, second = self._run(after, names, threads)
+        assert skeleton is not None
+        truth, ids = self._truth(skeleton)
+        change, low, high = bootstrap_difference(
+            truth, first, second, skeleton=skeleton, image_ids=ids
+        )
+        return round(change, 4), round(low, 4), round(high, 4)
+
+    def _run(
+        self, model: Path, names: Sequence[str], threads: int | None
+    ) -> tuple[Skeleton | None, list[Mapping[str, Any]]]:
+        """Those of the joints that the model knows, and its poses; None when it knows none."""
         wanted = names or self.skeleton.keypoints
         with PoseEstimator(model, device="cpu", threads=threads) as estimator:
             own = estimator.spec.skeleton.keypoints
             shared = [name for name in wanted if columns([name], own)[0] is not None]
+            shared = [n for n in shared if columns([n], self.skeleton.keypoints)[0] is not None]
             if not shared:
-                return Score(0, None, None)
+                return None, []
             skeleton = _part(self.skeleton, shared)
             people = load_people([self.source], self.root, skeleton, held_out=True)
             cache = cache_photos(people.photos, self.cache)
             places = [place for place in columns(shared, own) if place is not None]
-            results = list(_results(estimator, people, cache, places))
-        truth = read_source(self.source, self.root, skeleton)
-        found = evaluate(truth, results, skeleton=skeleton, image_ids=people.image_ids)
-        return Score(len(shared), round(found.AP, 4), round(found.AP50, 4))
+            return skeleton, _results(estimator, people, cache, places)
+
+    def _truth(self, skeleton: Skeleton) -> tuple[dict[str, Any], tuple[int, ...]]:
+        people = load_people([self.source], self.root, skeleton, held_out=True)
+        return read_source(self.source, self.root, skeleton), people.image_ids
 
 
 def _part(skeleton: Skeleton, names: Sequence[str]) -> Skeleton:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from cfpose_bench.data.annotations import is_counted, read_annotations, read_json
-from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.errors import DatasetError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.media.image import Image, read_image, write_picture
@@ -72,7 +72,8 @@ def _named(record: dict[str, Any], joints: Sequence[str]) -> dict[str, Any]:
 def show_annotations(annotations: Path, images: Path, target: Path, count: int) -> int:
     """A mosaic of `count` photos, evenly spread, with their people; how many people are on it.
 
-    Hidden joints (v = 1) are drawn as visible ones. Raises DatasetError when nobody is labelled.
+    Hidden joints (v = 1) are drawn as visible ones. Raises DatasetError when nobody is
+    labelled, InputError for a target that is one of the photos.
     """
     record = read_annotations(annotations)
     skeleton = skeleton_of(record["categories"][0], str(annotations))
@@ -83,6 +84,8 @@ def show_annotations(annotations: Path, images: Path, target: Path, count: int) 
     photos = [image for image in record["images"] if image["id"] in people]
     if not photos:
         raise DatasetError(f"{annotations}: nobody has a labelled joint")
+    if target.resolve() in {(images / photo["file_name"]).resolve() for photo in photos}:
+        raise InputError(f"{target} is one of the photos, which would be overwritten")
     chosen = [photos[i] for i in np.unique(np.linspace(0, len(photos) - 1, count).astype(int))]
     tiles: list[Image] = []
     total = 0
