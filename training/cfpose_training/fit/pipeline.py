@@ -73,9 +73,8 @@ class Fitted:
     whole: Score | None  # over all joints
     calibrated: bool
     people: int  # on the development photos
-    change: tuple[float, float, float] | None = (
-        None  # of AP over the same joints; its 95 % interval
-    )
+    # of AP over the same joints, and its 95 % interval
+    change: tuple[float, float, float] | None = None
 
     @property
     def text(self) -> str:
