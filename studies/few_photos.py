@@ -26,7 +26,7 @@ from cfpose_bench.accuracy.coco import bootstrap_difference
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_bench.measurement import environment
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import digest, write_file
 from cfpose_sdk.skeleton import COCO_17
 
 MEASURED = 40  # photos
@@ -108,6 +108,7 @@ def main() -> None:
         print(json.dumps(rows[-1]))
     content = {
         "source": arguments.source, "photos": arguments.photos, "start": arguments.start,
+        "start_sha256": digest(_file(arguments.start)),
         "measured_photos": MEASURED,
         "measured_people": sum(map(is_counted, measured["annotations"])), "runs": rows,
         "environment": environment(),

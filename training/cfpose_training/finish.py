@@ -83,7 +83,7 @@ def _mix_with_start(
             f"{init} lacks {', '.join(drawn)}, and what is drawn at random has no way back; give "
             f"the whole network that the student began from"
         )
-    if found.joints and len(found.joints) < len(spec.skeleton):
+    if found.joints is not None and len(found.joints) < len(spec.skeleton):
         raise TrainingError(
             f"{init} knows {len(found.joints)} of the {len(spec.skeleton)} joints: there is no way "
             f"back for the others; take no share of the start (init_share = 0)"

@@ -46,7 +46,7 @@ class Initialised:
     taken: tuple[str, ...]  # head layers that came from the file
     fresh: tuple[str, ...]  # "neck" and head layers that did not fit it, or that it lacks
     dropped: tuple[str, ...]
-    joints: tuple[str, ...] = ()  # of the network, whose rows of the head came from the file
+    joints: tuple[str, ...] | None = None  # whose rows of the head are the file's; None: no names
 
 
 def load_foreign(path: Path) -> Adopted:
@@ -128,7 +128,7 @@ def initialise(network: PoseNet, path: Path, joints: Sequence[str] = ()) -> Init
 
     if takes_movenet(network):
         taken, left = start_movenet(network, path, matched)
-        return Initialised(taken=taken, fresh=left, dropped=(), joints=kept)
+        return Initialised(taken, left, dropped=(), joints=kept if given else None)
     state = read_state(path)
     if isinstance(backbone, LiteBackbone) and IMAGENET_STEM in state:
         dropped = backbone.body.load_imagenet(state)
@@ -143,7 +143,7 @@ def initialise(network: PoseNet, path: Path, joints: Sequence[str] = ()) -> Init
     if theirs != wanted:
         raise ArtifactError(f"{path} is an {theirs}, the network to start is an {wanted}")
     found = _take(network, matched(adopted.tensors), adopted.dropped)
-    rows = kept if "head.final_layer" in found.taken else ()
+    rows = kept if given and "head.final_layer" in found.taken else None
     return dataclasses.replace(found, fresh=(*fresh, *found.fresh), joints=rows)
 
 

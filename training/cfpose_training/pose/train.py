@@ -264,8 +264,8 @@ def _started(path: Path, found: Initialised) -> str:
     """One line on what a run starts from."""
     parts = ["the backbone", *found.taken]
     text = f"{path.name} gives {', '.join(parts)}"
-    if found.joints:
-        text += f"; it knows {len(found.joints)} of the joints"
+    if found.joints is not None:
+        text += f"; it knows {len(found.joints) or 'none'} of the joints by name"
     if found.fresh:
         text += f"; fresh: {', '.join(found.fresh)}"
     return text + f"; {len(found.dropped)} tensors of the file are not used"
