@@ -67,8 +67,9 @@ def test_the_page_leads_to_an_artifact(mine: Path) -> None:
     recipe.write_text(text.replace(epochs, "epochs = 2", 1))
     fit = ["fit", "--recipe", "mine.toml", "--accelerator", "cpu", "--threads", "1"]
     said = run("train", *fit, "--out", "a", folder=mine)
-    assert said.splitlines()[0].split() == ["joints", "AP", "AP50"]
-    assert "before" in said
+    table = [line.split() for line in said.splitlines()]
+    assert ["joints", "AP", "AP50"] in table
+    assert [row[0] for row in table[-5:]] == ["before", "after", "changed", "on", "wrote"]
     photo = sorted((mine / "photos").iterdir())[0]
     poses = PoseEstimator(mine / "a" / "mine.onnx").predict(photo)
     assert poses.skeleton.keypoints == FIVE
