@@ -14,9 +14,9 @@ from cfpose_sdk.errors import DatasetError, TrainingError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, HALPE_26, Skeleton
 from cfpose_training.config import Source, load_recipe
 from cfpose_training.data.people import load_people
-from cfpose_training.data.sources import read_source, with_joints
 from cfpose_training.pose.train import pose_spec
 from cfpose_training.skeletons import NAMED, columns, skeleton_of, union
+from cfpose_training.sources import read_source, with_joints
 
 FIVE = ("nose", "left_wrist", "right_wrist", "left_ankle", "right_ankle")
 
@@ -48,7 +48,7 @@ def test_a_name_stands_for_its_set(tiny_recipe: Path, name: str, skeleton: Skele
          r"joints.oks_sigmas is \(3.0,\), expected more than 0 to 1"),
         ('joints = { keypoints = ["a"], limbs = [], flip_pairs = [] }\n', "oks_sigmas"),
         ('skeleton = "coco-17"\njoints = { keypoints = ["a"], limbs = [], flip_pairs = [], '
-         "oks_sigmas = [0.1] }\n", r"both skeleton and \[joints\] say"),
+         "oks_sigmas = [0.1] }\n", r"both skeleton and \[joints\] say which"),
     ],
 )  # fmt: skip
 def test_joints_that_are_none_are_named(tiny_recipe: Path, line: str, message: str) -> None:

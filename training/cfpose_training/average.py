@@ -18,10 +18,10 @@ from cfpose_training.checkpoints.files import load_finder, load_pose, save_pose
 from cfpose_training.checkpoints.starts import inherited
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
-from cfpose_training.data.sources import with_joints
 from cfpose_training.finder.train import FINDER_FILE, FinderDevelopmentSet, write_finder
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.train import STUDENT_FILE, development_set, pose_spec
+from cfpose_training.sources import with_joints
 
 
 def average_students(

@@ -18,7 +18,6 @@ from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.people import load_people
 from cfpose_training.data.photo_cache import cache_photos
-from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.calibration import measured_spec
 from cfpose_training.pose.norms import restore_norms
@@ -28,6 +27,7 @@ from cfpose_training.pose.train import (
     development_set,
     pose_spec,
 )
+from cfpose_training.sources import with_joints
 
 FINISHED_FILE = "finished.safetensors"
 

@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cfpose_sdk import errors
-from cfpose_sdk.errors import ExportError, MissingDependencyError, TrainingError
+from cfpose_sdk.errors import DatasetError, ExportError, MissingDependencyError, TrainingError
 from cfpose_training import cli
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import load_recipe
@@ -216,3 +218,13 @@ def test_the_table_compares_the_joints_that_both_know() -> None:
         "on 9 people of the development photos; confidence is uncalibrated",
     ]
     assert "uncalibrated" in Fitted(Path("x.onnx"), None, None, None, False, 0).text
+
+
+def test_photos_of_another_size_end_a_fit_before_it_trains(
+    recipe: Path, children: Children, tiny_root: Path, tmp_path: Path
+) -> None:
+    photo = tiny_root / "images" / "000000000003.png"
+    cv2.imwrite(str(photo), np.zeros((100, 140, 3), np.uint8))
+    with pytest.raises(DatasetError, match=r"000000000003.png has 140 x 100.*data convert"):
+        run_fit(recipe, options(tmp_path / "out"))
+    assert not (tmp_path / "out" / "stage1").exists()

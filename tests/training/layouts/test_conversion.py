@@ -15,7 +15,6 @@ from cfpose_sdk.media.image import read_image
 from cfpose_training.cli import main
 from cfpose_training.config import Source
 from cfpose_training.data.people import People, load_people
-from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.fit.facts import look_at
 from cfpose_training.layouts.conversion import convert_annotations
 from cfpose_training.layouts.repair import turn_of
@@ -276,9 +275,8 @@ def test_photos_turned_after_labelling_are_put_right(orientation: int, tmp_path:
 def test_photos_of_another_scale_are_refused_or_put_right(photos: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(photos / "a.png"), np.zeros((160, 200, 3), np.uint8))
     (tmp_path / "in.json").write_text(json.dumps(cvat()))
-    people = people_of(tmp_path / "in.json", photos)
-    with pytest.raises(DatasetError, match=r"a.png is 200 x 160 pixels, annotated 100 x 80"):
-        cache_photos(people.photos, tmp_path / "cache", people.photo_wh)
+    with pytest.raises(DatasetError, match=r"a.png is \(200, 160\), annotated \(100, 80\)"):
+        look_at(tmp_path / "in.json", photos)
     said = convert_annotations(tmp_path / "in.json", tmp_path / "out.json", photos)
     assert "mended: 1 photos of another scale than annotated" in said
     people = people_of(tmp_path / "out.json", photos)

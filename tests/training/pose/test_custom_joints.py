@@ -13,12 +13,12 @@ from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
-from cfpose_training.data.sources import with_joints
 from cfpose_training.finish import finish_student
 from cfpose_training.pose.run import stage1_record
 from cfpose_training.pose.train import train_stage1
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.skeletons import skeleton_of
+from cfpose_training.sources import with_joints
 
 LSP_12 = Skeleton(  # the labelled joints of LSP-Extended: COCO's without the face
     COCO_17.keypoints[5:],

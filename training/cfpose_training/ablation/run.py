@@ -24,7 +24,6 @@ from cfpose_training.ablation.table import LEVELS, Row, require_plotting, write_
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
-from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet, Predictions
 from cfpose_training.pose.train import (
@@ -39,6 +38,7 @@ from cfpose_training.pose.train import (
     train_teacher,
 )
 from cfpose_training.run.loop import LOG_FILE, RunOptions
+from cfpose_training.sources import with_joints
 
 TEACHER_FOLDER = "teacher"
 RECIPE_FILE = "recipe.txt"

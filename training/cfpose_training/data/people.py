@@ -17,7 +17,7 @@ from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Source
-from cfpose_training.data.sources import read_source
+from cfpose_training.sources import read_source
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class People:
     weight: Float64  # (N,) in the loss
     repeat: NDArray[np.intp]  # (N,) visits an epoch
     joint_weight: Float64  # (N, K) of each joint in the loss, beside `weight`; in [0, 1]
-    photo_wh: tuple[tuple[int, int], ...] = ()  # P, as annotated; () where that is not kept
+    sizes_wh: tuple[tuple[int, int], ...] = ()  # P, as annotated
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -66,14 +66,15 @@ def load_people(
     for source in sources:
         index: dict[int, int] = {}
         for image, person in _read_source(source, root, skeleton, held_out=held_out):
-            box = clipped_box(person["bbox"], *_photo_wh(source.annotations, image))
+            size_wh = _photo_wh(source.annotations, image)
+            box = clipped_box(person["bbox"], *size_wh)
             if box is None:
                 continue
             if image["id"] not in index:
                 index[image["id"]] = len(photos)
                 photos.append(root / source.images / image["file_name"])
                 image_ids.append(image["id"])
-                sizes.append((image["width"], image["height"]))
+                sizes.append(size_wh)
             weights = _joint_weights(source.annotations, person, len(skeleton))
             people.append(
                 _Person(
@@ -81,7 +82,7 @@ def load_people(
                 )
             )
     arrays = _in_arrays(people, photos, image_ids, len(skeleton))
-    return dataclasses.replace(arrays, photo_wh=tuple(sizes))
+    return dataclasses.replace(arrays, sizes_wh=tuple(sizes))
 
 
 def _read_source(

@@ -41,17 +41,19 @@ class PhotoCache:
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def sizes_wh(self) -> list[tuple[int, int]]:
+        """Width and height of each photo."""
+        return [(width, height) for height, width in self._shapes]
+
     def __reduce__(self) -> tuple[type[PhotoCache], tuple[Path, list[tuple[int, int]]]]:
         # a loader process maps the file again; a pickled memory map would carry every pixel
         return PhotoCache, (self._path, self._shapes)
 
 
-def cache_photos(
-    photos: Sequence[Path], folder: Path, annotated_wh: Sequence[tuple[int, int]] = ()
-) -> PhotoCache:
+def cache_photos(photos: Sequence[Path], folder: Path) -> PhotoCache:
     """Decode `photos` into `folder`, or reuse what an earlier call left there.
 
-    `annotated_wh`: their sizes in the annotations; a photo of another size is a DatasetError.
     Raises DatasetError naming the missing photos or a folder that cannot be made, ImageError for a
     photo that cannot be decoded, InputError for a file that cannot be written.
     """
@@ -72,13 +74,6 @@ def cache_photos(
             ) from error
         _write(photos, pixels_path, index_path)
     shapes = [(int(h), int(w)) for h, w in json.loads(index_path.read_text())]
-    for path, (height, width), noted in zip(photos, shapes, annotated_wh, strict=False):
-        if (width, height) != noted:
-            raise DatasetError(
-                f"{path} is {width} x {height} pixels, annotated {noted[0]} x {noted[1]}: the "
-                f"joints would be in the wrong places; write annotations that fit the photos with: "
-                f"cfpose-train data convert"
-            )
     return PhotoCache(pixels_path, shapes)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_sdk.backends.bundled import model_file
-from cfpose_sdk.errors import ExportError, TrainingError, require
+from cfpose_sdk.errors import DatasetError, ExportError, TrainingError, require
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import calibrate
 from cfpose_training.checkpoints.files import load_pose
@@ -27,7 +27,8 @@ from cfpose_training.checkpoints.initial import open_initial
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.people import load_people
-from cfpose_training.data.sources import with_joints
+from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.finish import FINISHED_FILE, finish_student
 from cfpose_training.fit.plan import cache_of, epochs_within, measure_pace, with_epochs
 from cfpose_training.fit.score import Judge, Score
@@ -42,6 +43,7 @@ from cfpose_training.pose.train import (
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.outputs import BEST_FILE
 from cfpose_training.run.state import STATE_FILE, differences, recorded, recorded_files
+from cfpose_training.sources import with_joints
 
 CLAIM_FILE = "fit.json"
 REPORT_FILE = "report.json"
@@ -145,6 +147,7 @@ class _Fit:
         self.recipe = with_joints(self.recipe, self.root)
         dev = next((s for s in self.recipe.sources if s.holdout_every), None)
         self._begin()
+        self._check_sizes()
         before = self._before(dev)
         student = out / "stage1" / STUDENT_FILE
         ended = out / ("stage2" if self.recipe.fit.refiner else "") / self._last_file
@@ -186,6 +189,18 @@ class _Fit:
             if step.detector:
                 command += ["--detector", str(self._named(step.detector))]
             _child("train", command)
+
+    def _check_sizes(self) -> None:
+        """Decode the photos. Raises DatasetError when one is of another size than annotated."""
+        assert self.recipe.joints is not None
+        for held_out in (False, True):
+            sources, root = self.recipe.sources, self.root
+            people = load_people(sources, root, self.recipe.joints, held_out=held_out)
+            cache = cache_photos(people.photos, self.data.cache)
+            if problem := other_sizes(people.photos, people.sizes_wh, cache.sizes_wh):
+                raise DatasetError(
+                    f"{problem}, or write annotations that fit with: cfpose-train data convert"
+                )
 
     def _begin(self) -> None:
         """Claim the folder for this recipe and these files, or go on with its own fit."""

@@ -15,8 +15,8 @@ from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Source
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import PhotoCache, cache_photos
-from cfpose_training.data.sources import read_source
 from cfpose_training.skeletons import columns
+from cfpose_training.sources import read_source
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from cfpose_training.config import Source
 from cfpose_training.data.crop_dataset import plain_crops
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import PhotoCache, cache_photos
-from cfpose_training.data.sources import read_source
 from cfpose_training.nets.decode import covariance, decode_simcc, expected_oks
 from cfpose_training.nets.flip import flip_test
 from cfpose_training.nets.pose_net import Normalise, RefinedPoseNet
+from cfpose_training.sources import read_source
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class DevelopmentSet:
     def __init__(self, source: Source, root: Path, spec: ModelSpec, cache_folder: Path) -> None:
         self.spec = spec
         self.people: People = load_people([source], root, spec.skeleton, held_out=True)
-        self.cache: PhotoCache = cache_photos(
-            self.people.photos, cache_folder, self.people.photo_wh
-        )
+        self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
         self.annotations: dict[str, Any] = read_source(source, root, spec.skeleton)
 
     def predict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cfpose_training.data.crop_dataset import CropDataset, DataOptions
 from cfpose_training.data.loader import Batches, Shard, batches_per_epoch, epoch_batches
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet
@@ -64,7 +66,11 @@ class PoseRun:
     def batches(self, people: People) -> Batches:
         """Augmented crops of `people`."""
         recipe, optim = self.recipe, self.optim
-        cache = cache_photos(people.photos, self.data.cache, people.photo_wh)
+        cache = cache_photos(people.photos, self.data.cache)
+        sizes_wh = people.sizes_wh or cache.sizes_wh  # people of one's own have none annotated
+        problem = other_sizes(people.photos, sizes_wh, cache.sizes_wh)
+        if problem and is_first_process():
+            print(f"cfpose-train: warning: {problem}", file=sys.stderr)
         dataset = CropDataset(
             people, cache, self.spec, recipe.augment, recipe.labels, optim.seed,
             mild=recipe.mild_augment, mild_from=optim.epochs - optim.mild_epochs,

@@ -17,12 +17,12 @@ from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.data.crop_dataset import Batch, DataOptions
 from cfpose_training.data.loader import Batches, Shard, batches_per_epoch
 from cfpose_training.data.people import People
-from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.run import PoseRun
 from cfpose_training.pose.train import pose_spec
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.trainer import launch_fabric
+from cfpose_training.sources import with_joints
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.stage1 import LabelStage
 

@@ -17,7 +17,6 @@ from cfpose_training.checkpoints.starts import inherited, starts_of
 from cfpose_training.config import GcnTarget, PoseConfig, Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
-from cfpose_training.data.sources import with_joints
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
 from cfpose_training.nets.movenet import MOVENET_MEAN_RGB, MOVENET_STD_RGB
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
@@ -28,6 +27,7 @@ from cfpose_training.pose.run import PoseRun, stage1_record, stage2_record
 from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.state import recorded_files
+from cfpose_training.sources import with_joints
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.graph_teacher import GraphTeacher, GraphTeacherStage
 from cfpose_training.stages.stage1 import DistillStage, LabelStage, check_teacher, limb_weights
@@ -41,7 +41,7 @@ REFINED_FILE = "refined.safetensors"
 def pose_spec(recipe: Recipe) -> ModelSpec:
     """The ModelSpec of the network that a recipe trains.
 
-    Raises TrainingError when the recipe has no joints yet; see `data.sources.with_joints`.
+    Raises TrainingError when the recipe has no joints yet; see `sources.with_joints`.
     """
     pose = recipe.pose
     if recipe.joints is None:
