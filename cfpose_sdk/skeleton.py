@@ -69,9 +69,9 @@ class Skeleton:
 
         `keypoints` gives the names, `skeleton` the limbs (1-based, as in COCO; may be absent).
         What is not passed is read from the entry's `oks_sigmas` and `flip_pairs` (0-based), where
-        it has them; else every sigma is 0.067, the mean of COCO's 17, and `left_x` pairs with
-        `right_x`, `x_left` with `x_right`. Raises InputError when a table is malformed, or when
-        a left joint has no right one.
+        it has them; else every sigma is 0.067, the mean of COCO's 17, and names pair that differ in
+        their side: `left_x` and `right_x`, `xLeft` and `xRight`, `l_x` and `r_x`, `x.L` and `x.R`.
+        Raises InputError when a table is malformed, or when a left joint has no right one.
         """
         try:
             names = tuple(str(name) for name in category["keypoints"])
@@ -105,20 +105,38 @@ class Skeleton:
         return order
 
 
+# sides in names: left_wrist, Wrist-Left, leftWrist; l_wrist, wrist.R, LWrist
+_WORD = re.compile(r"(?<![A-Za-z])(?i:left|right)(?![a-z])|(?<=[a-z])(?:Left|Right)(?![a-z])")
+_LETTER = re.compile(r"(?<![A-Za-z0-9])[LlRr](?![A-Za-z0-9])|^[LR](?=[A-Z][a-z])")
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def _mirrored_name(name: str) -> str:
+    """The joint's name on the other side; the same where it names no side."""
+
+    def swap(match: re.Match[str]) -> str:
+        side, other = match[0], _OTHER_SIDE[match[0].lower()]
+        return other.upper() if side.isupper() else other.title() if side.istitle() else other
+
+    return _WORD.sub(swap, name) if _WORD.search(name) else _LETTER.sub(swap, name)
+
+
 def _named_pairs(names: tuple[str, ...]) -> tuple[Pair, ...]:
     """(left, right) joints by name. Raises InputError for one without its counterpart."""
     index = {name: i for i, name in enumerate(names)}
     pairs = []
-    paired: set[str] = set()
+    alone = []
     for name in names:
-        other = re.sub(r"^left_|_left$", lambda m: m[0].replace("left", "right"), name)
+        other = _mirrored_name(name)
         if other != name and other in index:
-            pairs.append((index[name], index[other]))
-            paired |= {name, other}
-    sided = {name for name in names if re.search(r"^(left|right)_|_(left|right)$", name)}
-    if alone := sorted(sided - paired):
+            side = _WORD.search(name) or _LETTER.search(name)
+            if side is not None and side[0].lower() in ("left", "l"):
+                pairs.append((index[name], index[other]))
+        elif _WORD.search(name):
+            alone.append(name)
+    if alone:
         raise InputError(
-            f"{', '.join(alone)} has no counterpart on the other side; pass flip_pairs"
+            f"{', '.join(sorted(alone))} has no counterpart on the other side; pass flip_pairs"
         )
     return tuple(pairs)
 

@@ -211,7 +211,9 @@ class ModelSpec:
     @property
     def calibrated(self) -> bool:
         """Whether confidence and covariance were fitted on labelled photos."""
-        return self.adopted is None or self.adopted.calibrated
+        if self.adopted is not None:
+            return self.adopted.calibrated
+        return (self.calibration, self.covariance_scale) != ((1.0, 0.0), 1.0)
 
     @property
     def bins_xy(self) -> tuple[int, int]:

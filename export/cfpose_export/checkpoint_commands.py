@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from cfpose_export.graph.rules import is_finder, load_model, model_path
 from cfpose_export.proof.compare import MAX_PX, MIN_CONFIDENCE
 from cfpose_sdk.commands import number
 from cfpose_sdk.errors import require
-from cfpose_sdk.spec import Decode, Input, JointLookup
+from cfpose_sdk.spec import SPEC_KEY, Decode, Input, JointLookup, ModelSpec
 
 
 def add_commands(commands: Any) -> None:
@@ -117,6 +118,13 @@ def _onnx(arguments: argparse.Namespace) -> None:
     )
     for proof in proofs:
         print(proof.to_json())
+    metadata = {entry.key: entry.value for entry in load_model(arguments.output).metadata_props}
+    if SPEC_KEY in metadata and not ModelSpec.from_json(metadata[SPEC_KEY]).calibrated:
+        print(
+            f"{arguments.output} is uncalibrated: its confidence was fitted on no photos; fit it "
+            f"with: cfpose-train finish (or stage2), from a recipe that holds photos out",
+            file=sys.stderr,
+        )
 
 
 def _frame(arguments: argparse.Namespace) -> None:

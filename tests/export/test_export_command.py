@@ -9,17 +9,18 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cfpose_export.artifacts import bundle
 from cfpose_export.cli import main
 from cfpose_export.graph.frame_input import frame_graph
 from cfpose_export.graph.rules import read_spec, write_spec
+from cfpose_export.proof import checkpoint
 from cfpose_sdk.detectors.base import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media.image import read_image
-from cfpose_sdk.spec import FINDER_KEY, FinderSpec
+from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY, FinderSpec
 from cfpose_training.checkpoints.files import save_finder, save_pose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
 from cfpose_training.nets.fused import FusedPose
@@ -215,3 +216,20 @@ def test_another_decoder_drops_the_window(fused: FusedPose, tmp_path: Path) -> N
     assert (
         main(["check", str(graph), "--checkpoint", str(checkpoint), "--min-confidence", "0"]) == 0
     )
+
+
+@pytest.mark.parametrize("calibration", [(1.0, 0.0), (1.2, -0.3)])
+def test_a_graph_that_nobody_calibrated_says_so(
+    folder: Path, tmp_path: Path, fused: FusedPose, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], calibration: tuple[float, float],
+) -> None:  # fmt: skip
+    spec = dataclasses.replace(fused.spec, calibration=calibration, covariance_scale=1.0)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N"]) for n in "xy")
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), ir_version=10)
+    helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    onnx.save_model(model, tmp_path / "x.onnx")
+    monkeypatch.setattr(checkpoint, "export_checkpoint", lambda *_, **__: iter(()))
+    given = ["--checkpoint", str(folder / "pose.safetensors"), "-o", str(tmp_path / "x.onnx")]
+    assert main(["onnx", *given]) == 0
+    assert ("x.onnx is uncalibrated" in capsys.readouterr().err) == (calibration == (1.0, 0.0))

@@ -274,3 +274,10 @@ def test_contradicting_tables_are_refused(changes: dict[str, Any], cause: str) -
     Skeleton(**good)
     with pytest.raises(InputError, match=cause):
         Skeleton(**{**good, **changes})
+
+
+def test_a_spec_of_one_s_own_is_calibrated_once_something_was_fitted() -> None:
+    plain = ModelSpec("m", COCO_17, (192, 256))
+    assert not plain.calibrated
+    assert dataclasses.replace(plain, calibration=(1.2, -0.1)).calibrated
+    assert dataclasses.replace(plain, covariance_scale=1.1).calibrated

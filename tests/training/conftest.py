@@ -136,6 +136,7 @@ def write_spotted_data(
 
 
 RECIPE = """
+skeleton = "coco-17"
 trained_on = ["drawn people"]
 
 [pose]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.cli import main
 from cfpose_training.config import load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.people import load_people
+from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.finish import FINISHED_FILE, finish_student
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.calibration import measured_spec
+from cfpose_training.pose.norms import restore_norms
 from cfpose_training.pose.train import deployed_spec, development_set, pose_spec
 
 
@@ -93,3 +98,49 @@ def test_weights_move_back_to_the_start(
     for wrong in ({"init": start}, {"init_share": 0.3}, {"init": start, "init_share": 1.0}):
         with pytest.raises(TrainingError, match="the start's share is"):
             finish_student(recipe, student, data, tmp_path / "b", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_start_from_a_graph_is_mixed_under_the_norms_that_the_run_began_with(
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Norms as a graph leaves them get statistics when a run begins. The mean of such a network and
+    of its own start computes what both do.
+    """
+    text = tiny_recipe.read_text()
+    hrnet = next(line for line in text.splitlines() if line.startswith("hrnet"))
+    tiny_recipe.write_text(text.replace(hrnet, "lite = { neck = [8, 8, 8], frozen = 3 }", 1))
+    recipe, init = load_recipe(tiny_recipe), tmp_path / "start.safetensors"
+    spec, data = pose_spec(recipe), DataOptions(tiny_root, tmp_path / "cache")
+    torch.manual_seed(0)
+    network = PoseNet(recipe.pose.backbone, spec)
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(norm.weight, math.sqrt(1 + norm.eps))
+            torch.nn.init.normal_(norm.bias, std=0.1)
+    save_pose(init, network, spec)
+    people = load_people(recipe.sources, tiny_root, spec.skeleton)
+    assert restore_norms(network, people, cache_photos(people.photos, data.cache), spec)
+    save_pose(tmp_path / "student.safetensors", network, spec)
+    finished = finish_student(
+        recipe, tmp_path / "student.safetensors", data, tmp_path / "out", init=init, init_share=0.5
+    )
+    ours, theirs = load_pose(finished)[0].state_dict(), network.state_dict()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, msg=key)
+
+
+def test_no_share_of_a_start_that_lacks_joints(
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(tiny_recipe)
+    spec, backbone = pose_spec(recipe), recipe.pose.backbone
+    save_pose(tmp_path / "start.safetensors", PoseNet(backbone, spec), spec)
+    joints = Skeleton(("nose", "tail"), (), (), (0.1, 0.1))
+    other = dataclasses.replace(recipe, joints=joints)
+    student = tmp_path / "student.safetensors"
+    save_pose(student, PoseNet(backbone, pose_spec(other)), pose_spec(other))
+    with pytest.raises(TrainingError, match="knows 1 of the 2 joints: there is no way back"):
+        finish_student(
+            other, student, DataOptions(tiny_root, tmp_path / "cache"), tmp_path / "out",
+            init=tmp_path / "start.safetensors", init_share=0.5,
+        )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.skeleton import CROWDPOSE_14
+from cfpose_sdk.skeleton import CROWDPOSE_14, Skeleton
 from cfpose_training.ablation.schemes import SCHEMES, scheme
 from cfpose_training.config import Recipe, load_recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
@@ -76,6 +76,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
     """
     before = json.loads((Path(__file__).parent / "golden" / "recipes.json").read_text())[name]
     read = dataclasses.asdict(load_recipe(RECIPES / f"{name}.toml"))
+    del read["joints"], read["fit"]  # what skeleton names; of another command
     cut, later = without_later_options(json.loads(json.dumps(read)), before)
     assert cut == before
     off = {
@@ -151,6 +152,7 @@ def test_the_paper_profile_is_the_papers() -> None:
         0,
     )
     changed = set(differences(coco, crowdpose))
+    changed -= {f"joints.{field}" for field in Skeleton.__dataclass_fields__}
     assert changed <= {
         "pose.name", "teacher.name", "skeleton", "sources", "trained_on", "license",
     }  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.ablation.schemes import scheme
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import OptimConfig, Recipe, load_recipe
@@ -16,7 +17,6 @@ from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.train import (
-    SKELETONS,
     pose_spec,
     train_stage1,
     train_stage2,
@@ -77,7 +77,8 @@ def test_a_recipe_trains(
     recipe = tiny(load_recipe(recipes / f"{name}.toml"))
     if name.endswith("-ablation"):
         recipe = scheme(recipe, "6")
-    skeleton = SKELETONS[recipe.skeleton]
+    skeleton = recipe.joints or COCO_17
+    recipe = dataclasses.replace(recipe, joints=skeleton)
     for source in recipe.sources:
         photos = {0: 4, 1: 1, 10: 10}[source.holdout_every]  # one is held out, if any are
         write_data(

@@ -21,6 +21,7 @@ from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.finder.train import FINDER_FILE, FinderDevelopmentSet, write_finder
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.train import STUDENT_FILE, development_set, pose_spec
+from cfpose_training.sources import with_joints
 
 
 def average_students(
@@ -34,6 +35,7 @@ def average_students(
     """
     checkpoint = folder / STUDENT_FILE
     check_average(checkpoints, checkpoint)
+    recipe = with_joints(recipe, data.root)
     spec, networks, specs = pose_spec(recipe), [], []
     for path in checkpoints:
         network, own_spec = load_pose(path)

@@ -16,7 +16,9 @@ from typing import Literal
 import dacite
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.skeleton import Skeleton
 from cfpose_sdk.spec import Decode, Evidence, Start
+from cfpose_training.fit_steps import FitConfig
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
@@ -24,6 +26,7 @@ from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, HeadName
 from cfpose_training.ranges import out_of_range
+from cfpose_training.skeletons import MAX_JOINTS, named_skeleton
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -100,7 +103,6 @@ class FinderConfig:
         return self.deploy_size_wh if any(self.deploy_size_wh) else self.size_wh
 
 
-SkeletonName = Literal["coco", "crowdpose"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
 GcnTarget = Literal["off", "gt", "teacher", "mix"]
 
@@ -281,10 +283,12 @@ class Recipe:
     stage1: OptimConfig
     stage2: RefinerConfig
     sources: tuple[Source, ...]
-    skeleton: SkeletonName = "coco"
+    skeleton: str = ""  # a name of `skeletons.NAMED`, or a JSON file beside the recipe
+    joints: Skeleton | None = None  # what `skeleton` names; both absent: as the annotations have it
     teacher: TeacherConfig | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
     finder: FinderConfig | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`
@@ -304,6 +308,8 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         # utf-8-sig: Windows' editors begin a file with a byte order mark
         table = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        if {"skeleton", "joints"} <= table.keys():
+            raise TrainingError("both skeleton and [joints] say which joints it has; give one")
         recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
@@ -311,11 +317,16 @@ def load_recipe(path: str | Path) -> Recipe:
         TrainingError, TypeError, ValueError, RecursionError, dacite.DaciteError
     ) as error:  # fmt: skip
         raise TrainingError(f"the recipe {path} is not usable: {error}") from error
+    if recipe.skeleton:
+        joints = named_skeleton(recipe.skeleton, Path(path).parent)
+        recipe = dataclasses.replace(recipe, joints=joints)
     return recipe
 
 
 def _contradiction(recipe: Recipe) -> str:
     """The first problem of options that do not fit together; empty when there is none."""
+    if recipe.joints is not None and len(recipe.joints) > MAX_JOINTS:
+        return f"[joints] has {len(recipe.joints)} joints, expected 1 to {MAX_JOINTS}"
     networks: list[PoseConfig | TeacherConfig] = [recipe.pose]
     if recipe.teacher is not None:
         networks.append(recipe.teacher)

@@ -16,9 +16,18 @@ from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.starts import inherited
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.people import load_people
+from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.calibration import measured_spec
-from cfpose_training.pose.train import check_student, deployed_spec, development_set
+from cfpose_training.pose.norms import restore_norms
+from cfpose_training.pose.train import (
+    check_student,
+    deployed_spec,
+    development_set,
+    pose_spec,
+)
+from cfpose_training.sources import with_joints
 
 FINISHED_FILE = "finished.safetensors"
 
@@ -47,12 +56,13 @@ def finish_student(
     target = folder / FINISHED_FILE
     if target.exists():
         raise TrainingError(f"{target} is there already; give another --out, or move it away")
+    recipe = with_joints(recipe, data.root)
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner, and is finished; give one of stage 1")
     check_student(student, spec, recipe)
     if init is not None:
-        _mix_with_start(network, spec, recipe, init, init_share)
+        _mix_with_start(network, spec, recipe, data, init, init_share)
     started = inherited([spec], recipe.started_from)
     deployed = dataclasses.replace(deployed_spec(recipe), started_from=started)
     measured = measured_spec(network, deployed, development_set(recipe, deployed, data))
@@ -62,16 +72,25 @@ def finish_student(
 
 
 def _mix_with_start(
-    network: PoseNet, spec: ModelSpec, recipe: Recipe, init: Path, share: float
+    network: PoseNet, spec: ModelSpec, recipe: Recipe, data: DataOptions, init: Path, share: float
 ) -> None:
     """Move the weights by `share` of the way to those that a run of the recipe begins with."""
     start = PoseNet(recipe.pose.backbone, spec, recipe.pose.head)
-    drawn = initialise(start, init).fresh
+    found = initialise(start, init, spec.skeleton.keypoints)
+    drawn = found.fresh
     if drawn and recipe.pose.head != "marginal":  # whose other parts begin without chance
         raise TrainingError(
             f"{init} lacks {', '.join(drawn)}, and what is drawn at random has no way back; give "
             f"the whole network that the student began from"
         )
+    if found.joints is not None and len(found.joints) < len(spec.skeleton):
+        raise TrainingError(
+            f"{init} knows {len(found.joints)} of the {len(spec.skeleton)} joints: there is no way "
+            f"back for the others; take no share of the start (init_share = 0)"
+        )
+    # as stage 1 began: the mean of two networks is one only where their norms mean the same
+    people = load_people(recipe.sources, data.root, spec.skeleton)
+    restore_norms(start, people, cache_photos(people.photos, data.cache), pose_spec(recipe))
     began = start.state_dict()
     network.load_state_dict(
         {

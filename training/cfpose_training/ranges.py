@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 LARGE = 10**9  # of what has no limit of its own
 
@@ -46,7 +47,10 @@ CHANNELS = Range(1, 8192)
 SIDE = Range(1, 8192)
 LAYERS = Range(1, 64)
 
+JOINT = Range(0, 199)
+
 RANGES: dict[str, dict[str, Range]] = {
+    "Skeleton": {"limbs": JOINT, "flip_pairs": JOINT, "oks_sigmas": Range(0, 1, open_low=True)},
     "OptimConfig": {
         "epochs": COUNT, "batch_size": COUNT, "lr": POSITIVE, "weight_decay": FROM_ZERO,
         "milestones": COUNT, "warmup_steps": FROM_ZERO, "final_lr": FROM_ZERO,
@@ -67,6 +71,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "channels": CHANNELS, "blocks": Range(0, 64), "head_channels": CHANNELS,
         "frozen": Range(0, 64), "box_grid": Range(0, 64),
     },
+    "FitConfig": {"init_share": Range(0, 1, open_high=True)},
     "Source": {"repeat": COUNT, "weight": FROM_ZERO, "holdout_every": FROM_ZERO},
     "AugmentConfig": {
         "flip_p": SHARE, "zoom_sigma": Range(0, 1, open_high=True), "rotation_p": SHARE,
@@ -119,10 +124,19 @@ def out_of_range(options: object, name: str = "") -> Iterator[str]:
         if field.name not in ranges:
             yield from out_of_range(value, place)
             continue
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in _numbers(value):
             # a whole number of TOML may be too large for math.isfinite
             real = isinstance(number, Real) and not isinstance(number, bool)
             if not (real and -math.inf < number < math.inf):
                 yield f"{place} is {number}, expected a number: {ranges[field.name]}"
             elif not ranges[field.name].holds(number):
                 yield f"{place} is {value}, expected {ranges[field.name]}"
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """A number, or those of a tuple and of the tuples in it."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    else:
+        yield value

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cfpose_bench.accuracy.coco import Curves, _photos, _run, bootstrap_ap, evaluate
+from cfpose_bench.accuracy.coco import (
+    Curves,
+    _photos,
+    _run,
+    bootstrap_ap,
+    bootstrap_difference,
+    evaluate,
+)
 from cfpose_bench.data.annotations import read_annotations
+from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import COCO_17
 
 Build = Callable[..., dict[str, Any]]
@@ -91,3 +99,17 @@ def test_same_seed_same_interval_and_no_photos_no_interval(
     assert evaluate(truth, results).AP_ci95 is None
     assert bootstrap_ap([], 10, 0) is None
     assert bootstrap_ap([None, None], 10, 0) is None
+
+
+def test_a_difference_is_paired_by_photo(person: Build, annotate: Build, pose: Build) -> None:
+    """Of 200 photos the first model hits 100, the second the same and 20 more: 0.1 ± 0.042."""
+    people = [person(i) for i in range(1, 201)]
+    truth, poses = annotate(people), [pose(p) for p in people]
+    change, low, high = bootstrap_difference(truth, poses[:100], poses[:120], resamples=500)
+    whole = [evaluate(truth, poses[:count]).AP for count in (100, 120)]
+    assert change == pytest.approx(whole[1] - whole[0])
+    half_width = 1.96 * np.sqrt(0.1 * 0.9 / 200)
+    assert (low, high) == pytest.approx((0.1 - half_width, 0.1 + half_width), abs=0.015)
+    assert bootstrap_difference(truth, poses[:100], poses[:100], resamples=20) == (0.0, 0.0, 0.0)
+    with pytest.raises(DatasetError, match="nobody is counted"):
+        bootstrap_difference(annotate([], photos=[1]), [], [], resamples=5)

@@ -35,7 +35,8 @@ def crowd_recipe(tiny_recipe: Path, tiny_root: Path) -> Recipe:
         person["num_keypoints"] = JOINTS
         del person["area"]
     path.write_text(json.dumps(record))
-    text = 'skeleton = "crowdpose"\n' + tiny_recipe.read_text().replace("epochs = 2", "epochs = 1")
+    text = tiny_recipe.read_text().replace('"coco-17"', '"crowdpose"', 1)
+    text = text.replace("epochs = 2", "epochs = 1")
     tiny_recipe.write_text(text)
     return load_recipe(tiny_recipe)
 

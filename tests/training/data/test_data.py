@@ -13,7 +13,7 @@ import torch
 
 from cfpose_sdk.crops import transform_points
 from cfpose_sdk.errors import DatasetError, ImageError, TrainingError
-from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
+from cfpose_sdk.skeleton import COCO_17, Skeleton
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import AugmentConfig, LabelConfig, OptimConfig, Source
 from cfpose_training.data.crop_dataset import CropDataset, plain_crops
@@ -145,8 +145,9 @@ def test_plain_crops_carry_their_maps(tiny_root: Path) -> None:
 
 
 def test_other_keypoints_are_refused(tiny_root: Path) -> None:
-    with pytest.raises(DatasetError, match="expected 14"):
-        load_people([SOURCE], tiny_root, CROWDPOSE_14)
+    others = Skeleton(("tail", "snout"), (), (), (0.1, 0.1))
+    with pytest.raises(DatasetError, match="none of the recipe's 2"):
+        load_people([SOURCE], tiny_root, others)
 
 
 def test_missing_photos_are_named(tiny_root: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cfpose_bench.data import dataset
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
+from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_training.cli import main
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.check import KNOWN, check_known, check_recipe
@@ -87,18 +87,23 @@ def test_broken_boxes_other_joints_and_nobody_are_problems(
         record["annotations"][4]["bbox"] = [500, 5, 10, 10]
 
     edit(tiny_root, change)
-    found = check_recipe(recipe, tiny_root, COCO_17)
+    found = check_recipe(recipe, tiny_root)
     assert not found.is_usable
     assert "2 boxes are empty or outside their photo" in found.text
     assert "[5, 5, 0, 10] of annotation 4" in found.text
-    assert "are not the recipe's 14" in check_recipe(recipe, tiny_root, CROWDPOSE_14).text
+    others = Skeleton(("tail", "snout"), (), (), (0.1, 0.1))
+    text = check_recipe(dataclasses.replace(recipe, joints=others), tiny_root).text
+    assert "PROBLEM: it labels none of the recipe's joints tail, snout" in text
+    text = check_recipe(dataclasses.replace(recipe, joints=CROWDPOSE_14), tiny_root).text
+    assert "not labelled here, so unknown: top_head, neck" in text
+    assert "not of the recipe, so left out: nose, left_eye, right_eye, left_ear, right_ear" in text
 
     def nobody(record: dict[str, Any]) -> None:
         record["annotations"] = []
         del record["images"][0]["width"]
 
     edit(tiny_root, nobody)
-    text = check_recipe(recipe, tiny_root, COCO_17).text
+    text = check_recipe(recipe, tiny_root).text
     assert "nobody has a labelled joint" in text
     assert "1 photos lack width or height, the first is 1" in text
 
@@ -111,7 +116,7 @@ def with_source(recipe: Recipe, **fields: object) -> Recipe:
 def test_a_source_is_checked_as_a_run_reads_it(tiny_root: Path, tiny_recipe: Path) -> None:
     recipe = load_recipe(tiny_recipe)
     (tiny_root / "images/000000000003.png").unlink()  # asked for by no source
-    some = check_recipe(with_source(recipe, files="*1?.png", holdout_every=2), tiny_root, COCO_17)
+    some = check_recipe(with_source(recipe, files="*1?.png", holdout_every=2), tiny_root)
     assert "3 of 12 photos fit files = '*1?.png', 3 there" in some.text
     assert "3 people with labelled joints" in some.text
     assert "2 of these people held out (holdout_every = 2)" in some.text
@@ -121,7 +126,7 @@ def test_a_source_is_checked_as_a_run_reads_it(tiny_root: Path, tiny_recipe: Pat
         ({"files": "*1?.png", "holdout_every": 1}, "nobody is left to train on"),
         ({"files": "*1?.png", "holdout_every": 50}, "nobody is left to measure on"),
     ):
-        found = check_recipe(with_source(recipe, **fields), tiny_root, COCO_17)
+        found = check_recipe(with_source(recipe, **fields), tiny_root)
         assert problem in found.text
         assert not found.is_usable
 
@@ -182,7 +187,7 @@ def test_damaged_annotations_are_refused_by_name_and_reported(
     edit(tiny_root, change)
     with pytest.raises(DatasetError, match=message):
         load_people([Source("people", "people.json", "images")], tiny_root, COCO_17)
-    found = check_recipe(load_recipe(tiny_recipe), tiny_root, COCO_17)
+    found = check_recipe(load_recipe(tiny_recipe), tiny_root)
     assert not found.is_usable
     assert "PROBLEM" in found.text
 
@@ -191,7 +196,7 @@ def test_people_without_an_area_are_used_and_counted(tiny_root: Path, tiny_recip
     edit(tiny_root, drop("annotations", "area"))
     people = load_people([Source("people", "people.json", "images")], tiny_root, COCO_17)
     assert (people.areas > 0).all()
-    found = check_recipe(load_recipe(tiny_recipe), tiny_root, COCO_17)
+    found = check_recipe(load_recipe(tiny_recipe), tiny_root)
     assert found.is_usable
     assert "1 people have no area (or 0); that of their box is taken" in found.text
 
@@ -201,7 +206,7 @@ def test_cut_off_json_is_refused_and_reported(tiny_root: Path, tiny_recipe: Path
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DatasetError, match="not valid JSON"):
         load_people([Source("people", "people.json", "images")], tiny_root, COCO_17)
-    found = check_recipe(load_recipe(tiny_recipe), tiny_root, COCO_17)
+    found = check_recipe(load_recipe(tiny_recipe), tiny_root)
     assert not found.is_usable
     assert "not valid JSON" in found.text
     assert not check_known(tiny_root).is_usable

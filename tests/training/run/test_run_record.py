@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.skeleton import COCO_17
+from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_training.config import OptimConfig, Recipe, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.people import load_people
@@ -47,7 +47,7 @@ BOUND = [
     ("augment", "flip_p", 0.0, "augment.flip_p was 0.5, now 0.0"),
     ("pose", "size_wh", (48, 64), r"pose.size_wh was (36, 48), now (48, 64)"),
     ("pose", "decode", "argmax", "pose.decode was 'subbin', now 'argmax'"),
-    ("", "skeleton", "crowdpose", "skeleton was 'coco', now 'crowdpose'"),
+    ("", "joints", CROWDPOSE_14, "skeleton was 'coco', now 'crowdpose'"),
 ]
 
 

@@ -38,6 +38,7 @@ from cfpose_training.pose.train import (
     train_teacher,
 )
 from cfpose_training.run.loop import LOG_FILE, RunOptions
+from cfpose_training.sources import with_joints
 
 TEACHER_FOLDER = "teacher"
 RECIPE_FILE = "recipe.txt"
@@ -139,6 +140,7 @@ def run_ablation(
             f"an ablation runs in one process, got {options.devices} devices; give each seed an "
             f"--out of its own"
         )
+    recipe = with_joints(recipe, data.root)
     jobs, trials = plan(recipe, schemes, seeds, own_teacher=teacher is None)
     dev = development_set(recipe, pose_spec(recipe), data)
     if dev is None:

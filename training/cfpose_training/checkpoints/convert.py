@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,9 +27,11 @@ from cfpose_training.checkpoints.files import (
     save_tensors,
 )
 from cfpose_training.checkpoints.foreign import Adopted, adopt, head_spec, read_state
+from cfpose_training.checkpoints.initial import joint_names, open_initial, with_rows
 from cfpose_training.checkpoints.movenet import start_movenet, takes_movenet
 from cfpose_training.nets.efficientnet import LiteBackbone, LiteConfig
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
+from cfpose_training.skeletons import columns
 
 Layout = Literal["simcc", "mmpose"]
 BODY = "backbone.body."
@@ -44,6 +46,7 @@ class Initialised:
     taken: tuple[str, ...]  # head layers that came from the file
     fresh: tuple[str, ...]  # "neck" and head layers that did not fit it, or that it lacks
     dropped: tuple[str, ...]
+    joints: tuple[str, ...] | None = None  # whose rows of the head are the file's; None: no names
 
 
 def load_foreign(path: Path) -> Adopted:
@@ -102,8 +105,11 @@ def save_state(path: Path, state: Mapping[str, Tensor], layout: Layout) -> None:
     write_file(path, buffer.getvalue())
 
 
-def initialise(network: PoseNet, path: Path) -> Initialised:
+def initialise(network: PoseNet, path: Path, joints: Sequence[str] = ()) -> Initialised:
     """Start a network from any understood checkpoint.
+
+    `joints` are the names of the network's own: of a file that names its joints, those that both
+    know keep their rows of the head. Without names a head of another number of joints is fresh.
 
     The backbone must fit whole. An EfficientNet body also takes its ImageNet weights, or those of
     the same body under another neck; then the neck above it stays as it was. Of a SimCC head each
@@ -111,25 +117,50 @@ def initialise(network: PoseNet, path: Path) -> Initialised:
     ArtifactError.
     A network of MoveNet's trunk begins on MoveNet's file, or on a checkpoint of such a network.
     """
+    backbone, own = network.backbone, network.state_dict()
+    given = joint_names(path) if joints else ()
+    kept = tuple(name for name in joints if columns([name], given)[0] is not None)
+
+    def matched(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not given or tuple(joints) == given:
+            return dict(tensors)
+        return with_rows(own, tensors, joints, given)
+
     if takes_movenet(network):
-        taken, left = start_movenet(network, path)
-        return Initialised(taken=taken, fresh=left, dropped=())
+        taken, left = start_movenet(network, path, matched)
+        return Initialised(taken, left, dropped=(), joints=kept if given else None)
     state = read_state(path)
-    backbone = network.backbone
     if isinstance(backbone, LiteBackbone) and IMAGENET_STEM in state:
         dropped = backbone.body.load_imagenet(state)
         return Initialised(taken=(), fresh=("neck", *_head_layers(network)), dropped=dropped)
     adopted = adopt(state, path)
-    given, wanted, fresh = adopted.backbone, backbone.config, tuple[str, ...]()
-    if isinstance(given, LiteConfig) and isinstance(wanted, LiteConfig):
-        given = dataclasses.replace(given, frozen=wanted.frozen)
-        if given.neck != wanted.neck:
-            given, adopted = dataclasses.replace(given, neck=wanted.neck), _without_neck(adopted)
+    theirs, wanted, fresh = adopted.backbone, backbone.config, tuple[str, ...]()
+    if isinstance(theirs, LiteConfig) and isinstance(wanted, LiteConfig):
+        theirs = dataclasses.replace(theirs, frozen=wanted.frozen)
+        if theirs.neck != wanted.neck:
+            theirs, adopted = dataclasses.replace(theirs, neck=wanted.neck), _without_neck(adopted)
             fresh = ("neck",)
-    if given != wanted:
-        raise ArtifactError(f"{path} is an {given}, the network to start is an {wanted}")
-    found = _take(network, adopted.tensors, adopted.dropped)
-    return dataclasses.replace(found, fresh=(*fresh, *found.fresh))
+    if theirs != wanted:
+        raise ArtifactError(f"{path} is an {theirs}, the network to start is an {wanted}")
+    found = _take(network, matched(adopted.tensors), adopted.dropped)
+    rows = kept if given and "head.final_layer" in found.taken else None
+    return dataclasses.replace(found, fresh=(*fresh, *found.fresh), joints=rows)
+
+
+def load_network(path: Path) -> tuple[PoseNet, ModelSpec]:
+    """The pose network of a checkpoint or exported graph of ours, in eval mode, without a refiner.
+
+    Raises ArtifactError when the file is another's.
+    """
+    if path.suffix != ".onnx":
+        network, spec = load_pose(path)
+        return (network.pose if isinstance(network, RefinedPoseNet) else network), spec
+    start = open_initial(path)
+    if start.spec is None:
+        raise ArtifactError(f"{path} carries no {SPEC_KEY}, so it is not a cfpose pose graph")
+    pose = PoseNet(start.backbone, start.spec, start.head)
+    initialise(pose, path)
+    return pose.eval(), start.spec
 
 
 def _without_neck(adopted: Adopted) -> Adopted:

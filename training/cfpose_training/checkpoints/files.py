@@ -29,7 +29,7 @@ from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, PoseNet, RefinedPoseNet
 
 NETWORK_KEY = "cfpose.network"
-_BACKBONES: dict[str, type[BackboneConfig]] = {
+BACKBONES: dict[str, type[BackboneConfig]] = {
     "hrnet": HRNetConfig,
     "lite": LiteConfig,
     "movenet": MoveNetConfig,
@@ -39,7 +39,7 @@ OPTIONS = dacite.Config(strict=True, cast=[tuple])
 
 def backbone_kind(config: BackboneConfig) -> str:
     """The key of a backbone's options in a checkpoint's description."""
-    return next(kind for kind, known in _BACKBONES.items() if isinstance(config, known))
+    return next(kind for kind, known in BACKBONES.items() if isinstance(config, known))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -116,8 +116,8 @@ def load_pose(path: str | Path) -> tuple[PoseNet | RefinedPoseNet, ModelSpec]:
     # building draws initial weights; leave the RNG alone
     with torch.random.fork_rng(devices=[]), _understood(path):
         configs = json.loads(metadata[NETWORK_KEY])
-        kind = next((kind for kind in _BACKBONES if kind in configs), "hrnet")
-        backbone = dacite.from_dict(_BACKBONES[kind], configs[kind], OPTIONS)
+        kind = next((kind for kind in BACKBONES if kind in configs), "hrnet")
+        backbone = dacite.from_dict(BACKBONES[kind], configs[kind], OPTIONS)
         pose = PoseNet(backbone, spec, configs.get("head", "simcc"))
         network: PoseNet | RefinedPoseNet = pose
         if configs["refiner"] is not None:

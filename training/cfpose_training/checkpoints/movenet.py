@@ -6,7 +6,7 @@ stages, pyramid, and the branches in the order heat, regression, centre, offsets
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,13 @@ def read_movenet(path: Path) -> tuple[MoveNetName, dict[str, Tensor]]:
     return body, {key: value for key, value in state.items() if not key.startswith(unused)}
 
 
-def start_movenet(network: PoseNet, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def start_movenet(
+    network: PoseNet,
+    path: Path,
+    matched: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Begin a network of MoveNet's trunk on a MoveNet file, or on a checkpoint or exported graph of
-    such a network.
+    such a network. `matched` fits the file's tensors to the network's joints.
 
     Returns the parts of the head that came from the file, and those that did not fit or are not in
     it. Raises ArtifactError, with the keys, when the backbone does not fit whole.
@@ -78,6 +82,7 @@ def start_movenet(network: PoseNet, path: Path) -> tuple[tuple[str, ...], tuple[
                 f"give the other file, or body = {found!r}"
             )
     own = network.state_dict()
+    tensors = dict(matched(tensors))
     trunk = {key: value for key, value in tensors.items() if key.startswith("backbone.")}
     wanted = {key: value for key, value in own.items() if key.startswith("backbone.")}
     if problems := misfits(wanted, trunk):

@@ -12,11 +12,13 @@ from typing import Any
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_bench.data.gaps import AREA_OF_BOX, notes
-from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.errors import DatasetError, TrainingError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import PhotoSource, Recipe, Source
 from cfpose_training.data.people import clipped_box, is_held_out
 from cfpose_training.data.photo_sizes import other_sizes, size_in_header
+from cfpose_training.skeletons import columns
+from cfpose_training.sources import unlabelled, with_joints
 
 COCO_PAGE = "the Download page of the COCO site (cocodataset): the 2017 {} and annotations"
 CROWDPOSE_PAGE = (
@@ -116,13 +118,20 @@ def check_known(root: Path) -> Check:
     return Check("\n".join(lines), is_usable=here > 0 and not broken)
 
 
-def check_recipe(recipe: Recipe, root: Path, skeleton: Skeleton) -> Check:
-    """Check what a recipe reads; usable: all files are there, and their joints are `skeleton`'s.
+def check_recipe(recipe: Recipe, root: Path) -> Check:
+    """Check what a recipe reads; usable: all files are there, and label some of its joints.
 
     Photos are not decoded: a run does so before it begins.
     """
     lines: list[str] = []
-    broken = 0
+    broken, skeleton = 0, recipe.joints
+    if skeleton is None and recipe.sources:
+        try:
+            skeleton = with_joints(recipe, root).joints
+        except DatasetError:  # its own section says what is wrong
+            pass
+        except TrainingError as error:
+            lines, broken = [f"PROBLEM: {error}"], 1
     for source in recipe.sources:
         facts, problems = _check_file(
             root / source.annotations,
@@ -182,11 +191,9 @@ def _check_file(
     if source is not None:
         shared, unshared = _shares(part, source)
         facts, problems = facts + shared, problems + unshared
-    if skeleton is not None and names and names != skeleton.keypoints:
-        problems.append(
-            f"its {len(names)} joints {', '.join(names)} are not the recipe's {len(skeleton)}: "
-            f"{', '.join(skeleton.keypoints)}"
-        )
+    if skeleton is not None and names:
+        more, worse = _joints(names, skeleton)
+        facts, problems = facts + more, problems + worse
     files = [image["file_name"] for image in part["images"]]
     missing = [name for name in files if not os.path.isfile(images / name)]
     listed = f"{len(files)} photos listed"
@@ -200,6 +207,18 @@ def _check_file(
             f"{missing[0]}; from {origin}"
         )
     return facts, problems
+
+
+def _joints(names: Sequence[str], skeleton: Skeleton) -> tuple[list[str], list[str]]:
+    """Which of the recipe's joints a file does not label, and which of its own are left out."""
+    absent, others = unlabelled(names, skeleton), columns(names, skeleton.keypoints)
+    if len(absent) == len(skeleton):
+        return [], [f"it labels none of the recipe's joints {', '.join(skeleton.keypoints)}"]
+    facts = [f"not labelled here, so unknown: {', '.join(absent)}"] if absent else []
+    left = [name for name, place in zip(names, others, strict=True) if place is None]
+    if left:
+        facts.append(f"not of the recipe, so left out: {', '.join(left)}")
+    return facts, []
 
 
 def _other_sizes(record: dict[str, Any], folder: Path) -> list[str]:

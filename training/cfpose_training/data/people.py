@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_bench.data.annotations import is_counted
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Source
+from cfpose_training.sources import read_source
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load_people(
     An annotation may carry `joint_weights`, K numbers in [0, 1] that multiply its joints' weight in
     the loss, as `cfpose-train label` writes them; without, all are 1. `held_out` gives the
     development photos of each source instead of its training photos. Raises DatasetError for
-    annotations that are missing, malformed, or of another skeleton.
+    annotations that are missing, malformed, or share no joint with the skeleton.
     """
     photos: list[Path] = []
     image_ids: list[int] = []
@@ -88,13 +89,7 @@ def _read_source(
     source: Source, root: Path, skeleton: Skeleton, *, held_out: bool
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Each counted person of a source's photos, with its image record."""
-    record = read_annotations(root / source.annotations)
-    names = tuple(record["categories"][0].get("keypoints") or ())
-    if names and names != skeleton.keypoints:
-        raise DatasetError(
-            f"{source.annotations} labels {len(names)} keypoints {names}, "
-            f"expected {len(skeleton)}: {skeleton.keypoints}"
-        )
+    record = read_source(source, root, skeleton)
     images = {
         image["id"]: image
         for image in record["images"]

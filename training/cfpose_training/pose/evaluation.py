@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from cfpose_bench.accuracy.coco import Accuracy, evaluate
 from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
-from cfpose_bench.data.annotations import is_crowdpose, read_annotations
+from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import invert_transforms, transform_points
+from cfpose_sdk.skeleton import CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.config import Source
 from cfpose_training.data.crop_dataset import plain_crops
@@ -23,6 +24,7 @@ from cfpose_training.data.photo_cache import PhotoCache, cache_photos
 from cfpose_training.nets.decode import covariance, decode_simcc, expected_oks
 from cfpose_training.nets.flip import flip_test
 from cfpose_training.nets.pose_net import Normalise, RefinedPoseNet
+from cfpose_training.sources import read_source
 
 
 @dataclass(frozen=True)
@@ -41,37 +43,14 @@ class DevelopmentSet:
         self.spec = spec
         self.people: People = load_people([source], root, spec.skeleton, held_out=True)
         self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
-        self.annotations: dict[str, Any] = read_annotations(root / source.annotations)
+        self.annotations: dict[str, Any] = read_source(source, root, spec.skeleton)
 
     def predict(
         self, network: nn.Module, batch_size: int = 32, *, flipped: bool = False
     ) -> Predictions:
         """Run a PoseNet or RefinedPoseNet over all people, in float32; `flipped`: the flip test."""
-        device = next(network.parameters()).device
-        normalise = Normalise(self.spec.mean_rgb, self.spec.std_rgb).to(device)
-        count = len(self.people)
-        joints = len(self.spec.skeleton)
-        xy, score = np.zeros((count, joints, 2)), np.zeros((count, joints))
-        spread = np.zeros((count, joints, 2, 2))
-        was_training = network.training
-        network.eval()
-        for start in range(0, count, batch_size):
-            chosen = range(start, min(count, start + batch_size))
-            crops, transforms = plain_crops(self.people, self.cache, self.spec, chosen)
-            with torch.no_grad():
-                images = normalise(torch.from_numpy(crops).to(device))
-                if flipped:
-                    crop_xy, crop_score = flip_test(network, images, self.spec)
-                    crop_spread = torch.zeros(*crop_xy.shape, 2)
-                else:
-                    crop_xy, crop_score, crop_spread = _run(network, images, self.spec)
-            rows, back = slice(start, start + len(chosen)), invert_transforms(transforms)
-            xy[rows] = transform_points(back, crop_xy.cpu().numpy())
-            score[rows] = crop_score.cpu().numpy()
-            linear = back[:, None, :, :2]
-            spread[rows] = linear @ crop_spread.cpu().numpy() @ np.swapaxes(linear, -1, -2)
-        network.train(was_training)
-        return Predictions(xy, score, None if flipped else spread)
+        people, cache = self.people, self.cache
+        return predict_people(network, people, cache, self.spec, batch_size, flipped=flipped)
 
     def accuracy(self, predictions: Predictions) -> Accuracy:
         """AP on the held-out photos; a person's score is the mean raw joint score.
@@ -90,11 +69,48 @@ class DevelopmentSet:
                 people.photo, predictions.xy, predictions.score, strict=True
             )
         ]
-        if is_crowdpose(self.annotations):
+        if is_crowdpose(self.annotations) and self.spec.skeleton == CROWDPOSE_14:
             return evaluate_crowdpose(self.annotations, results, image_ids=people.image_ids)
         return evaluate(
             self.annotations, results, skeleton=self.spec.skeleton, image_ids=people.image_ids
         )
+
+
+def predict_people(
+    network: nn.Module,
+    people: People,
+    cache: PhotoCache,
+    spec: ModelSpec,
+    batch_size: int = 32,
+    *,
+    flipped: bool = False,
+) -> Predictions:
+    """Run a PoseNet or RefinedPoseNet over all people, in float32; `flipped`: the flip test."""
+    device = next(network.parameters()).device
+    normalise = Normalise(spec.mean_rgb, spec.std_rgb).to(device)
+    count = len(people)
+    joints = len(spec.skeleton)
+    xy, score = np.zeros((count, joints, 2)), np.zeros((count, joints))
+    spread = np.zeros((count, joints, 2, 2))
+    was_training = network.training
+    network.eval()
+    for start in range(0, count, batch_size):
+        chosen = range(start, min(count, start + batch_size))
+        crops, transforms = plain_crops(people, cache, spec, chosen)
+        with torch.no_grad():
+            images = normalise(torch.from_numpy(crops).to(device))
+            if flipped:
+                crop_xy, crop_score = flip_test(network, images, spec)
+                crop_spread = torch.zeros(*crop_xy.shape, 2)
+            else:
+                crop_xy, crop_score, crop_spread = _run(network, images, spec)
+        rows, back = slice(start, start + len(chosen)), invert_transforms(transforms)
+        xy[rows] = transform_points(back, crop_xy.cpu().numpy())
+        score[rows] = crop_score.cpu().numpy()
+        linear = back[:, None, :, :2]
+        spread[rows] = linear @ crop_spread.cpu().numpy() @ np.swapaxes(linear, -1, -2)
+    network.train(was_training)
+    return Predictions(xy, score, None if flipped else spread)
 
 
 def _run(network: nn.Module, images: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,17 +18,19 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.data.crop_dataset import CropDataset, DataOptions
-from cfpose_training.data.loader import Batches, batches_per_epoch, epoch_batches
+from cfpose_training.data.loader import Batches, Shard, batches_per_epoch, epoch_batches
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet
+from cfpose_training.pose.pictures import BATCH_FILE, DEV_FILE, write_batch, write_development
 from cfpose_training.processes import is_first_process
 from cfpose_training.run.loop import RunOptions, fit
 from cfpose_training.run.outputs import BEST_FILE
 from cfpose_training.run.state import FREE_OPTIM_FIELDS, Record, recorded
+from cfpose_training.skeletons import NAMED
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.stage1 import AlignedStudent
 
@@ -37,7 +39,10 @@ FREE_FIELDS = FREE_OPTIM_FIELDS | {
     "name", "deploy_box_scale", "evidence", "oks_window", "spread_temperature", "spread_isotropy",
 }  # fmt: skip
 # Of other commands, or labels too; the teacher counts by the content of its file.
-FREE_TABLES = {"teacher", "finder", "trained_on", "license", "started_from"}
+FREE_TABLES = {
+    "teacher", "finder", "trained_on", "license", "skeleton", "joints", "fit", "started_from",
+}  # fmt: skip
+RECORDED = ("coco", "crowdpose")  # joints that records have always held by their name
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,11 @@ class PoseRun:
             spec = dataclasses.replace(self.spec, metrics=metrics)
             save_pose(path, self._assembled(network, module), spec)
 
+        batches = self.batches(people)
+        self._show_batch(batches)
         finished = fit(
             stage,
-            self.batches(people),
+            batches,
             batches_per_epoch(people.repeat, self.optim),
             self.optim,
             self.options,
@@ -109,8 +116,18 @@ class PoseRun:
     def _figures(self, network: PoseNet | RefinedPoseNet) -> dict[str, float]:
         if self.dev is None:
             return {}
-        accuracy = self.dev.accuracy(self.dev.predict(network))
+        predictions = self.dev.predict(network)
+        write_development(self.options.folder / DEV_FILE, self.dev, predictions)
+        accuracy = self.dev.accuracy(predictions)
         return {"dev_AP": accuracy.AP, "dev_AP50": accuracy.AP50}
+
+    def _show_batch(self, batches: Batches) -> None:
+        """Draw the run's first batch, which the run then loads again."""
+        picture = self.options.folder / BATCH_FILE
+        if is_first_process() and not picture.exists():
+            batch = next(iter(batches(0, 0, Shard())), None)
+            if batch is not None:
+                write_batch(picture, batch, self.spec.skeleton)
 
     def _assembled(
         self, network: PoseNet | RefinedPoseNet, trained: nn.Module
@@ -142,7 +159,8 @@ def stage2_record(recipe: Recipe) -> Record:
 
 def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:
     """Every table but those of other commands, so that a new one is compared as well."""
-    record: Record = {}
+    named = next((name for name in RECORDED if NAMED[name] == recipe.joints), None)
+    record = recorded(recipe.joints, "joints") if named is None else {"skeleton": repr(named)}
     for field in dataclasses.fields(recipe):
         if field.name not in unused | FREE_TABLES:
             record |= recorded(getattr(recipe, field.name), field.name, FREE_FIELDS)

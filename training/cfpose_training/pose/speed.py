@@ -22,6 +22,7 @@ from cfpose_training.pose.run import PoseRun
 from cfpose_training.pose.train import pose_spec
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.trainer import launch_fabric
+from cfpose_training.sources import with_joints
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.stage1 import LabelStage
 
@@ -73,6 +74,7 @@ def measure_speed(
     optim = dataclasses.replace(recipe.stage1, workers=used)
     if options.threads:
         torch.set_num_threads(options.threads)
+    recipe = with_joints(recipe, root)
     spec = pose_spec(recipe)
     warm_up = 1 + PREFETCHED * used
     with tempfile.TemporaryDirectory() as folder:

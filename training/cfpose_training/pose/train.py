@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
-from cfpose_training.checkpoints.convert import Initialised, initialise
+from cfpose_training.checkpoints.convert import Initialised, initialise, load_network
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
+from cfpose_training.checkpoints.initial import is_own_graph
 from cfpose_training.checkpoints.starts import inherited, starts_of
-from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName, teacher_recipe
+from cfpose_training.config import GcnTarget, PoseConfig, Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
@@ -27,6 +27,7 @@ from cfpose_training.pose.run import PoseRun, stage1_record, stage2_record
 from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.state import recorded_files
+from cfpose_training.sources import with_joints
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.graph_teacher import GraphTeacher, GraphTeacherStage
 from cfpose_training.stages.stage1 import DistillStage, LabelStage, check_teacher, limb_weights
@@ -35,15 +36,22 @@ from cfpose_training.stages.stage2 import RefinerStage
 TEACHER_FILE = "teacher.safetensors"
 STUDENT_FILE = "student.safetensors"
 REFINED_FILE = "refined.safetensors"
-SKELETONS: dict[SkeletonName, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPOSE_14}
 
 
 def pose_spec(recipe: Recipe) -> ModelSpec:
-    """The ModelSpec of the network that a recipe trains."""
+    """The ModelSpec of the network that a recipe trains.
+
+    Raises TrainingError when the recipe has no joints yet; see `sources.with_joints`.
+    """
     pose = recipe.pose
+    if recipe.joints is None:
+        raise TrainingError(
+            f"the recipe of {pose.name} takes its joints from its annotations, and none were read; "
+            f'name them in it: skeleton = "coco-17"'
+        )
     return ModelSpec(
         name=pose.name,
-        skeleton=SKELETONS[recipe.skeleton],
+        skeleton=recipe.joints,
         size_wh=pose.size_wh,
         decode=pose.decode,
         box_scale=pose.box_scale,
@@ -133,6 +141,7 @@ def _train_pose(
     file: str,
     init: Path | None = None,
 ) -> Path | None:
+    recipe = with_joints(recipe, data.root)
     spec = pose_spec(recipe)
     check_start(recipe.pose, init)
     taught_by = None if teacher is None else open_teacher(teacher, spec, options.threads)
@@ -141,7 +150,7 @@ def _train_pose(
     if recipe.pose.head_init == "marginals":
         network.head.init_as_marginals()
     if init is not None:
-        found = initialise(network, init)
+        found = initialise(network, init, spec.skeleton.keypoints)
         if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
             network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
         print(_started(init, found))
@@ -172,19 +181,25 @@ def _train_pose(
 def open_teacher(
     path: Path, student: ModelSpec, threads: int
 ) -> GraphTeacher | tuple[PoseNet, ModelSpec]:
-    """A heat-map graph (.onnx), as published or adopted, or a checkpoint as `load_teacher`."""
-    if path.suffix == ".onnx":
+    """A heat-map graph (.onnx), as published or adopted, or a checkpoint or exported graph of ours,
+    as `load_teacher`.
+    """
+    if path.suffix == ".onnx" and not is_own_graph(path):
         return GraphTeacher(HeatmapGraph(path, threads=threads or None), student)
     return load_teacher(path, student)
 
 
 def load_teacher(path: Path, student: ModelSpec) -> tuple[PoseNet, ModelSpec]:
     """A teacher's network and spec. Raises TrainingError when it does not fit the student."""
-    network, spec = load_pose(path)
-    if isinstance(network, RefinedPoseNet):
-        raise TrainingError(f"the teacher {path} has a refiner; give a checkpoint of stage 1")
+    if path.suffix == ".onnx":
+        pose, spec = load_network(path)
+    else:
+        network, spec = load_pose(path)
+        if isinstance(network, RefinedPoseNet):
+            raise TrainingError(f"the teacher {path} has a refiner; give a checkpoint of stage 1")
+        pose = network
     check_teacher(spec, student)
-    return network.to(memory_format=torch.channels_last), spec  # type: ignore[call-overload]
+    return pose.to(memory_format=torch.channels_last), spec  # type: ignore[call-overload]
 
 
 def train_stage2(
@@ -200,6 +215,7 @@ def train_stage2(
     asked for, or does not fit.
     """
     _check_target(recipe.stage2.gcn, teacher)
+    recipe = with_joints(recipe, data.root)
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
@@ -250,6 +266,8 @@ def _started(path: Path, found: Initialised) -> str:
     """One line on what a run starts from."""
     parts = ["the backbone", *found.taken]
     text = f"{path.name} gives {', '.join(parts)}"
+    if found.joints is not None:
+        text += f"; it knows {len(found.joints) or 'none'} of the joints by name"
     if found.fresh:
         text += f"; fresh: {', '.join(found.fresh)}"
     return text + f"; {len(found.dropped)} tensors of the file are not used"

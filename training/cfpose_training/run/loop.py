@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cfpose_training.config import OptimConfig
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.data.loader import Batches
 from cfpose_training.processes import is_first_process, wait_for_processes
+from cfpose_training.run.curves import CURVES_FILE, write_curves
 from cfpose_training.run.outputs import KeptCheckpoints, Meter, RunLog, SaveCheckpoint
 from cfpose_training.run.state import (
     FREE_OPTIM_FIELDS,
@@ -31,6 +33,7 @@ from cfpose_training.stages.base import Stage
 
 LOG_FILE = "log.csv"
 SAVE_EVERY_S = 300.0
+SAID = ("loss", "dev_AP", "dev_recall")  # of a line an epoch
 AfterEpoch = Callable[[int, nn.Module], dict[str, float]]
 
 
@@ -128,8 +131,9 @@ class _Run:
         self.kept: KeptCheckpoints | None = None
         if save_checkpoint is not None and is_first_process():
             self.kept = KeptCheckpoints(options.folder, save_checkpoint, options.keep_last)
-        self._saved = time.monotonic()
+        self._saved = self._began = time.monotonic()
         self._open(resume=options.resume)
+        self._first = self.trainer.epoch
         self.log = RunLog(self.folder / LOG_FILE, self.trainer.epoch)
 
     def train_step(self, batch: Batch, rate: float) -> None:
@@ -145,19 +149,24 @@ class _Run:
             figures = after_epoch(trainer.epoch, trainer.result)
             if self.kept is not None:
                 self.kept.keep(trainer.epoch + 1, trainer.result, figures)
-            self.log.append(
-                {
-                    "epoch": trainer.epoch + 1,
-                    "step": trainer.step,
-                    **speeds,
-                    **self.meter.means(),
-                    **trainer.epoch_figures,
-                    **figures,
-                }
-            )
+            means = self.meter.means()
+            numbers = {"epoch": trainer.epoch + 1, "step": trainer.step}
+            self.log.append({**numbers, **speeds, **means, **trainer.epoch_figures, **figures})
+            write_curves(self.folder / CURVES_FILE, self.log.rows)
+            self._say({**means, **figures})
         trainer.epoch, trainer.batch = trainer.epoch + 1, 0
         self.meter = Meter()
         self.save()
+
+    def _say(self, figures: Mapping[str, float]) -> None:
+        """A line an epoch where no progress bar is seen: without a terminal."""
+        if sys.stderr.isatty():
+            return
+        done, total = self.trainer.epoch + 1, self.trainer.config.epochs
+        left = (time.monotonic() - self._began) / (done - self._first) * (total - done) / 60
+        parts = [f"{name} {figures[name]:.4g}" for name in SAID if name in figures]
+        text = f"epoch {done} of {total}: {', '.join(parts)}; about {left:.0f} minutes left"
+        print(text, file=sys.stderr, flush=True)
 
     def save_now_and_then(self) -> None:
         if time.monotonic() - self._saved > self.save_every_s:

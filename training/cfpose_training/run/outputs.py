@@ -12,7 +12,7 @@ import io
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,11 @@ class RunLog:
             with open(self._path, newline="") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
             self._rows = [row for row in rows if int(row["epoch"]) <= epochs]
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, str]]:
+        """The rows so far, as the file has them."""
+        return self._rows
 
     def append(self, figures: Mapping[str, float]) -> None:
         """Add a row. Raises TrainingError when it cannot be written."""

@@ -76,10 +76,10 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument("--recipe", type=Path, help="its name, joints and licence")
 
 
-def add_data(commands: Commands) -> None:
-    """Add `data`, its actions and their arguments."""
-    actions = commands.add_parser(
-        "data", help="check the data sets, or time the loader"
+def add_data(commands: Commands) -> Commands:
+    """Add `data`, its actions and their arguments; gives the actions, for more of them."""
+    actions: Commands = commands.add_parser(
+        "data", help="check, convert or draw annotations, or time the loader"
     ).add_subparsers(dest="action", required=True)
     check = actions.add_parser(
         "check",
@@ -108,6 +108,7 @@ def add_data(commands: Commands) -> None:
     speed.add_argument(
         "--threads", type=whole_number(0), default=0, help="CPU threads; 0: PyTorch chooses"
     )
+    return actions
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -164,15 +165,13 @@ def check_data(arguments: argparse.Namespace) -> int:
     """Run `data check`; returns the exit code."""
     from cfpose_training.config import load_recipe
     from cfpose_training.data.check import check_known, check_recipe
-    from cfpose_training.pose.train import pose_spec
 
     folder, recipe_file = arguments.folder, arguments.recipe
 
     if recipe_file is None:
         check = check_known(folder)
     else:
-        recipe = load_recipe(recipe_file)
-        check = check_recipe(recipe, folder, pose_spec(recipe).skeleton)
+        check = check_recipe(load_recipe(recipe_file), folder)
     print(check.text)
     return 0 if check.is_usable else 1
 

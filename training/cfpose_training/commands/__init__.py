@@ -1,0 +1,1 @@
+"""The sub-commands of cfpose-train: their arguments, and what runs them."""

@@ -1,0 +1,1 @@
+"""Annotations as other tools lay them out, read and mended into COCO files."""

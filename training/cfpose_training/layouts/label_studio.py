@@ -1,0 +1,130 @@
+"""Label Studio's own JSON: tasks whose results are rectangles and key points in per cent.
+
+Source: the documentation of Label Studio's RectangleLabels and KeyPointLabels.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfpose_sdk.errors import DatasetError
+from cfpose_training.layouts.repair import box_of
+
+Record = dict[str, Any]
+
+
+def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) -> Record:
+    """Tasks as a COCO object.
+
+    A key point belongs to the rectangle that is its parent, else to the smallest that holds it;
+    without rectangles all of a photo's points are one person. `names`: the joints in their order;
+    () as they first occur. `images` tells how the files are called here: an upload's name has a
+    prefix. Raises DatasetError for turned photos, and where there is no key point at all.
+    """
+    found = [part for task in tasks for part in _results(task) if _kind(part) == "keypoint"]
+    seen = dict.fromkeys(_label(part) for part in found)
+    names = tuple(names) or tuple(seen)
+    if not found:
+        raise DatasetError("the tasks hold no key points; export them as JSON, not as JSON-MIN")
+    if others := [name for name in seen if name not in names]:
+        raise DatasetError(f"the tasks label {', '.join(others)}, which --joints does not name")
+    photos: list[Record] = []
+    people: list[Record] = []
+    for number, task in enumerate(tasks, start=1):
+        parts = _results(task)
+        if not parts:
+            continue
+        width, height = parts[0]["original_width"], parts[0]["original_height"]
+        if any(part.get("image_rotation") for part in parts):
+            raise DatasetError(
+                f"task {task.get('id')}: its photo was turned while labelling; turn the file "
+                f"itself and label it anew"
+            )
+        name = _file_name(task, images)
+        photos.append({"id": number, "file_name": name, "width": width, "height": height})
+        for joints, box in _people(parts, names, (width, height)):
+            flat = joints.ravel().tolist()
+            area = float(box[2] * box[3])
+            people.append(
+                {"id": len(people) + 1, "image_id": number, "category_id": 1, "bbox": box,
+                 "area": area, "iscrowd": 0, "keypoints": flat,
+                 "num_keypoints": int((joints[:, 2] > 0).sum())}
+            )  # fmt: skip
+    category = {"id": 1, "name": "person", "keypoints": list(names)}
+    return {"images": photos, "annotations": people, "categories": [category]}
+
+
+def _results(task: Any) -> list[Any]:
+    """The results of the task's last annotation that was not cancelled."""
+    if not isinstance(task, dict):
+        raise DatasetError(f"expected Label Studio's tasks, got {str(task)[:60]}")
+    given = task.get("annotations") or task.get("completions") or []
+    done = [each for each in given if not each.get("was_cancelled")]
+    return [part for part in (done[-1]["result"] if done else []) if "original_width" in part]
+
+
+def _kind(part: Mapping[str, Any]) -> str:
+    return str(part.get("type", "")).removesuffix("labels")
+
+
+def _label(part: Mapping[str, Any]) -> str:
+    return str((part["value"].get("keypointlabels") or ["?"])[0])
+
+
+def _file_name(task: Mapping[str, Any], images: Path | None) -> str:
+    """The photo's name, without the eight letters that an upload gets where the file has none."""
+    text = next((str(v) for v in task.get("data", {}).values() if isinstance(v, str)), "")
+    query = urllib.parse.parse_qs(urllib.parse.urlparse(text).query)
+    name = Path(urllib.parse.unquote(query.get("d", [text])[0])).name
+    head, dash, rest = name.partition("-")
+    if dash and len(head) == 8 and images is not None and not (images / name).exists():
+        return rest
+    return name
+
+
+def _people(
+    parts: Sequence[Mapping[str, Any]], names: Sequence[str], size_wh: tuple[int, int]
+) -> list[tuple[np.ndarray[Any, Any], list[float]]]:
+    side = np.array(size_wh) / 100
+    boxes = {}
+    for part in parts:
+        if _kind(part) == "rectangle":
+            value = part["value"]
+            start, span = (
+                np.array([value[a], value[b]]) * side for a, b in (("x", "y"), ("width", "height"))
+            )
+            boxes[part["id"]] = [*start.tolist(), *span.tolist()]
+    joints = {key: np.zeros((len(names), 3)) for key in boxes or [""]}
+    for part in parts:
+        if _kind(part) != "keypoint":
+            continue
+        xy = np.array([part["value"]["x"], part["value"]["y"]]) * side
+        owner = _owner(part, xy, boxes)
+        if owner in joints:
+            joints[owner][names.index(_label(part))] = [*xy, 2]
+    people = []
+    for key, rows in joints.items():
+        labelled = rows[rows[:, 2] > 0]
+        if key in boxes or len(labelled):
+            people.append((rows, boxes[key] if key in boxes else box_of(labelled[:, :2])))
+    return people
+
+
+def _owner(
+    part: Mapping[str, Any], xy: np.ndarray[Any, Any], boxes: Mapping[str, list[float]]
+) -> str | None:
+    if not boxes:
+        return ""
+    if part.get("parentID") in boxes:
+        return str(part["parentID"])
+    around = [
+        (w * h, key)
+        for key, (x, y, w, h) in boxes.items()
+        if x <= xy[0] <= x + w and y <= xy[1] <= y + h
+    ]
+    return min(around)[1] if around else None
