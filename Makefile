@@ -6,6 +6,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 # Installed before everything else, so that nothing else chooses a torch.
 TORCH = torch==2.13.0
+# Triton's schema for the tests, without the old versions that its client asks for.
+TRITON = tritonclient==2.73.0
 # Test processes. Each takes one thread of PyTorch, so that they do not fight over cores.
 JOBS = 2
 PHOTO = examples/photos/street.jpg
@@ -133,6 +135,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps '$(TRITON)'
 	@touch $@ $(VENV)/.demo
 
 # No scripts: onnxruntime-node's would fetch libraries for CUDA from outside the registry.

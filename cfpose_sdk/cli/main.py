@@ -155,7 +155,10 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     )
     _add_drawing(command)
     command.add_argument(
-        "--show", action="store_true", help="show the poses in a window; q or Escape stops"
+        "--show",
+        action="store_true",
+        help="show the poses in a window; q or Escape stops. Needs a display, and opencv-python in "
+        "the place of opencv-python-headless",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -235,8 +236,8 @@ def _on_ray(
     require("ray", extra="ray", why="cfpose bulk --ray")
     import json
 
-    import ray
-
+    ray: Any = importlib.import_module("ray")
+    importlib.import_module("ray.data")
     ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
     items = [{"number": number, "photos": json.dumps(photos)} for number, photos in todo]
     workers = options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))

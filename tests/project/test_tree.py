@@ -19,7 +19,7 @@ SOURCES = {
     ".cfg", ".cpp", ".css", ".html", ".ini", ".js", ".json", ".md", ".mjs", ".py", ".sh", ".toml",
     ".txt", ".yaml", ".yml",
 }  # fmt: skip
-BARE_NAMES = {".ci/run", ".gitattributes", ".gitignore", "Makefile"}
+BARE_NAMES = {".ci/run", ".dockerignore", ".gitattributes", ".gitignore", "Dockerfile", "Makefile"}
 NO_PACKAGE = ("training", "export", "benchmarks", "studies", "tests", "examples")
 PACKAGES = {
     "cfpose_sdk": "cfpose_sdk",
@@ -29,7 +29,7 @@ PACKAGES = {
 }
 MOST_FLOORS = {"SDK floors": 9, "Training floors": 9, "Export floors": 5, "Bench floors": 5}
 MOST_IN_A_PACKAGE, MOST_IN_A_ROOM = 14, 9  # modules beside `__init__`
-MOST_IN_THE_WHEEL = 195  # there are about 185
+MOST_IN_THE_WHEEL = 206  # there are about 197
 
 # The brackets keep this file from matching itself.
 FOREIGN = {
