@@ -14,7 +14,7 @@ RUN pip install --no-cache-dir "$(echo /wheels/*.whl)[cpu,serve]" \
     && rm -r /wheels \
     && useradd --create-home --uid 1000 cfpose
 USER 1000
-WORKDIR /home/cfpose
+WORKDIR /data
 EXPOSE 8000
 HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=3)"]
 ENTRYPOINT ["cfpose"]
