@@ -18,7 +18,7 @@ DOCUMENTS = sorted(
     for folder in (ROOT, *(ROOT / name for name in ("benchmarks", "cfpose_sdk", "docs", "examples",
                                                     "export", "training")))
     for path in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
-    if "node_modules" not in path.parts
+    if not {"node_modules", "generated", "_build"} & set(path.parts)
 )  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,16 @@ def _server(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
+def _documented(root: Path) -> Callable[[Path, str], str]:
+    """The client of the documents: `poses_of`."""
+    text = (root / "docs" / "serve.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import urllib.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    client: Callable[[Path, str], str] = names["poses_of"]
+    return client
+
+
 def _decoders(process: subprocess.Popen[str]) -> list[int]:
     task = Path(f"/proc/{process.pid}/task")
     return sorted(
@@ -53,6 +65,7 @@ def test_a_process_answers_as_predict_does_and_ends(root: Path) -> None:
             expected = estimator.predict(photo).to_dict()
         assert {**answer.json(), "speed_ms": 0} == {**expected, "speed_ms": 0}
         assert "server" not in answer.headers
+        assert json.loads(_documented(root)(photo, address))["people"] == expected["people"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 143
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
