@@ -50,7 +50,7 @@ def _pages() -> Iterator[tuple[str, str]]:
     engines = ("Engines", "OpenVINO")
     yield "export", part_of("export/README.md", "Export", without=(*lower, *engines))
     yield "precision", part_of("export/README.md", "Precision and what it costs", only=lower)
-    yield "engines", part_of("export/README.md", "Engines and OpenVINO", only=engines)
+    yield "engine-options", part_of("export/README.md", "Engines: options and rules", only=engines)
     yield "training", part_of("training/README.md", "Train: labels, runs, switches")
     yield "measure", part_of("benchmarks/README.md", "Measure")
     yield "architecture", part_of("CONTRIBUTING.md", "Architecture")

@@ -107,7 +107,7 @@ def test_names_on_the_pages_exist() -> None:
     owners = {"poses": Poses, "estimator": PoseEstimator}
     fields = set(Poses.__dataclass_fields__)
     for page, text in PAGES.items():
-        for owner, name in re.findall(r"\b(poses|estimator)\.(\w+)", text):
+        for owner, name in re.findall(r"(?<![\w.])(poses|estimator)\.(\w+)", text):
             known = hasattr(owners[owner], name) or (owner == "poses" and name in fields)
             assert known or name in ("jpg", "csv", "json"), f"{page}: {owner}.{name}"
     public = set(re.findall(r"\.\. autoclass:: (\w+)$", PAGES["api"], re.MULTILINE))

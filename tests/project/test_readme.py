@@ -118,7 +118,3 @@ def test_readme_is_read_from_start_to_end() -> None:
     assert [heading for heading in headings if heading in order] == order
     assert TEXTS["README.md"].count("<!-- results:begin -->") == 1
     assert TEXTS["README.md"].count("<!-- results:end -->") == 1
-
-
-def test_every_extra_is_in_readme() -> None:
-    assert [extra for extra in EXTRAS if f"`{extra}`" not in TEXTS["README.md"]] == []
