@@ -36,6 +36,8 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 html_title = f"cfpose {release}"
 html_show_sphinx = False
 html_copy_source = False

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ def command_page(command: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    return " ".join(parser.format_usage().removeprefix("usage:").split())
+    usage = " ".join(parser.format_usage().removeprefix("usage:").split())
+    return textwrap.fill(usage, 88, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _epilog(parser: argparse.ArgumentParser) -> str:
@@ -98,8 +100,9 @@ def _options(parser: argparse.ArgumentParser) -> str:
         default = action.default if action.option_strings and action.nargs != 0 else None
         shown = "" if default in (None, argparse.SUPPRESS, [], ()) else f"`{_plain(default)}`"
         help_text = re.sub(r" ?\(default: %\(default\)s\)", "", action.help or "")
-        choices = f" One of: {', '.join(map(str, action.choices))}." if action.choices else ""
-        rows.append(f"| `{names}` | {shown} | {_text(help_text)}{choices} |")
+        if action.choices:
+            help_text += f"; one of: {', '.join(map(str, action.choices))}"
+        rows.append(f"| `{names}` | {shown} | {_text(help_text.lstrip('; '))} |")
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
