@@ -80,7 +80,7 @@ bench: $(VENV)/.dev
 	$(BIN)/cfpose-bench boxes $(DATA)/labellers/yolox_nano.onnx --dataset coco-val \
 		--data-root $(DATA) --threshold 0.05 --nms 0.45 $(LIMIT) -o out/yolox_nano.json
 	$(BIN)/cfpose-bench --dataset coco-val --data-root $(DATA) $(LIMIT) $(FLAGS) \
-		--boxes gt --boxes detector --boxes out/yolox_nano.json --model default \
+		--boxes gt --boxes detector --boxes out/yolox_nano.json --model cfpose-s --model cfpose-m \
 		--model movenet:$(DATA)/labellers/movenet_lightning.onnx \
 		--model movenet:$(DATA)/labellers/movenet_thunder.onnx \
 		--json $(REPORT) --csv $(REPORT:.json=.csv) --html out/bench.html
@@ -104,7 +104,7 @@ out/w32-int8.onnx: out/w32.onnx
 
 # JOBS=2 runs at a time; RUNS= and THREADS= are read there too
 models: $(VENV)/.dev
-	$(MAKE) --file training/recipes/cfpose-s.mk --jobs $(JOBS) BIN=$(BIN)/ DATA=$(DATA)
+	$(MAKE) --file training/recipes/models.mk --jobs $(JOBS) BIN=$(BIN)/ DATA=$(DATA)
 
 # ONLY='09 17' runs those alone
 cases: $(VENV)/.dev
@@ -117,6 +117,7 @@ soak: $(VENV)/.dev
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
+	$(BIN)/python -m cfpose_bench.tables cfpose_sdk/models cfpose_sdk/models/README.md
 	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
 	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
 	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
+from cfpose_sdk.backends.bundled import BUNDLED_MODEL as BUNDLED_MODEL
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import (
     Detections,
@@ -26,7 +27,6 @@ from cfpose_sdk.detectors.base import (
     as_detections,
 )
 from cfpose_sdk.errors import BackendError, InputError
-from cfpose_sdk.files import MODELS
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
 from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
 from cfpose_sdk.media.image import Image
@@ -37,8 +37,6 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_sdk.streaming.smoothing import SmoothOptions
 from cfpose_sdk.streaming.stream import Broken, PoseStream, Response, StreamOptions
 from cfpose_sdk.streaming.tracking import TrackOptions
-
-BUNDLED_MODEL = MODELS / "cfpose-s.onnx"
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,9 @@ class EstimatorInfo:
 class PoseEstimator:
     """Poses of the people in images. Threads may share one estimator.
 
-    `model`: an exported artifact; None is the bundled one; a checkpoint with the extra train; or an
-    open Backend, which stays the caller's to close. `detector`: None for the bundled finder,
+    `model`: an exported artifact; None is the bundled default, "cfpose-s", "cfpose-m" the bundled
+    one of that name (a name has no suffix, a file has one); a checkpoint with the extra train; or
+    an open Backend, which stays the caller's to close. `detector`: None for the bundled finder,
     a finder artifact, a foreign detector's file (see `open_detector`), or any callable image →
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
@@ -237,9 +236,9 @@ class PoseEstimator:
 def _open_model(
     model: PathLike | Backend | None, options: RuntimeOptions | None, running: Running
 ) -> Backend:
-    """The backend of a file, of the bundled model (None), or the caller's own."""
+    """The backend of a file, of a bundled model (None: the default), or the caller's own."""
     if not isinstance(model, Backend):
-        path = BUNDLED_MODEL if model is None else Path(model)
+        path = BUNDLED_MODEL if model is None else model_file(model)
         return open_backend(path, **running, options=options)
     if options is not None:
         raise InputError("options belong to a model's file, not to an open Backend")

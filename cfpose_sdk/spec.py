@@ -73,20 +73,52 @@ class Adoption:
             raise SpecError(f"adopted is malformed: {error}") from error
 
 
-SPEC_VERSION = 7  # of a ModelSpec; versions 1 to 6 are read too
-FINDER_VERSION = 1
+@dataclass(frozen=True)
+class Start:
+    """Weights of others that training began from. Raises SpecError when a field is missing."""
+
+    name: str
+    source: str  # where the file comes from; "not stated" where nobody said
+    sha256: str  # of the file, in hexadecimal
+    license: str
+
+    def __post_init__(self) -> None:
+        for label in ("name", "source", "license"):
+            value = getattr(self, label)
+            if not isinstance(value, str) or not value:
+                raise SpecError(f"{label} in started_from must be a text, got {value!r}")
+        if not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
+            raise SpecError(
+                f"sha256 in started_from must be 64 hexadecimal digits, got {self.sha256!r}"
+            )
+
+    @classmethod
+    def from_records(cls, records: object) -> tuple[Start, ...]:
+        """Read the spec's list of JSON objects. Raises SpecError when it is not one."""
+        if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
+            raise SpecError(f"started_from must be a list of JSON objects, got {records!r}")
+        try:
+            return tuple(cls(**record) for record in records)
+        except TypeError as error:
+            raise SpecError(f"started_from is malformed: {error}") from error
+
+
+SPEC_VERSION = 8  # of a ModelSpec; versions 1 to 7 are read too
+FINDER_VERSION = 2  # version 1 is read too
 Decode = Literal["argmax", "subbin"]
 Evidence = Literal["peak", "spread"]
 Input = Literal["crops", "frame"]
 JointLookup = Literal["gridsample", "gather"]
 MAX_OKS_WINDOW = 10.0  # by then it is the mean of all bins
 MAX_ANTIALIAS = 8  # 64 samples a crop pixel
-# the version that brought them
+# of a ModelSpec: the version that brought them
 _LATER_KEYS = {
     "covariance_scale": 2, "flip_test": 2, "joint_lookup": 2, "antialias": 2,
     "covariance_odds_power": 3, "evidence": 4, "oks_window": 5,
     "spread_temperature": 6, "spread_isotropy": 6, "geometry": 7, "adopted": 7,
+    "started_from": 8,
 }  # fmt: skip
+_LATER_FINDER_KEYS = {"started_from": 2}
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 
@@ -132,6 +164,7 @@ class ModelSpec:
     metrics: Mapping[str, float] = field(default_factory=dict)
     gate: Mapping[str, Any] = field(default_factory=dict)  # the export's proof, summarised
     adopted: Adoption | None = None  # of a foreign network; None for cfpose's own
+    started_from: tuple[Start, ...] = ()  # weights of others that training began from
 
     def __post_init__(self) -> None:
         _check_size(self.size_wh)
@@ -202,7 +235,7 @@ class ModelSpec:
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
         """Read what `to_json` wrote. Raises SpecError on anything else."""
-        record = _read_record(text, "ModelSpec", SPEC_VERSION)
+        record = _read_record(text, "ModelSpec", SPEC_VERSION, _LATER_KEYS)
         names = {f.name for f in dataclasses.fields(Skeleton)}
         tables = {key: record.pop(key) for key in names if key in record}
         if missing := sorted(names - tables.keys()):
@@ -218,6 +251,8 @@ class ModelSpec:
             raise SpecError(f"ModelSpec's keypoint tables are malformed: {error}") from error
         if record.get("adopted") is not None:
             record["adopted"] = Adoption.from_record(record["adopted"])
+        if "started_from" in record:
+            record["started_from"] = Start.from_records(record["started_from"])
         return cast(ModelSpec, _build(cls, {**record, "skeleton": skeleton}))
 
 
@@ -233,6 +268,7 @@ class FinderSpec:
     trained_on: tuple[str, ...] = ()
     license: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    started_from: tuple[Start, ...] = ()  # weights of others that training began from
 
     def __post_init__(self) -> None:
         _check_size(self.size_wh)
@@ -250,10 +286,13 @@ class FinderSpec:
     @classmethod
     def from_json(cls, text: str) -> FinderSpec:
         """Read what `to_json` wrote. Raises SpecError on anything else."""
-        return cast(FinderSpec, _build(cls, _read_record(text, "FinderSpec", FINDER_VERSION)))
+        record = _read_record(text, "FinderSpec", FINDER_VERSION, _LATER_FINDER_KEYS)
+        if "started_from" in record:
+            record["started_from"] = Start.from_records(record["started_from"])
+        return cast(FinderSpec, _build(cls, record))
 
 
-def _read_record(text: str, label: str, newest: int) -> dict[str, Any]:
+def _read_record(text: str, label: str, newest: int, later: Mapping[str, int]) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
@@ -268,7 +307,7 @@ def _read_record(text: str, label: str, newest: int) -> dict[str, Any]:
             f"{label} has spec_version {version}, this cfpose reads up to {newest}; "
             f"run: pip install --upgrade cfpose-sdk"
         )
-    if early := sorted(key for key in record if _LATER_KEYS.get(key, 1) > version):
+    if early := sorted(key for key in record if later.get(key, 1) > version):
         raise SpecError(f"{label} of spec_version {version} has unknown keys {early}")
     return record
 

@@ -180,10 +180,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--mirror", help="another host than COCO's to download from")
     add("--images", help="folder of the photos; without it, the usual places by the annotations")
     add("--model", action="append", metavar="M",
-        help="an artifact, `default`, a foreign network with its preset of cfpose-export adopt "
-        "(movenet:F.onnx), yolopose:F.onnx, rtmlib:F.onnx, "
-        "ultralytics:F.pt, or "
-        "adapter:A.py:F; may be repeated (default: default)")
+        help="an artifact, a bundled model by its name, a foreign network with its preset of "
+        "cfpose-export adopt (movenet:F.onnx), yolopose:F.onnx, rtmlib:F.onnx, "
+        "ultralytics:F.pt, or adapter:A.py:F; may be repeated (default: default)")
     add("--reference", metavar="M", help="the FP32 artifact that drift is measured from")
     add("--boxes", action="append", metavar="gt|detector|F.json",
         help="where person boxes come from: the annotations, the detector, or a file; may be "

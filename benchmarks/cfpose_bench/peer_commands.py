@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cfpose_bench.data.dataset import KeypointDataset, find_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import Detector, as_detections
 from cfpose_sdk.errors import BackendError, ImageError
@@ -60,7 +61,7 @@ def add_commands(commands: Commands) -> None:
         "simcc", help="cut the SimCC network out of an artifact, for rtmlib"
     )
     simcc.set_defaults(run=_simcc)
-    simcc.add_argument("model", type=Path, help="an exported artifact")
+    simcc.add_argument("model", type=Path, help="an exported artifact, or a bundled model")
     simcc.add_argument("-o", "--output", type=Path, required=True, help="the graph to write")
     peers = commands.add_parser("peers", help="make a separate environment for a peer")
     peers.set_defaults(run=_peers)
@@ -82,7 +83,7 @@ def _boxes(options: argparse.Namespace) -> int:
 
 
 def _simcc(options: argparse.Namespace) -> int:
-    write_simcc_graph(source=options.model, target=options.output)
+    write_simcc_graph(source=model_file(options.model), target=options.output)
     return 0
 
 

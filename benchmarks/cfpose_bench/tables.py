@@ -3,7 +3,7 @@
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
 `cfpose-bench runtimes`, between the same marks of `runtimes`, and for that of
-`studies/frame_input.py` of `frame`.
+`studies/frame_input.py` of `frame`, or, for a folder of model files, of `files`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cfpose_bench.report.bundled_files import files_block
 from cfpose_bench.runtimes.tables import runtimes_block
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import write_file
@@ -21,6 +22,7 @@ from cfpose_sdk.files import write_file
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 RUNTIMES = ("<!-- runtimes:begin -->", "<!-- runtimes:end -->")
 FRAME = ("<!-- frame:begin -->", "<!-- frame:end -->")
+FILES = ("<!-- files:begin -->", "<!-- files:end -->")
 HEAD = ("model", "boxes", "AP", "95 % interval", "AP50", "AP75", "AR", "ms a photo", "MB")
 
 
@@ -124,8 +126,10 @@ def fill(document: str, block: str, marks: tuple[str, str] = (BEGIN, END)) -> st
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill the documents named after the report."""
     report, *documents = map(Path, sys.argv[1:] if argv is None else argv)
-    record = json.loads(report.read_text(encoding="utf-8"))
-    if "tasks" in record:
+    record = {} if report.is_dir() else json.loads(report.read_text(encoding="utf-8"))
+    if report.is_dir():
+        block, marks = files_block(report), FILES
+    elif "tasks" in record:
         block, marks = runtimes_block(record), RUNTIMES
     elif "peak_rss_mib_3840x2160" in record:
         block, marks = frame_block(record), FRAME

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from cfpose_sdk.cli.predict import Progress
-from cfpose_sdk.cli.serve import add_estimator, model_file
+from cfpose_sdk.cli.serve import add_estimator, model_given
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import check_output_folder, shown
 from cfpose_sdk.serving.bulk import BulkOptions, photos_of, run_bulk
@@ -66,7 +66,7 @@ def add_bulk(commands: Commands) -> None:
 
 def _bulk(options: argparse.Namespace) -> int:
     chosen = BulkOptions(
-        model=model_file(options.model),
+        model=model_given(options.model),
         detector=options.detector,
         device=options.device,
         max_people=options.max_people,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import cfpose_sdk
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.bundled import POSE_MODELS
 from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.bulk import add_bulk
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
@@ -83,15 +84,15 @@ def _add_doctor(commands: Commands) -> None:
     )
     command.set_defaults(run=_doctor)
     command.add_argument("--json", action="store_true", help="print the report as JSON")
-    command.add_argument("--model", metavar="M", help="describe this exported model, too")
+    command.add_argument("--model", metavar="M", help="describe this model, too")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         metavar="M",
-        help=f"exported pose model, or a foreign network with its preset ({', '.join(PRESETS)}) as "
-        f"movenet:F.onnx; None: the bundled one",
+        help=f"exported pose model, a bundled one ({', '.join(POSE_MODELS)}), or a foreign network "
+        f"with its preset ({', '.join(PRESETS)}) as movenet:F.onnx; None: the bundled default",
     )
     command.add_argument(
         "--detector", metavar="D", help="person detector; None: the bundled finder"

@@ -42,7 +42,9 @@ def add_serve(commands: Commands) -> None:
 def add_estimator(command: argparse.ArgumentParser) -> None:
     """Add the options that open an estimator."""
     command.add_argument(
-        "--model", metavar="M", help="exported pose model, or PRESET:FILE; None: the bundled one"
+        "--model",
+        metavar="M",
+        help="exported pose model, a bundled one's name, or PRESET:FILE; None: the bundled default",
     )
     command.add_argument(
         "--detector", metavar="D", help="person detector; None: the bundled finder"
@@ -58,7 +60,7 @@ def add_estimator(command: argparse.ArgumentParser) -> None:
     )
 
 
-def model_file(model: str | None) -> str | None:
+def model_given(model: str | None) -> str | None:
     """The file of --model; a foreign network with its preset is adopted first."""
     foreign = split_preset(model or "")
     return model if foreign is None else str(adopted_file(*foreign))
@@ -99,7 +101,7 @@ def _serve(options: argparse.Namespace) -> int:
         ),
     )
     with PoseEstimator(
-        model_file(options.model),
+        model_given(options.model),
         detector=options.detector,
         device=options.device,
         threads=options.threads,

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.backends import Backend, Device, open_backend
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER as BUNDLED_FINDER
 from cfpose_sdk.boxes import box_array, check_boxes, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError
-from cfpose_sdk.files import MODELS
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
@@ -68,9 +68,6 @@ class DetectorOptions:
         if others := sorted(given.keys() - set(names)):
             raise InputError(f"{', '.join(others)} cannot be chosen for {what}; leave it out")
         return given
-
-
-BUNDLED_FINDER = MODELS / "finder-s.onnx"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import cfpose_sdk
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import ArithmeticPrecision
+from cfpose_sdk.backends.bundled import bundled_models
 from cfpose_sdk.backends.openvino import lacking, processor_flags
 from cfpose_sdk.backends.plugins import CHECKPOINT, plugin_states
 from cfpose_sdk.backends.tensorrt import open_memory
@@ -57,6 +59,7 @@ def model_facts(path: str) -> dict[str, Any]:
         "file": path, "name": spec.name, "provider": info.provider, "precision": spec.precision,
         "joints": len(spec.skeleton), "size_wh": list(spec.size_wh), "license": spec.license,
         "calibrated": spec.calibrated,
+        "started_from": [dataclasses.asdict(start) for start in spec.started_from],
     }  # fmt: skip
     if spec.adopted is not None:
         adopted = spec.adopted
@@ -138,6 +141,10 @@ def describe(report: dict[str, Any]) -> str:
         honest = "calibrated" if model["calibrated"] else "uncalibrated"
         lines += ["", f"  {model['file']}: {model['name']}, {model['precision']}, {honest}"]
         lines.append(f"    {model['joints']} joints, licence: {model['license'] or 'not stated'}")
+        for start in model["started_from"]:
+            lines.append(
+                f"    started from {start['name']} ({start['source']}, {start['license']})"
+            )
         if "adopted" in model:
             lines.append(
                 f"    adopted from {model['source']} ({model['adopted']}, preset {model['preset']})"
@@ -213,7 +220,10 @@ def _run_precision(kind: ArithmeticPrecision) -> str:
 
 
 def _try_models(device: Device) -> tuple[str, dict[str, str]]:
-    """Run both bundled models; "ok", or what went wrong; and how close to the known answers."""
+    """Run the defaults, and on "auto" the other bundled pose models; "ok", or what went wrong; and
+    how close to the known answers.
+    """
+    others = {name: path for name, path in bundled_models().items() if path != BUNDLED_MODEL}
     image = np.full((32, 24, 3), 128, dtype=np.uint8)
     answers: dict[str, Parity] = {}
     try:
@@ -223,6 +233,9 @@ def _try_models(device: Device) -> tuple[str, dict[str, str]]:
         with PoseEstimator(device=device) as estimator:
             estimator.predict(image, boxes=[[2, 2, 20, 30]])
             answers["pose"] = pose_parity(estimator)
+        for name, path in others.items() if device == "auto" else ():
+            with PoseEstimator(path, device=device) as estimator:
+                answers[name] = pose_parity(estimator)
     except CfposeError as error:
         return str(error), {name: answer.message for name, answer in answers.items()}
     messages = {name: answer.message for name, answer in answers.items()}

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, bundled_models
 from cfpose_sdk.boxes import iou_matrix
-from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
-from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.detectors.base import PersonFinder
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import MODELS, digest, write_file
 from cfpose_sdk.formats import numbers
 from cfpose_sdk.media.image import read_image
@@ -107,19 +108,19 @@ def write_answers(path: Path = ANSWERS) -> Path:
     image = read_image(PHOTO)
     with PersonFinder(device="cpu") as finder:
         detections = finder(image)
-    with PoseEstimator(device="cpu") as estimator:
-        poses = estimator.predict(image, boxes=[_BOX])
-    answers = {
-        digest(BUNDLED_MODEL): {
-            "model": BUNDLED_MODEL.name,
+    answers: dict[str, dict[str, Any]] = {}
+    for model in bundled_models().values():
+        with PoseEstimator(model, device="cpu") as estimator:
+            poses = estimator.predict(image, boxes=[_BOX])
+        answers[digest(model)] = {
+            "model": model.name,
             "box": _BOX,
             "xy": [numbers(point) for point in poses.xy[0]],
             "confidence": numbers(poses.confidence[0]),
-        },
-        digest(BUNDLED_FINDER): {
-            "model": BUNDLED_FINDER.name,
-            "boxes": [numbers(box) for box in detections.boxes],
-        },
+        }
+    answers[digest(BUNDLED_FINDER)] = {
+        "model": BUNDLED_FINDER.name,
+        "boxes": [numbers(box) for box in detections.boxes],
     }
     return write_file(path, json.dumps(answers, indent=1) + "\n")
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.bundled import DEFAULT, model_file
 from cfpose_sdk.errors import BackendError, InputError, require
-from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import digest
 from cfpose_sdk.media.frames import expand, is_video, printable
 from cfpose_sdk.serving.shards import Counts, Row, ShardFolder, usable_cores
@@ -102,7 +103,7 @@ def _tell(on_shard: OnShard | None, counts: Counts) -> None:
 
 
 def _plan(options: BulkOptions) -> dict[str, Any]:
-    model = Path(options.model or BUNDLED_MODEL)
+    model = model_file(options.model or DEFAULT)
     plan = {"model": model.name, "model_sha256": digest(model) if model.is_file() else None}
     if options.detector is not None:
         plan |= {

@@ -3,7 +3,7 @@
 // metadata_props is number 14, with entries of a key (1) and a value (2).
 
 const METADATA_PROPS = 14;
-const NEWEST = { "cfpose.spec": 6, "cfpose.finder": 1 };
+const NEWEST = { "cfpose.spec": 8, "cfpose.finder": 2 };
 
 /** The JSON object under a key of the graph's metadata. Throws where it is missing or newer. */
 export function readSpec(bytes, key) {

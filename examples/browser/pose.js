@@ -19,6 +19,9 @@ export class PoseEstimator {
     if (self.spec.input !== "crops") {
       throw new Error(`expected a graph that takes crops, got one that takes ${self.spec.input}`);
     }
+    if ((self.spec.geometry ?? "classic") !== "classic") {
+      throw new Error(`this page cuts classic crops, the file wants ${self.spec.geometry}`);
+    }
     self.finder = await ort.InferenceSession.create(finder, options);
     self.network = await ort.InferenceSession.create(pose, options);
     return self;

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,39 @@ import onnx
 
 from cfpose_export.engines.tensorrt import scope_of
 from cfpose_export.graph.rules import element_types, load_model, read_spec
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, BUNDLED_MODEL, POSE_MODELS, model_file
 from cfpose_sdk.backends.openvino import ir_record
 from cfpose_sdk.backends.tensorrt.passport import read_engine
-from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import ArtifactError, ExportError
-from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.files import write_file
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
-MAX_BYTES = 20_000_000  # of all bundled weights together
+MAX_BYTES = 40_000_000  # of all bundled weights together
 
 
 def add_commands(commands: Any) -> None:
     """Add `inspect` and `bundle` to argparse's sub-parsers."""
     inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")
     inspect.set_defaults(run=_inspect)
-    inspect.add_argument("model", type=Path, help="the .onnx, .engine, .plan or .xml file")
+    inspect.add_argument(
+        "model", type=Path, help="an .onnx, .engine, .plan or .xml file, or a bundled model"
+    )
     put = commands.add_parser("bundle", help="make proven files the SDK's default models")
     put.set_defaults(run=_bundle)
-    put.add_argument("--pose", type=Path, help="proven pose .onnx")
+    put.add_argument(
+        "--pose",
+        type=Path,
+        action="append",
+        default=[],
+        help=f"proven pose .onnx; named {' or '.join(POSE_MODELS)} it takes that place, with "
+        f"another name the default's; may be repeated",
+    )
     put.add_argument("--finder", type=Path, help="finder .onnx")
     put.add_argument("--folder", type=Path, help="default: the installed SDK's models folder")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    print(json.dumps(describe(arguments.model), indent=2))
+    print(json.dumps(describe(model_file(arguments.model)), indent=2))
 
 
 def _bundle(arguments: argparse.Namespace) -> None:
@@ -115,18 +124,24 @@ def _value(text: str) -> Any:
         return text
 
 
-def bundle(pose: Path | None, finder: Path | None, folder: Path | None = None) -> list[Path]:
-    """Put a pose model, a finder or both where `PoseEstimator()` looks for its defaults.
+def bundle(poses: Sequence[Path], finder: Path | None, folder: Path | None = None) -> list[Path]:
+    """Put pose models, a finder or both where `PoseEstimator()` looks for what is bundled.
 
-    Returns the files written. Raises ExportError when a pose model carries no proof or the bundle
-    grows too large, ArtifactError when `finder` is no finder or a file cannot be read.
+    A pose model takes the place of the bundled one of its name, any other that of the default.
+    Returns the files written. Raises ExportError when a pose model carries no proof, two take one
+    place or the bundle grows too large, ArtifactError when `finder` is no finder or a file cannot
+    be read.
     """
     folder = BUNDLED_MODEL.parent if folder is None else folder
     targets: dict[Path, bytes] = {}
-    if pose is not None:
-        if not read_spec(load_model(pose)).gate:
+    for pose in poses:
+        spec = read_spec(load_model(pose))
+        if not spec.gate:
             raise ExportError(f"{pose} carries no proof; write it with: cfpose-export onnx")
-        targets[folder / BUNDLED_MODEL.name] = pose.read_bytes()
+        target = folder / POSE_MODELS.get(spec.name, BUNDLED_MODEL).name
+        if target in targets:
+            raise ExportError(f"two pose models are for {target.name}; give one of them")
+        targets[target] = pose.read_bytes()
     if finder is not None:
         metadata = {entry.key: entry.value for entry in load_model(finder).metadata_props}
         if FINDER_KEY not in metadata:

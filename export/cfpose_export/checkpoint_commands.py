@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from cfpose_export.graph.rules import load_model
 from cfpose_export.proof.compare import MAX_PX, MIN_CONFIDENCE
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.errors import require
 from cfpose_sdk.spec import Decode, Input, JointLookup
 
@@ -64,7 +65,7 @@ def _add_onnx(commands: Any) -> None:
     onnx.add_argument(
         "--half-weights",
         action="store_true",
-        help="store a finder's weights as float16; it computes in float32 all the same",
+        help="store the weights as float16; the graph computes in float32 all the same",
     )
     _add_antialias(onnx)
     add_proof_options(onnx)
@@ -75,7 +76,7 @@ def _add_frame(commands: Any) -> None:
         "frame", help="turn a proven crops-in graph into one that takes whole frames and boxes"
     )
     frame.set_defaults(run=_frame)
-    frame.add_argument("model", type=Path, help="the crops-in .onnx file")
+    frame.add_argument("model", type=Path, help="the crops-in .onnx file, or a bundled model")
     frame.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     _add_antialias(frame)
     add_proof_options(frame, "frame and in crop pixels")
@@ -124,7 +125,7 @@ def _frame(arguments: argparse.Namespace) -> None:
 
     proof = write_proven_frame(
         arguments.output,
-        load_model(arguments.model),
+        load_model(model_file(arguments.model)),
         arguments.antialias,
         arguments.photos,
         Bounds(max_px=arguments.max_drift, min_confidence=arguments.min_confidence),

@@ -19,17 +19,19 @@ from cfpose_export.checkpoint_commands import add_proof_options
 from cfpose_export.engines.build import SUFFIXES, Source, write_engine
 from cfpose_export.engines.openvino import write_openvino
 from cfpose_export.engines.tensorrt import TARGETS, BuildOptions
+from cfpose_export.graph.half_weights import has_half_weights
 from cfpose_export.graph.rules import (
     GraphPrecision,
     TypedPrecision,
     load_model,
-    model_path,
     read_spec,
 )
 from cfpose_export.precision.deployed import bound_of, compare_with_float32, typed_graph
 from cfpose_export.proof.compare import Bound, judge_agreement
 from cfpose_export.proof.crops import read_people
+from cfpose_export.proof.half_weights import HALF_BOUND
 from cfpose_sdk.backends import open_backend
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.tensorrt import open_memory
 from cfpose_sdk.backends.tensorrt.library import EXTRAS
 from cfpose_sdk.backends.tensorrt.passport import Passport, read_engine
@@ -49,8 +51,8 @@ def _add_engine(commands: Any) -> None:
     plain = BuildOptions()
     engine = commands.add_parser("engine", help="build a TensorRT or TensorRT-RTX engine")
     engine.set_defaults(run=_engine)
-    engine.add_argument("source", nargs="?", help="the .onnx file, or: default; as --model")
-    engine.add_argument("--model", help="the .onnx file, or: default (the bundled model)")
+    engine.add_argument("source", nargs="?", help="the .onnx file, or a bundled model; as --model")
+    engine.add_argument("--model", help="the .onnx file, or a bundled model")
     engine.add_argument("-o", "--output", type=Path, required=True, help=".engine or .plan file")
     engine.add_argument(
         "--precision", choices=("fp32", *get_args(TypedPrecision)), help="default: the graph's own"
@@ -84,7 +86,7 @@ def _add_engine(commands: Any) -> None:
 def _add_openvino(commands: Any) -> None:
     convert = commands.add_parser("openvino", help="write an OpenVINO model if its proof passes")
     convert.set_defaults(run=_openvino)
-    convert.add_argument("source", type=Path, help="the pose .onnx file")
+    convert.add_argument("source", type=Path, help="the pose .onnx file, or a bundled model")
     convert.add_argument("-o", "--output", type=Path, required=True, help="the .xml file")
     add_proof_options(convert)
 
@@ -92,12 +94,15 @@ def _add_openvino(commands: Any) -> None:
 def _add_check(commands: Any) -> None:
     check = commands.add_parser("check", help="prove a model file that is there already")
     check.set_defaults(run=_check)
-    check.add_argument("model", type=Path, help="the .onnx, .engine, .plan or .xml file")
+    check.add_argument(
+        "model", type=Path, help="an .onnx, .engine, .plan or .xml file, or a bundled model"
+    )
     check.add_argument("--checkpoint", type=Path, help="of an .onnx file: compare with PyTorch")
     check.add_argument(
         "--reference",
         type=Path,
-        help="without a checkpoint: the float32 .onnx to compare with (default: the bundled model)",
+        help="without a checkpoint: the float32 .onnx to compare with (default: the bundled model "
+        "of that name)",
     )
     add_proof_options(check)
 
@@ -140,7 +145,7 @@ def _build_engine(
     force: bool = False,
 ) -> dict[str, Any]:
     """The engine of a graph, lowered first where a precision is given; and the facts about it."""
-    path = model_path(name)
+    path = model_file(name)
     model = load_model(path)
     words: list[str] = []  # what the passport's command needs beside the options
     if precision is not None:
@@ -169,7 +174,8 @@ def _fixed_batch(model: onnx.ModelProto) -> int:
 
 def _openvino(arguments: argparse.Namespace) -> None:
     """Print how far OpenVINO is from onnxruntime."""
-    source, output, photos = arguments.source, arguments.output, arguments.photos
+    source, output = model_file(arguments.source), arguments.output
+    photos = arguments.photos
     bound, min_confidence = Bound(px=arguments.max_drift), arguments.min_confidence
     crops = read_people(photos, read_spec(load_model(source)))
     print(write_openvino(source, output, crops, bound, min_confidence).to_json())
@@ -177,10 +183,11 @@ def _openvino(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Print the proof: against a checkpoint in PyTorch, else against the float32 graph."""
-    path, checkpoint, photos = arguments.model, arguments.checkpoint, arguments.photos
+    path, checkpoint, photos = model_file(arguments.model), arguments.checkpoint, arguments.photos
     max_px, min_confidence = arguments.max_drift, arguments.min_confidence
     if checkpoint is None:
-        reference = arguments.reference
+        given = arguments.reference
+        reference = None if given is None else model_file(given)
         _check_deployed(path, reference, photos, max_px=max_px, min_confidence=min_confidence)
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")
@@ -224,7 +231,10 @@ def _check_deployed(
         path, spec, reference, min_confidence=min_confidence, photos=photos
     )
     print(agreement.to_json())
-    judge_agreement(agreement, bound_of(spec.precision, max_px, rounds_all=is_engine))
+    bound = bound_of(spec.precision, max_px, rounds_all=is_engine)
+    if path.suffix.lower() == ".onnx" and has_half_weights(load_model(path)):
+        bound = HALF_BOUND
+    judge_agreement(agreement, bound)
 
 
 def _cannot_run(path: Path, passport: Passport) -> str | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
+from cfpose_bench.report.bundled_files import files_block
 from cfpose_bench.tables import BEGIN, END, fill, frame_block, main, results_block
 from cfpose_sdk.errors import InputError
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec, Start
 
 REPORT = "benchmarks/results/coco-val-340-cpu.json"
+EARLIER = Path(__file__).parents[1] / "sdk" / "earlier_artifacts"
 
 
 @pytest.mark.parametrize("document", ["README.md", "cfpose_sdk/models/README.md"])
@@ -55,7 +60,7 @@ def test_a_table_is_filled_between_its_marks(tmp_path: Path) -> None:
     assert "3 photos of `coco-val` (7 people)" in text
     assert text.startswith("before\n")
     assert text.endswith(f"{END}\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
 
 
 def test_the_new_reports_facts_are_told() -> None:
@@ -85,3 +90,31 @@ def test_the_new_reports_facts_are_told() -> None:
 def test_a_document_without_marks_is_refused() -> None:
     with pytest.raises(InputError, match="results:begin"):
         fill("nothing here", "block")
+
+
+def test_a_folder_of_model_files_gives_their_own_words(tmp_path: Path) -> None:
+    for name in ("pose-7.onnx", "finder-1.onnx"):
+        (tmp_path / name).write_bytes((EARLIER / name).read_bytes())
+    document = tmp_path / "card.md"
+    document.write_text("before\n<!-- files:begin -->\nstale\n<!-- files:end -->\nafter\n")
+    assert main([str(tmp_path), str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert "stale" not in text
+    assert "|  | finder-1.onnx | pose-7.onnx |" in text
+    assert "`crops` uint8 [N, 64, 48, 3] BGR |" in text
+    assert "| pose-7.onnx | AP with annotated boxes | 0.25 |" in text
+    assert "| finder-1.onnx | not recorded |" in text
+    assert "- pose-7.onnx learned from: photos. Terms: Apache-2.0." in text
+
+
+def test_the_start_of_a_model_file_is_told(tmp_path: Path) -> None:
+    model = onnx.load(EARLIER / "pose-7.onnx")
+    spec = ModelSpec.from_json(model.metadata_props[0].value)
+    start = Start("trunk", "https://trunks.example", "0a" * 32, "MIT")
+    spec = dataclasses.replace(spec, started_from=(start,), metrics={"other": 0.5})
+    onnx.helper.set_model_props(model, {SPEC_KEY: spec.to_json()})
+    onnx.save(model, tmp_path / "x.onnx")
+    block = files_block(tmp_path)
+    assert f"| x.onnx | trunk | https://trunks.example | `{start.sha256}` | MIT |" in block
+    assert "| x.onnx | other | 0.5 |" in block

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from cfpose_export.artifacts import bundle
 from cfpose_export.cli import main
 from cfpose_export.graph.frame_input import frame_graph
-from cfpose_export.graph.rules import read_spec
+from cfpose_export.graph.rules import read_spec, write_spec
 from cfpose_sdk.detectors.base import PersonFinder
 from cfpose_sdk.errors import ArtifactError, ExportError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -151,10 +151,10 @@ def test_finder_goes_through_too(
     onnx.save_model(model, target)
     assert main(["check", str(target), "--checkpoint", checkpoint]) == 1
 
-    bundled = bundle(None, target, tmp_path / "models")
+    bundled = bundle([], target, tmp_path / "models")
     assert [p.name for p in bundled] == ["finder-s.onnx"]
     with pytest.raises(ArtifactError, match=r"carries no cfpose\.finder"):
-        bundle(None, folder / "pose.onnx", tmp_path / "models")
+        bundle([], folder / "pose.onnx", tmp_path / "models")
 
 
 def test_bundle_takes_proven_graphs_only(
@@ -166,10 +166,17 @@ def test_bundle_takes_proven_graphs_only(
     unproven = tmp_path / "unproven.onnx"
     onnx.save_model(model, unproven)
     with pytest.raises(ExportError, match="carries no proof"):
-        bundle(unproven, None, models)
-    (models / "large.onnx").write_bytes(bytes(20_000_000))
-    with pytest.raises(ExportError, match="allowed are 20000000"):
-        bundle(exported, None, models)
+        bundle([unproven], None, models)
+    with pytest.raises(ExportError, match=r"two pose models are for cfpose-s\.onnx"):
+        bundle([exported, exported], None, models)
+    other = onnx.load_model(exported)
+    write_spec(other, dataclasses.replace(read_spec(other), name="cfpose-m"))
+    onnx.save_model(other, tmp_path / "other.onnx")
+    written = bundle([tmp_path / "other.onnx", exported], None, models)
+    assert [path.name for path in written] == ["cfpose-m.onnx", "cfpose-s.onnx"]
+    (models / "large.onnx").write_bytes(bytes(40_000_000))
+    with pytest.raises(ExportError, match="allowed are 40000000"):
+        bundle([exported], None, models)
 
 
 def test_files_that_are_not_ours(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cfpose_sdk.files import digest
 from cfpose_training import cli as train
 from cfpose_training.config import load_recipe
 
@@ -18,16 +19,16 @@ INPUTS = ("--init", "--teacher", "--student", "--finder")
 @pytest.fixture
 def commands(root: Path, tmp_path: Path) -> list[list[str]]:
     """What is run for the bundled models."""
-    return dry_run(root, tmp_path, "cfpose-s")
+    run = make(root, "--dry-run", "DATA=DATA", f"RUNS={tmp_path}/runs")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if not line.startswith("bad=0;")]
 
 
-def dry_run(root: Path, tmp_path: Path, name: str) -> list[list[str]]:
-    """The words of each command, as `make --dry-run` prints them, in a checkout without runs."""
-    make = ["make", "--file", f"training/recipes/{name}.mk", "--dry-run", "DATA=DATA"]
-    run = subprocess.run(
-        [*make, f"RUNS={tmp_path}/runs"], cwd=root, capture_output=True, text=True, check=True
-    )
-    return [shlex.split(line) for line in run.stdout.replace("\\\n", " ").splitlines()]
+def make(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make models`' own file, with some variables and options."""
+    command = ["make", "--file", "training/recipes/models.mk", *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
 def _values(command: list[str], flag: str) -> list[str]:
@@ -43,14 +44,14 @@ def test_each_command_finds_what_it_starts_from(commands: list[list[str]]) -> No
             assert set(_values(command, "--checkpoint")) <= made
         if command[0] != "cfpose-train":
             continue
-        for flag in INPUTS:
-            assert set(_values(command, flag)) <= made, command
+        given = {value for flag in INPUTS for value in _values(command, flag)}
+        assert {value for value in given if not value.startswith("DATA/")} <= made, command
         (out,) = _values(command, "--out")
-        kind = {"teacher": "teacher", "stage2": "refined", "finder": "finder"}.get(command[1])
+        kind = {"finish": "finished", "finder": "finder"}.get(command[1])
         if command[1] == "average":
             kind = "finder" if "--finder" in command else "student"
         made |= {f"{out}/{kind or 'student'}.safetensors", out}
-    assert [command[0] for command in commands].count("cfpose-export") == 2
+    assert [command[0] for command in commands].count("cfpose-export") == 3
 
 
 def test_the_labels_are_those_that_the_recipes_read(
@@ -58,9 +59,10 @@ def test_the_labels_are_those_that_the_recipes_read(
 ) -> None:
     labels = {Path(out) for command in commands if command[1] == "label"
               for out in _values(command, "--out")}  # fmt: skip
-    recipe = load_recipe(root / "training" / "recipes" / "cfpose-s.toml")
-    wanted = {tmp_path / "runs" / "data" / source.annotations for source in recipe.sources}
-    assert labels == {path for path in wanted if path.parent.name == "labels"}
+    for name in ("cfpose-s", "cfpose-m"):
+        recipe = load_recipe(root / "training" / "recipes" / f"{name}.toml")
+        wanted = {tmp_path / "runs" / "data" / source.annotations for source in recipe.sources}
+        assert labels == {path for path in wanted if path.parent.name == "labels"}
 
 
 def test_every_run_parses_and_goes_on(
@@ -70,7 +72,7 @@ def test_every_run_parses_and_goes_on(
     monkeypatch.chdir(root)
     runs = [command for command in commands if command[0] == "cfpose-train"]
     for command in runs:
-        assert "--resume" in command or command[1] == "average"
+        assert "--resume" in command or command[1] in ("average", "finish")
         if command[1] != "label":
             assert train.main([*command[1:], "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -82,28 +84,37 @@ def test_every_recipe_of_the_bundled_models_has_its_run(
 ) -> None:
     used = {Path(recipe).stem for command in commands for recipe in _values(command, "--recipe")}
     there = {path.stem for path in (root / "training" / "recipes").glob("*.toml")}
-    others = {"cfpose-s-ablation", "improved-coco", "paper-coco", "paper-crowdpose"}
-    others |= {"cfpose-s-movenet", "cfpose-s-turned", "cfpose-m"}  # of movenet.mk
+    others = {"improved-coco", "paper-coco", "paper-crowdpose"}
+    others |= {"cfpose-s-ablation", "cfpose-s-ablation-start"}
     assert used == there - others
 
 
-def test_the_students_on_movenet_have_their_runs(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_students_begin_on_the_files_that_their_recipes_know(
+    commands: list[list[str]], root: Path
 ) -> None:
-    monkeypatch.chdir(root)
-    commands = dry_run(root, tmp_path, "movenet")
-    assert [command[1] for command in commands if command[0] == "cfpose-train"] == [
-        "label", "label", "stage1", "stage1", "stage1",
-    ]  # fmt: skip
-    made = {out for command in commands for out in _values(command, "--out")}
-    for command in commands:
-        if command[0] == "cfpose-train" and command[1] == "stage1":
-            assert train.main([*command[1:], "--dry-run"]) == 0
-            (file,) = _values(command, "--recipe")
-            recipe = load_recipe(file)
-            assert recipe.pose.movenet is not None
-            assert _values(command, "--init") == [
-                f"DATA/labellers/movenet_{recipe.pose.movenet.body}.onnx"
-            ]
-            labels = {s.annotations for s in recipe.sources if s.annotations.startswith("labels")}
-            assert {f"{tmp_path}/runs/data/{name}" for name in labels} <= made
+    runs = [command for command in commands if command[1] == "stage1"]
+    assert len(runs) == 2
+    for command in runs:
+        recipe = load_recipe(root / _values(command, "--recipe")[0])
+        assert recipe.pose.movenet is not None
+        body = recipe.pose.movenet.body
+        assert _values(command, "--init") == [f"DATA/labellers/movenet_{body}.onnx"]
+        (start,) = recipe.started_from
+        assert body in start.name.lower()
+        file = root.parent / "shared" / "data" / "labellers" / f"movenet_{body}.onnx"
+        if file.is_file():
+            assert digest(file) == start.sha256
+
+
+def test_what_is_missing_is_said_before_anything_runs(root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("coco/images/train", "coco/images/val", "unlabelled/people", "labellers"):
+        (data / name).mkdir(parents=True)
+    run = make(root, f"DATA={data}", f"CCP={tmp_path}/ccp", f"RUNS={tmp_path}/runs")
+    assert run.returncode != 0
+    missing = {line.split(" is missing: ")[0] for line in run.stderr.splitlines() if ": " in line}
+    assert {f"{tmp_path}/ccp", f"{data}/labellers/tinypose_256x192_v1.onnx"} <= missing
+    assert f"{data}/unlabelled/no_people" in missing
+    assert f"{data}/coco/images/train" not in missing
+    assert "clone bearpaw/clothing-co-parsing" in run.stderr
+    assert not (tmp_path / "runs").exists()

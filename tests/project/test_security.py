@@ -61,7 +61,8 @@ def test_the_image_gets_extras_that_exist_and_all_that_the_wheel_needs(root: Pat
     assert {"cpu", "serve"} == set(extras.split(","))
     kept = (root / ".dockerignore").read_text().splitlines()
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = [*wheel["packages"], *wheel["force-include"], "LICENSE", "README.md", "pyproject.toml"]
+    needed = [*wheel["packages"], *wheel["force-include"], *project["project"]["license-files"]]
+    needed += ["README.md", "pyproject.toml"]
     for path in needed:
         assert any(f"!{part}" in kept for part in (path, path.split("/")[0])), path
     assert kept[0] == "*"

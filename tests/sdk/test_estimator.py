@@ -315,7 +315,7 @@ def test_foreign_and_newer_artifacts(tiny: ModuleType, tmp_path: Path, finder_mo
     with pytest.raises(ArtifactError, match="not a cfpose artifact"):
         PoseEstimator(finder_model)
     with pytest.raises(SpecError, match="upgrade"):
-        PoseEstimator(model(spec.to_json().replace('"spec_version": 7', '"spec_version": 99')))
+        PoseEstimator(model(spec.to_json().replace('"spec_version": 8', '"spec_version": 99')))
     with pytest.raises(SpecError, match="not JSON"):
         PoseEstimator(model("{"))
     with pytest.raises(ArtifactError, match="expected frame, boxes → keypoints, confidence"):

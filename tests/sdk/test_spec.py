@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cfpose_sdk.errors import ArtifactError, InputError, SpecError
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, Skeleton
-from cfpose_sdk.spec import SPEC_VERSION, Adoption, FinderSpec, ModelSpec
+from cfpose_sdk.spec import FINDER_VERSION, SPEC_VERSION, Adoption, FinderSpec, ModelSpec, Start
 
 FULL = ModelSpec(
     name="full",
@@ -41,8 +42,19 @@ FULL = ModelSpec(
     adopted=Adoption(
         "heatmap", "dark", "tinypose", "t.onnx", "0a" * 32, True, 4, {"blur": [3, 0.8]}
     ),
+    started_from=(Start("trunk", "https://x.example/t", "0b" * 32, "Apache-2.0"),),
 )
-FINDER = FinderSpec(name="f", size_wh=(416, 416), threshold=0.3, nms_iou=0.6, trained_on=("c",))
+FINDER = FinderSpec(
+    name="f",
+    size_wh=(416, 416),
+    threshold=0.3,
+    nms_iou=0.6,
+    trained_on=("c",),
+    started_from=(
+        Start("body", "not stated", "0c" * 32, "not stated"),
+        Start("neck", "not stated", "0d" * 32, "MIT"),
+    ),
+)
 
 
 @pytest.mark.parametrize("spec", [FULL, ModelSpec("plain", COCO_17, (192, 256)), FINDER])
@@ -50,10 +62,12 @@ def test_round_trip(spec: ModelSpec | FinderSpec) -> None:
     assert type(spec).from_json(spec.to_json()) == spec
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7])
 def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
     record = json.loads(ModelSpec("old", COCO_17, (192, 256)).to_json()) | {"spec_version": version}
-    del record["geometry"], record["adopted"]
+    del record["started_from"]
+    if version < 7:
+        del record["geometry"], record["adopted"]
     if version < 6:
         del record["spread_temperature"], record["spread_isotropy"]
     if version < 5:
@@ -66,7 +80,23 @@ def test_earlier_versions_are_read_with_the_defaults(version: int) -> None:
         for key in ("covariance_scale", "flip_test", "joint_lookup", "antialias"):
             del record[key]
     assert ModelSpec.from_json(json.dumps(record)) == ModelSpec("old", COCO_17, (192, 256))
-    assert json.loads(FINDER.to_json())["spec_version"] == 1  # it has no new key
+
+
+def test_a_finder_of_version_1_is_read_with_the_defaults() -> None:
+    record = json.loads(FINDER.to_json()) | {"spec_version": 1}
+    with pytest.raises(SpecError, match=r"spec_version 1 has unknown keys \['started_from'\]"):
+        FinderSpec.from_json(json.dumps(record))
+    del record["started_from"]
+    read = FinderSpec.from_json(json.dumps(record))
+    assert read == dataclasses.replace(FINDER, started_from=())
+
+
+def test_the_page_of_the_browser_reads_the_newest(root: Path) -> None:
+    script = (root / "examples" / "browser" / "artifact.js").read_text(encoding="utf-8")
+    newest = (
+        f'const NEWEST = {{ "cfpose.spec": {SPEC_VERSION}, "cfpose.finder": {FINDER_VERSION} }};'
+    )
+    assert newest in script
 
 
 def test_json_has_the_promised_keys() -> None:
@@ -91,6 +121,10 @@ def changed(spec: ModelSpec | FinderSpec = FULL, drop: str = "", **values: Any) 
     record = {**json.loads(spec.to_json()), **values}
     record.pop(drop, None)
     return json.dumps(record)
+
+
+def started(**values: Any) -> str:
+    return changed(started_from=[{**json.loads(FULL.to_json())["started_from"][0], **values}])
 
 
 def adopted(**values: Any) -> str:
@@ -135,7 +169,15 @@ def adopted(**values: Any) -> str:
             changed(spec_version=2),
             r"spec_version 2 has unknown keys \['adopted', 'covariance_odds_power'",
         ),
-        (changed(spec_version=6), r"spec_version 6 has unknown keys \['adopted', 'geometry'\]"),
+        (changed(spec_version=6), r"spec_version 6 has unknown keys \['adopted', 'geometry', 'sta"),
+        (changed(spec_version=7), r"spec_version 7 has unknown keys \['started_from'\]"),
+        (changed(started_from={}), "started_from must be a list of JSON objects"),
+        (changed(started_from=["MoveNet"]), "started_from must be a list of JSON objects"),
+        (changed(started_from=[{"name": "MoveNet"}]), "started_from is malformed"),
+        (started(sha256="0"), "sha256 in started_from must be 64"),
+        (started(license=""), "license in started_from must be a text"),
+        (started(name=7), "name in started_from must be a text"),
+        (started(author="me"), "started_from is malformed"),
         (changed(geometry="udq"), "geometry must be one of"),
         (changed(adopted="x"), "adopted must be a JSON object"),
         (changed(adopted={}), "adopted is malformed"),

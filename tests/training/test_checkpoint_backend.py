@@ -174,7 +174,7 @@ def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     newer = dataclasses.replace(SPEC, name="newer")
     save_pose(tmp_path / "newer.safetensors", PoseNet(TINY, newer), newer)
     data = (tmp_path / "newer.safetensors").read_bytes()
-    changed = data.replace(b'\\"spec_version\\": 7', b'\\"spec_version\\": 9')
+    changed = data.replace(b'\\"spec_version\\": 8', b'\\"spec_version\\": 9')
     assert changed != data
     (tmp_path / "newer.safetensors").write_bytes(changed)
     for name, kind in (("text", ArtifactError), ("cut", ArtifactError), ("newer", SpecError)):

@@ -35,7 +35,10 @@ def test_a_student_is_finished_by_the_command(
 ) -> None:  # fmt: skip
     tight = tmp_path / "tight.toml"
     tight.write_text(
-        tiny_recipe.read_text().replace("[pose]", "[pose]\ndeploy_box_scale = 1.05", 1)
+        "started_from = [{ name = 'trunk', source = 'x', license = 'MIT', sha256 = '"
+        + "0a" * 32
+        + "' }]\n"
+        + tiny_recipe.read_text().replace("[pose]", "[pose]\ndeploy_box_scale = 1.05", 1)
     )
     recipe = load_recipe(tight)
     command = ["finish", "--recipe", str(tight), "--data-root", str(tiny_root)]
@@ -46,7 +49,9 @@ def test_a_student_is_finished_by_the_command(
     assert f"wrote {tmp_path / 'out' / FINISHED_FILE}" in capsys.readouterr().out
     network, spec = load_pose(tmp_path / "out" / FINISHED_FILE)
     assert isinstance(network, PoseNet)
-    deployed = deployed_spec(recipe)
+    # the student's own spec says nothing of its start, as before version 8
+    deployed = dataclasses.replace(deployed_spec(recipe), started_from=recipe.started_from)
+    assert [start.name for start in deployed.started_from] == ["trunk"]
     dev = development_set(recipe, deployed, DataOptions(tiny_root, tmp_path / "cache"))
     assert spec == measured_spec(network, deployed, dev)
     assert spec.box_scale == 1.05

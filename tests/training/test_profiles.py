@@ -86,7 +86,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
         "body": "lite0", "box_sigma": 0.0, "teacher_bf16": False, "mosaic_p": 0.0,
         "deploy_size_wh": [0, 0], "evidence": "peak", "box_grid": 0, "oks_window": 0.0,
         "spread_temperature": 1.0, "spread_isotropy": 0.0, "quality_p": 0.0,
-        "movenet": None, "head": "simcc", "turn_p": 0.0,
+        "movenet": None, "head": "simcc", "turn_p": 0.0, "started_from": [],
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} <= set(off)
     assert {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.checkpoints.files import load_finder, load_pose, save_pose
+from cfpose_training.checkpoints.starts import inherited
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.finder.train import FINDER_FILE, FinderDevelopmentSet, write_finder
@@ -33,20 +34,22 @@ def average_students(
     """
     checkpoint = folder / STUDENT_FILE
     check_average(checkpoints, checkpoint)
-    spec, networks = pose_spec(recipe), []
+    spec, networks, specs = pose_spec(recipe), [], []
     for path in checkpoints:
         network, own_spec = load_pose(path)
         if isinstance(network, RefinedPoseNet):
             raise TrainingError(f"{path} has a refiner; give checkpoints of stage 1")
-        same = dataclasses.replace(own_spec, name=spec.name, metrics={}) == spec
+        same = dataclasses.replace(own_spec, name=spec.name, metrics={}, started_from=()) == spec
         if not same or network.backbone.config != recipe.pose.backbone:
             raise TrainingError(f"{path} is not of the network in the recipe's [pose]")
         networks.append(network)
+        specs.append(own_spec)
     mean = networks[0]
     mean.load_state_dict(mean_weights(networks))
     dev = development_set(recipe, spec, data)
     metrics = {} if dev is None else {"dev_AP": round(dev.accuracy(dev.predict(mean)).AP, 4)}
-    save_pose(checkpoint, mean, dataclasses.replace(spec, metrics=metrics))
+    started = inherited(specs, recipe.started_from)
+    save_pose(checkpoint, mean, dataclasses.replace(spec, metrics=metrics, started_from=started))
     return checkpoint
 
 
@@ -63,13 +66,14 @@ def average_finders(
         raise TrainingError("the recipe has no [finder] table")
     checkpoint = folder / FINDER_FILE
     check_average(checkpoints, checkpoint)
-    networks = [load_finder(path)[0] for path in checkpoints]
+    networks, specs = zip(*(load_finder(path) for path in checkpoints), strict=True)
     for path, network in zip(checkpoints, networks, strict=True):
         if network.config != config.net:
             raise TrainingError(f"{path} is not of the network in the recipe's finder.net")
     mean = networks[0]
     mean.load_state_dict(mean_weights(networks))
-    write_finder(checkpoint, mean, config, FinderDevelopmentSet(config, data).figures(mean))
+    figures = FinderDevelopmentSet(config, data).figures(mean)
+    write_finder(checkpoint, mean, config, figures, inherited(specs, config.started_from))
     return checkpoint
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import dacite
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_sdk.spec import Decode, Evidence
+from cfpose_sdk.spec import Decode, Evidence, Start
 from cfpose_training.nets.efficientnet import LiteConfig
 from cfpose_training.nets.finder import FinderNetConfig
 from cfpose_training.nets.hrnet import HRNetConfig
@@ -91,6 +91,7 @@ class FinderConfig:
     nms_iou: float = 0.5
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    started_from: tuple[Start, ...] = ()  # as in Recipe
 
     @property
     def artifact_size_wh(self) -> tuple[int, int]:
@@ -288,6 +289,8 @@ class Recipe:
     mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    # files of others that --init takes, known by their SHA-256: their names, sources and terms
+    started_from: tuple[Start, ...] = ()
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -130,11 +130,16 @@ def _convert_into_ours(
 ) -> tuple[str, ...]:
     """Write `source` as a checkpoint of cfpose; returns the keys that have no place in it."""
     from cfpose_training.checkpoints.convert import load_foreign, save_adopted
+    from cfpose_training.checkpoints.files import save_pose
     from cfpose_training.checkpoints.from_graph import graph_spec
+    from cfpose_training.checkpoints.movenet import read_own_graph
     from cfpose_training.config import load_recipe
     from cfpose_training.nets.hrnet import HRNET_S, HRNET_W32, HRNET_W48
     from cfpose_training.pose.train import pose_spec
 
+    if network is None and recipe is None and (own := read_own_graph(source)) is not None:
+        save_pose(target, own, graph_spec(source))
+        return ()
     adopted = load_foreign(source)
     expected = {None: None, "w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}[network]
     if expected not in (None, adopted.backbone):

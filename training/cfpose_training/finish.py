@@ -13,11 +13,12 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoints.convert import initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
+from cfpose_training.checkpoints.starts import inherited
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.calibration import measured_spec
-from cfpose_training.pose.train import deployed_spec, development_set, pose_spec
+from cfpose_training.pose.train import check_student, deployed_spec, development_set
 
 FINISHED_FILE = "finished.safetensors"
 
@@ -49,14 +50,11 @@ def finish_student(
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner, and is finished; give one of stage 1")
-    if dataclasses.replace(spec, metrics={}) != pose_spec(recipe):
-        raise TrainingError(
-            f"{student} is {spec.name} {spec.size_wh}, the recipe asks for {recipe.pose.name} "
-            f"{recipe.pose.size_wh}, or another field of the spec differs"
-        )
+    check_student(student, spec, recipe)
     if init is not None:
         _mix_with_start(network, spec, recipe, init, init_share)
-    deployed = deployed_spec(recipe)
+    started = inherited([spec], recipe.started_from)
+    deployed = dataclasses.replace(deployed_spec(recipe), started_from=started)
     measured = measured_spec(network, deployed, development_set(recipe, deployed, data))
     folder.mkdir(parents=True, exist_ok=True)
     save_pose(target, network, measured)

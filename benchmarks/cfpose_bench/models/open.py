@@ -12,13 +12,14 @@ from cfpose_bench.models.wrappers import CountedFinder, FlipTested
 from cfpose_bench.peers.yolo_pose import YoloPose
 from cfpose_sdk.backends import Device, RuntimeOptions
 from cfpose_sdk.backends.base import ArithmeticPrecision
+from cfpose_sdk.backends.bundled import DEFAULT, POSE_MODELS, model_file
 from cfpose_sdk.backends.foreign import PRESETS, adopted_file
 from cfpose_sdk.backends.openvino import ir_weights
 from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
+from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import what_is_at
 
 ENGINES = (".engine", ".plan")
@@ -91,8 +92,8 @@ class ModelName:
     @property
     def label(self) -> str:
         """Its name in reports, without a path of the machine that they were made on."""
-        if self.text == "default":
-            return "default"
+        if self.text == DEFAULT or self.text in POSE_MODELS:
+            return self.text
         if self.peer is None:
             return self.path.name
         plain = self.peer in (*PRESETS, YOLO_POSE)
@@ -115,15 +116,16 @@ class OpenModel:
 
 
 def parse_name(text: str) -> ModelName:
-    """`default`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `ultralytics:F.pt`, `adapter:A.py:FILE`.
+    """`default`, `cfpose-m`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `adapter:A.py:FILE`, ….
 
-    `movenet` stands for every preset of `cfpose-export adopt`.
+    `default` and other names of bundled models stand for their files, `movenet` for every preset of
+    `cfpose-export adopt`.
 
-    Raises InputError for an unknown peer.
+    Raises InputError for an unknown peer, ArtifactError for no bundled model.
     """
     peer, separator, rest = text.partition(":")
     if not separator or len(peer) == 1:  # a single letter is a Windows drive
-        return ModelName(text, None, BUNDLED_MODEL if text == "default" else Path(text))
+        return ModelName(text, None, model_file(text))
     if peer not in PEERS:
         raise InputError(
             f"--model {text}: no peer is called {peer!r}; expected one of {', '.join(PEERS)}"
@@ -199,7 +201,7 @@ def _cfpose(
     threads: int | None,
     precision: ArithmeticPrecision,
 ) -> OpenModel:
-    path = None if name.text == "default" else name.path
+    path = None if name.text == DEFAULT else name.path
     if name.peer is not None:
         path = adopted_file(name.peer, name.path)
     # other runtimes have no such option, and refuse it

@@ -12,7 +12,6 @@ from typing import Literal
 import onnx
 
 from cfpose_sdk.errors import ArtifactError, ExportError
-from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 
 
@@ -37,11 +36,6 @@ ZERO_OUTSIDE = (SAMPLER_SCOPE, "'network.box_refiner'")  # scopes of GridSamples
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes from
 # TensorRT's parser refuses these, or their output shape depends on the data
 FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
-
-
-def model_path(name: str) -> Path:
-    """The file of a model as the commands name it; `default` is the bundled pose model."""
-    return BUNDLED_MODEL if name == "default" else Path(name)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

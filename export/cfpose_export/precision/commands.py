@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from cfpose_export.graph.rules import LowPrecision, load_model, model_path, read_spec
+from cfpose_export.graph.half_weights import whole_weights
+from cfpose_export.graph.rules import LowPrecision, load_model, read_spec
 from cfpose_export.precision.gate import LIMITS, write_gated
 from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.proof.crops import HARD_COUNT, read_hard
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.errors import InputError
 
 
@@ -30,7 +32,7 @@ def _add_lower(commands: Any) -> None:
         + "; ".join(f"{name}: {limits}" for name, limits in LIMITS.items()),
     )
     lower.set_defaults(run=_lower)
-    lower.add_argument("model", help="a float32 .onnx that cfpose-export proved, or: default")
+    lower.add_argument("model", help="a float32 .onnx with its proof, or a bundled model")
     lower.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file")
     lower.add_argument("--precision", choices=get_args(LowPrecision), required=True)
     lower.add_argument(
@@ -64,7 +66,7 @@ def _add_drift(commands: Any) -> None:
         help="measure what each precision does to float32 models; writes no model",
     )
     drift.set_defaults(run=_drift)
-    drift.add_argument("models", nargs="+", help="float32 .onnx files, or: default")
+    drift.add_argument("models", nargs="+", help="float32 .onnx files, or bundled models")
     drift.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
     drift.add_argument(
         "--crops", type=int, default=HARD_COUNT, help="crops to compare (default: %(default)s)"
@@ -106,7 +108,7 @@ def _lower(arguments: argparse.Namespace) -> None:
     precision, photos = arguments.precision, arguments.photos
     count, calibration = arguments.crops, arguments.calibration
     output, keep, auto_keep = arguments.output, arguments.keep, arguments.auto_keep
-    reference = load_model(model_path(arguments.model))
+    reference = whole_weights(load_model(model_file(arguments.model)))
     ranges = calibrate_on_people(reference, calibration or photos) if precision == "int8" else None
     report = write_gated(
         output,
@@ -144,7 +146,7 @@ def _drift(arguments: argparse.Namespace) -> None:
     )
     command = command_line(sys.argv[1:])
     for model in models:
-        measured = measure_drift(model_path(model), options)
+        measured = measure_drift(model_file(model), options)
         print(json.dumps(measured, indent=1))
         if record is not None:
             update(record, command, [measured])

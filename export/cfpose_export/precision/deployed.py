@@ -8,13 +8,14 @@ from pathlib import Path
 
 import onnx
 
+from cfpose_export.graph.half_weights import whole_weights
 from cfpose_export.graph.rules import GraphPrecision, load_model, read_spec
 from cfpose_export.precision.gate import LIMITS, write_gated
 from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes
 from cfpose_export.proof.crops import read_hard, read_people
 from cfpose_sdk.backends import open_backend
+from cfpose_sdk.backends.bundled import bundled_models
 from cfpose_sdk.errors import ExportError, InputError, require
-from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.spec import ModelSpec
 
 
@@ -40,7 +41,7 @@ def typed_graph(
         )
     with tempfile.TemporaryDirectory() as folder:
         lowered = Path(folder) / "lowered.onnx"
-        write_gated(lowered, model, precision, read_hard(photos, spec), keep=keep)
+        write_gated(lowered, whole_weights(model), precision, read_hard(photos, spec), keep=keep)
         return load_model(lowered)
 
 
@@ -54,16 +55,17 @@ def compare_with_float32(
 ) -> Agreement:
     """A model file beside its float32 graph in onnxruntime, on crops of people. Judges nothing.
 
-    `spec` is that of `path`; without a `reference` the bundled model is taken, when it has the same
-    name. Raises InputError when there is no reference, or when one of the two cannot be compared.
+    `spec` is that of `path`; without a `reference` the bundled model of the same name is taken.
+    Raises InputError when there is no reference, or when one of the two cannot be compared.
     """
     if reference is None:
-        if read_spec(load_model(BUNDLED_MODEL)).name != spec.name:
+        bundled = bundled_models()
+        if spec.name not in bundled:
             raise InputError(
-                f"{path} is {spec.name}, and the bundled model is another; give the float32 graph "
-                f"that it was made from (--reference), or its --checkpoint"
+                f"{path} is {spec.name}, and the bundled models are {', '.join(bundled)}; give the "
+                f"float32 graph that it was made from (--reference), or its --checkpoint"
             )
-        reference = BUNDLED_MODEL
+        reference = bundled[spec.name]
     if spec.input != "crops":
         raise InputError(f"{path} takes whole frames; check the crops-in graph that it is made of")
     require("onnxruntime", extra="cpu", why="the float32 reference")

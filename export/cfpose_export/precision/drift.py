@@ -25,6 +25,7 @@ from cfpose_bench.data.dataset import KeypointDataset, open_dataset
 from cfpose_bench.measurement import environment
 from cfpose_bench.run.predictions import predict_dataset
 from cfpose_bench.tables import fill
+from cfpose_export.graph.half_weights import whole_weights
 from cfpose_export.graph.rules import LowPrecision, load_model, read_spec
 from cfpose_export.precision.gate import LIMITS, Limits, builder, digest, examine
 from cfpose_export.precision.int8 import calibrate_on_people
@@ -63,7 +64,7 @@ def measure_drift(path: Path, options: DriftOptions) -> dict[str, Any]:
 
     Whether the model carries a proof is noted, not asked for: this measures, it writes no model.
     """
-    model = load_model(path)
+    model = whole_weights(load_model(path))
     spec = read_spec(model)
     if spec.precision != "fp32":
         raise InputError(f"{path} is {spec.precision}; drift is measured from the float32 graph")

@@ -12,9 +12,10 @@ import onnx
 
 from cfpose_export.graph.finder import OUTPUTS as FINDER_OUTPUTS
 from cfpose_export.graph.finder import build_finder, check_finder_spec
+from cfpose_export.graph.half_weights import halve_weights, has_half_weights
 from cfpose_export.graph.rules import FRAME_INPUTS, POSE_OUTPUTS, check_graph, load_model, read_spec
 from cfpose_export.graph.trace import build_pose
-from cfpose_export.proof.compare import Bounds
+from cfpose_export.proof.compare import Agreement, Bounds, judge_agreement
 from cfpose_export.proof.crops import read_people
 from cfpose_export.proof.finder import (
     FinderDrift,
@@ -23,13 +24,14 @@ from cfpose_export.proof.finder import (
     write_proven_finder,
 )
 from cfpose_export.proof.frame import FrameDrift, judge_frame, measure_frame, write_proven_frame
+from cfpose_export.proof.half_weights import HALF_BOUND, measure_half, write_proven_half
 from cfpose_export.proof.pose import Drift, judge, measure, write_proven
 from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import FINDER_KEY, Decode, Input, JointLookup, ModelSpec
 from cfpose_training.checkpoints.files import load_finder, load_pose, load_tensors
 from cfpose_training.nets.fused import FusedFinder, FusedPose
 
-Report = Drift | FrameDrift | FinderDrift
+Report = Drift | FrameDrift | FinderDrift | Agreement
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,20 @@ def export_checkpoint(
         model = build_finder(finder, half_weights=half_weights)
         yield write_proven_finder(output, finder, model, photos)
         return
-    if half_weights:
-        raise InputError("--half-weights is for finders; a pose model becomes fp16 by: lower")
     network, spec = load_pose(checkpoint)
     if switches.antialias != 1 and switches.input != "frame":
         raise InputError("--antialias goes with --input frame; crops come as they are")
     crops = read_people(photos, spec)
     fused = FusedPose(network, _as_switched(spec, switches))
-    if switches.input == "crops":
-        yield write_proven(output, fused, build_pose(fused), crops, bounds)
-        return
     with tempfile.TemporaryDirectory() as folder:
-        core = Path(folder) / "crops.onnx"
-        yield write_proven(core, fused, build_pose(fused), crops, bounds)
-        yield write_proven_frame(output, load_model(core), switches.antialias, photos, bounds)
+        # each step reads the file of the one before; the last one writes `output`
+        core = output if switches.input == "crops" else Path(folder) / "crops.onnx"
+        whole = Path(folder) / "whole.onnx" if half_weights else core
+        yield write_proven(whole, fused, build_pose(fused), crops, bounds)
+        if half_weights:
+            yield write_proven_half(core, load_model(whole), crops, bounds.min_confidence)
+        if switches.input == "frame":
+            yield write_proven_frame(output, load_model(core), switches.antialias, photos, bounds)
 
 
 def check_against_checkpoint(
@@ -120,13 +122,26 @@ def _load_finder(checkpoint: Path) -> FusedFinder | None:
 def _check_pose(
     fused: FusedPose, model: onnx.ModelProto, spec: ModelSpec, bounds: Bounds, photos: Path | None
 ) -> Iterator[Report]:
-    """A crops-in graph against torch; a frame-in graph against a core that is against torch."""
+    """A crops-in graph against torch; a frame-in graph, and one of half weights, against a core
+    that is against torch.
+    """
     core = model
-    if spec.input == "frame":
+    half = has_half_weights(model)
+    if half or spec.input == "frame":
         core = build_pose(fused)
-        frames = measure_frame(core, model, photos, bounds)
+    if spec.input == "frame":
+        stored = core
+        if half:
+            stored = build_pose(fused)
+            halve_weights(stored)
+        frames = measure_frame(stored, model, photos, bounds)
         yield frames
         judge_frame(frames, bounds)
+    elif half:
+        crops = read_people(photos, spec)
+        agreement = measure_half(core, model, crops, bounds.min_confidence)
+        yield agreement
+        judge_agreement(agreement, HALF_BOUND)
     drift = measure(fused, core, read_people(photos, spec), bounds)
     yield drift
     judge(drift, bounds)

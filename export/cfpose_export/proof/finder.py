@@ -13,7 +13,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from cfpose_export.graph.rules import holds
+from cfpose_export.graph.half_weights import has_half_weights
 from cfpose_export.proof.compare import Floats, JointDifferences
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.boxes import letterbox
@@ -67,7 +67,7 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
                 px.append(far)
                 score.append(gap)
     best = JointDifferences(len(paths), np.concatenate(px), np.concatenate(score))
-    half = holds(model, onnx.TensorProto.FLOAT16)
+    half = has_half_weights(model)
     if not best.joints:
         return FinderDrift(len(paths), 0, 0.0, 0.0, half)
     return FinderDrift(len(paths), best.joints, best.max_px, best.confidence_max, half)

@@ -18,8 +18,8 @@ from typing import Any
 
 import onnx
 
-from cfpose_export.graph.rules import load_model, model_path, read_spec
-from cfpose_sdk.detectors.base import BUNDLED_FINDER
+from cfpose_export.graph.rules import load_model, read_spec
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, model_file
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import FINDER_KEY, shown, write_file
 
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     )
     triton.set_defaults(run=_triton)
     triton.add_argument(
-        "model", nargs="?", default="default", help="the pose .onnx file (default: the bundled one)"
+        "model", nargs="?", default="default", help="a bundled model's name, or the pose .onnx file"
     )
     triton.add_argument(
         "--finder", type=Path, default=BUNDLED_FINDER, help="finder .onnx (default: the bundled)"
@@ -55,7 +55,7 @@ def add_commands(commands: Any) -> None:
 
 def _triton(arguments: argparse.Namespace) -> None:
     for path in write_repository(
-        model_path(arguments.model), arguments.finder, arguments.folder, arguments.max_batch
+        model_file(arguments.model), arguments.finder, arguments.folder, arguments.max_batch
     ):
         print(path)
 

@@ -18,6 +18,7 @@ import pytest
 from cfpose_bench.cli import main
 from cfpose_bench.models.open import parse_name
 from cfpose_bench.models.workers import InlineWorker, ProcessWorker, Setting, open_worker
+from cfpose_sdk.backends.bundled import BUNDLED_MODEL
 from cfpose_sdk.errors import ArtifactError, BackendError, ImageError, InputError
 
 ADAPTER = """
@@ -206,3 +207,11 @@ def test_ctrl_c_ends_the_run_and_its_workers(name: str, dataset_folder: Path) ->
     assert run.returncode == 130
     assert "interrupted" in said
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_bundled_model_is_opened_by_its_name() -> None:
+    for text in ("default", "cfpose-s"):
+        name = parse_name(text)
+        assert (name.label, name.peer, name.path) == (text, None, BUNDLED_MODEL)
+    with pytest.raises(ArtifactError, match="cfpose-x is no bundled model"):
+        parse_name("cfpose-x")

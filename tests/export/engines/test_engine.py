@@ -317,7 +317,7 @@ def test_a_graph_is_checked_against_its_reference(
     spec.loader.exec_module(tiny)
     path = tiny.save_pose_model(tmp_path / "brightest.onnx")
     moved = tiny.save_pose_model(tmp_path / "moved.onnx", scale=1.01)
-    with pytest.raises(InputError, match="the bundled model is another"):
+    with pytest.raises(InputError, match="the bundled models are cfpose-s"):
         main(["check", str(path)])
     assert main(["check", str(path), "--reference", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["max_px"] == 0

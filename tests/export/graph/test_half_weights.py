@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cfpose_export.cli import main
-from cfpose_export.graph.finder import MIN_ELEMENTS, halve_weights
+from cfpose_export.graph.half_weights import (
+    MIN_ELEMENTS,
+    halve_weights,
+    has_half_weights,
+    whole_weights,
+)
+from cfpose_export.graph.rules import read_spec
 from cfpose_sdk.backends import open_backend
-from cfpose_sdk.errors import ExportError, InputError
+from cfpose_sdk.errors import ExportError
 from cfpose_sdk.spec import FinderSpec
 from cfpose_training.checkpoints.files import save_finder, save_pose
 from cfpose_training.nets.finder import FinderNet, FinderNetConfig
@@ -58,7 +64,7 @@ def test_large_weights_are_rounded_and_small_ones_are_not(tmp_path: Path) -> Non
 
 def test_values_beyond_float16_are_refused() -> None:
     with pytest.raises(ExportError, match="w holds values that float16 does not"):
-        halve_weights(matrix_graph(np.full((16, 16), 7e4, np.float32)))
+        halve_weights(matrix_graph(np.full((16, MIN_ELEMENTS // 16), 7e4, np.float32)))
 
 
 def test_a_finder_of_half_weights_proves_right(
@@ -87,10 +93,52 @@ def test_a_finder_of_half_weights_proves_right(
     assert main(["check", str(half), "--checkpoint", str(checkpoint)]) == 1
 
 
-def test_a_pose_model_is_lowered_instead(tmp_path: Path, fused: FusedPose) -> None:
+def test_half_weights_become_whole_again() -> None:
+    weights = np.random.default_rng(0).normal(size=(16, MIN_ELEMENTS // 16)).astype(np.float32)
+    plain = matrix_graph(weights)
+    model = matrix_graph(weights)
+    halve_weights(model)
+    assert (has_half_weights(plain), has_half_weights(model)) == (False, True)
+    assert whole_weights(plain) is plain
+    whole = whole_weights(model)
+    assert not has_half_weights(whole)
+    assert [node.op_type for node in whole.graph.node] == ["MatMul", "Add"]
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
+    np.testing.assert_array_equal(stored["w"], weights.astype(np.float16).astype(np.float32))
+
+
+def test_positions_are_no_weights() -> None:
+    model = matrix_graph(np.ones((16, MIN_ELEMENTS // 16), np.float32))
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b")
+    bias.CopyFrom(numpy_helper.from_array(np.linspace(0, 1, MIN_ELEMENTS // 16, dtype="f4"), "b"))
+    model.graph.node[0].op_type = "Mul"
+    halve_weights(model)
+    assert not has_half_weights(model)
+
+
+def test_a_pose_model_of_half_weights_proves_right(
+    tmp_path: Path, fused: FusedPose, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert fused.refiner is not None
     network = RefinedPoseNet(fused.pose, fused.refiner, fused.spec)
-    save_pose(tmp_path / "pose.safetensors", network, fused.spec)
-    with pytest.raises(InputError, match="--half-weights is for finders"):
-        main(["onnx", "--checkpoint", str(tmp_path / "pose.safetensors"), "--half-weights",
-              "-o", str(tmp_path / "pose.onnx")])  # fmt: skip
+    checkpoint, half = tmp_path / "pose.safetensors", tmp_path / "half.onnx"
+    save_pose(checkpoint, network, fused.spec)
+    command = ["onnx", "--checkpoint", str(checkpoint), "-o", str(half), "--half-weights"]
+    assert main(command) == 0
+    whole, halved = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert whole["max_px"] <= 0.05
+    assert 0 < halved["p99_px"] <= 0.25
+    model = onnx.load_model(half)
+    assert has_half_weights(model)
+    spec = read_spec(model)
+    assert spec.precision == "fp32"
+    assert spec.gate["half_weights_p99_px"] >= halved["p99_px"]
+    assert main(["check", str(half), "--checkpoint", str(checkpoint)]) == 0
+
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    array = numpy_helper.to_array(tensor) * np.float16(1.5)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save_model(model, half)
+    capsys.readouterr()
+    assert main(["check", str(half), "--checkpoint", str(checkpoint)]) == 1
+    assert "float16 weights" in capsys.readouterr().err

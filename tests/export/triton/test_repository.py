@@ -17,8 +17,7 @@ import pytest
 from cfpose_export.cli import main
 from cfpose_export.triton.repository import write_repository
 from cfpose_sdk import ExportError, InputError, PoseEstimator
-from cfpose_sdk.detectors.base import BUNDLED_FINDER
-from cfpose_sdk.estimator import BUNDLED_MODEL
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, BUNDLED_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,12 @@ def configs(repository: Path) -> dict[str, Any]:
     }
 
 
+def _sides() -> list[str]:
+    with PoseEstimator(device="cpu") as estimator:
+        width, height = estimator.spec.size_wh
+    return [str(height), str(width)]
+
+
 def _load(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -64,9 +69,7 @@ def test_the_configs_fit_tritons_schema(repository: Path, configs: dict[str, Any
         assert (repository / name / "1" / file).is_file()
     pose = configs["cfpose_pose"]
     assert pose["max_batch_size"] == 32
-    assert pose["input"] == [
-        {"name": "crops", "data_type": "TYPE_UINT8", "dims": ["192", "144", "3"]}
-    ]
+    assert pose["input"] == [{"name": "crops", "data_type": "TYPE_UINT8", "dims": [*_sides(), "3"]}]
     assert {each["name"]: each["dims"] for each in pose["output"]} == {
         "keypoints": ["17", "2"], "confidence": ["17"], "covariance": ["17", "2", "2"],
         "coarse": ["17", "2"],

@@ -61,7 +61,7 @@ def test_foreign_files_are_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match="not a cfpose person finder"):
         PersonFinder(pose_model)
-    newer = tiny.FINDER.to_json().replace('"spec_version": 1', '"spec_version": 2')
+    newer = tiny.FINDER.to_json().replace('"spec_version": 2', '"spec_version": 3')
     path = tiny.save_finder(tmp_path / "n.onnx", [[1, 1, 2, 2]], [1], metadata={FINDER_KEY: newer})
     with pytest.raises(SpecError, match="upgrade"):
         PersonFinder(path)

@@ -14,21 +14,24 @@ import onnxruntime
 import pytest
 
 from cfpose_sdk import backends, commands, files
+from cfpose_sdk.backends.bundled import bundled_models
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.diagnostics import doctor, known_answers, machine
 from cfpose_sdk.diagnostics.known_answers import BOUNDS
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 
 
-def test_the_bundled_models_give_the_known_answers(tmp_path: Path) -> None:
-    with PoseEstimator(device="cpu") as estimator, PersonFinder(device="cpu") as finder:
+@pytest.mark.parametrize("model", bundled_models().values(), ids=bundled_models())
+def test_the_bundled_models_give_the_known_answers(model: Path, tmp_path: Path) -> None:
+    with PoseEstimator(model, device="cpu") as estimator, PersonFinder(device="cpu") as finder:
         assert known_answers.pose_parity(estimator).passed is True
         assert known_answers.finder_parity(finder).passed is True
         known = json.loads(known_answers.ANSWERS.read_text())
         digests = {entry["model"]: digest for digest, entry in known.items()}
-        assert set(digests) == {BUNDLED_MODEL.name, BUNDLED_FINDER.name}
+        bundled = [*bundled_models().values(), BUNDLED_FINDER]
+        assert set(digests) == {path.name for path in bundled}
         # a model that answers 2 px beside, or a finder that sees nobody, is caught
-        known[digests[BUNDLED_MODEL.name]]["xy"][5][0] += 2.0
+        known[digests[model.name]]["xy"][5][0] += 2.0
         known[digests[BUNDLED_FINDER.name]]["boxes"].append([0, 0, 9, 9])
         changed = tmp_path / "answers.json"
         changed.write_text(json.dumps(known))
@@ -43,6 +46,17 @@ def test_the_known_answers_can_be_written_anew(tmp_path: Path) -> None:
     path = known_answers.write_answers(tmp_path / "answers.json")
     new, old = (json.loads(p.read_text()) for p in (path, known_answers.ANSWERS))
     assert new.keys() == old.keys()
+
+
+@pytest.mark.usefixtures("tiny_defaults")
+def test_further_bundled_models_are_run_once(
+    pose_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "bundled_models", lambda: {"s": BUNDLED_MODEL, "m": pose_model})
+    assert doctor._try_models("auto")[1]["m"] == "no known answer for this model file"
+    assert doctor._try_models("cpu")[1].keys() == {"finder", "pose"}
+    monkeypatch.setattr(doctor, "bundled_models", lambda: {"m": pose_model.with_name("gone.onnx")})
+    assert "gone.onnx does not exist" in doctor._try_models("auto")[0]
 
 
 def test_other_models_have_no_known_answer(pose_model: Path, finder_model: Path) -> None:

@@ -76,7 +76,7 @@ def test_foreign_and_broken_files_are_refused(network: RefinedPoseNet, tmp_path:
         load_pose(path)
     save_pose(path, network, SPEC)
     tensors, metadata = load_tensors(path)
-    newer = metadata[SPEC_KEY].replace('"spec_version": 7', '"spec_version": 99')
+    newer = metadata[SPEC_KEY].replace('"spec_version": 8', '"spec_version": 99')
     save_tensors(path, tensors, {**metadata, SPEC_KEY: newer})
     with pytest.raises(SpecError, match="spec_version 99"):
         load_pose(path)

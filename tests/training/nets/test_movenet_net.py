@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from cfpose_export.graph.half_weights import halve_weights
 from cfpose_export.graph.trace import build_pose
 from cfpose_sdk.errors import ArtifactError, InputError, TrainingError
 from cfpose_sdk.skeleton import COCO_17
@@ -21,6 +22,7 @@ from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoints.convert import initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.movenet import read_movenet
+from cfpose_training.cli import main
 from cfpose_training.config import load_recipe
 from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.movenet import (
@@ -183,6 +185,19 @@ def test_an_exported_graph_computes_the_same_and_starts_a_run(
     assert not initialise(started, path).fresh
     for name, value in started.state_dict().items():
         torch.testing.assert_close(value, pose.state_dict()[name], rtol=0, atol=0)
+    checkpoint = tmp_path / "pose.safetensors"
+    assert main(["convert", str(path), "-o", str(checkpoint)]) == 0
+    converted, found_spec = load_pose(checkpoint)
+    assert found_spec == spec
+    for name, value in converted.state_dict().items():
+        torch.testing.assert_close(value, pose.state_dict()[name], rtol=0, atol=0)
+
+    half = onnx.load_model(path)
+    halve_weights(half)
+    onnx.save_model(half, path)
+    assert not initialise(started, path).fresh
+    for name, value in started.state_dict().items():
+        torch.testing.assert_close(value, pose.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
 def test_other_files_are_refused_with_what_was_found(tmp_path: Path) -> None:

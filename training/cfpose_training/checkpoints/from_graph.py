@@ -36,13 +36,8 @@ def read_graph(path: Path) -> dict[str, Tensor]:
     not a float32 graph of ours.
     """
     model = load_graph(path)
-    from onnx import numpy_helper
-
     graph = model.graph
-    arrays = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        for tensor in graph.initializer
-    }
+    arrays = constants(graph)
     state: dict[str, Tensor] = {}
     for node in graph.node:
         if node.op_type != "Conv" or not node.input[1].startswith(PREFIX):
@@ -61,6 +56,21 @@ def read_graph(path: Path) -> dict[str, Tensor]:
     if bad := sorted(key for key, value in state.items() if value.dtype is torch.float16):
         raise ArtifactError(f"{path} holds {bad[0]} in float16; give the FP32 graph")
     return state
+
+
+def constants(graph: Any) -> dict[str, Tensor]:
+    """A graph's constants by name; float16 ones that a Cast makes float32 of are float32."""
+    from onnx import numpy_helper
+
+    arrays = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
+    for node in graph.node:
+        given = arrays.get(node.input[0]) if node.op_type == "Cast" else None
+        if given is not None and given.dtype is torch.float16:
+            arrays[node.output[0]] = arrays.pop(node.input[0]).float()
+    return arrays
 
 
 def graph_spec(path: Path) -> ModelSpec:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from cfpose_sdk.errors import ArtifactError
 from cfpose_sdk.spec import SPEC_KEY
 from cfpose_training.checkpoints.files import load_tensors, misfits
-from cfpose_training.checkpoints.from_graph import CLASSIFIERS, PREFIX, classifier, load_graph
+from cfpose_training.checkpoints.from_graph import (
+    CLASSIFIERS,
+    PREFIX,
+    classifier,
+    constants,
+    graph_spec,
+    load_graph,
+)
 from cfpose_training.nets.movenet import WIDTHS, MoveNetBackbone, MoveNetConfig, MoveNetName
 from cfpose_training.nets.pose_net import MarginalHead, PoseNet
 
@@ -84,13 +91,8 @@ def start_movenet(network: PoseNet, path: Path) -> tuple[tuple[str, ...], tuple[
 
 def _read_own(path: Path) -> dict[str, Tensor]:
     """The state dict of a network of this kind that `cfpose-export` wrote."""
-    from onnx import numpy_helper
-
     graph = load_graph(path).graph
-    arrays = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
-        for tensor in graph.initializer
-    }
+    arrays = {name: value.float() for name, value in constants(graph).items()}
     state = {
         key.removeprefix(PREFIX): value for key, value in arrays.items() if key.startswith(PREFIX)
     }
@@ -98,6 +100,24 @@ def _read_own(path: Path) -> dict[str, Tensor]:
         state |= classifier(graph, arrays, layer, path)
     state.setdefault("head.power", torch.tensor(1.0))  # the exporter leaves out a factor of 1
     return state
+
+
+def read_own_graph(path: Path) -> PoseNet | None:
+    """The network of an exported graph on MoveNet's trunk, without its refiner; None for another.
+
+    Its `frozen` is the default: a graph does not tell it. Raises ArtifactError when the head is
+    not whole.
+    """
+    if path.suffix != ".onnx":
+        return None
+    stem = constants(load_graph(path).graph).get(f"{PREFIX}backbone.stem.weight")
+    body = next((b for b, w in WIDTHS.items() if stem is not None and w[0] == len(stem)), None)
+    if body is None:
+        return None
+    network = PoseNet(MoveNetConfig(body), graph_spec(path), "marginal")
+    if left := start_movenet(network, path)[1]:
+        raise ArtifactError(f"{path} lacks {', '.join(left)} of its head")
+    return network
 
 
 def _part(key: str) -> str:

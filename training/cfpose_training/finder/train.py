@@ -13,9 +13,10 @@ from torch import nn
 
 from cfpose_sdk.boxes import iou_matrix, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, TrainingError
-from cfpose_sdk.spec import FinderSpec
+from cfpose_sdk.spec import FinderSpec, Start
 from cfpose_training.checkpoints.files import misfits, save_finder
 from cfpose_training.checkpoints.foreign import read_state
+from cfpose_training.checkpoints.starts import starts_of
 from cfpose_training.config import FinderConfig, Recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.loader import batches_per_epoch, epoch_batches
@@ -83,29 +84,37 @@ def train_finder(
     network = FinderNet(config.net)
     if init is not None:
         _start_from(network, init)
+    started = () if init is None else starts_of(init, config.started_from)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = epoch_batches(dataset, repeat, optim, pin_memory=options.uses_cuda)
     finished = fit(
         FinderStage(network), batches, per_epoch, optim, options,
         after_epoch=lambda _, module: dev.figures(module),
         record=_record(config, recorded_files({"labeller": labeller, "init": init})),
-        save_checkpoint=lambda path, module, metrics: write_finder(path, module, config, metrics),
+        save_checkpoint=lambda path, module, metrics: write_finder(
+            path, module, config, metrics, started
+        ),
     )  # fmt: skip
     if not finished:
         return None
     checkpoint = options.folder / FINDER_FILE
     if is_first_process():  # the others have batch-norm statistics that the log has not measured
-        write_finder(checkpoint, network, config, dev.figures(network))
+        write_finder(checkpoint, network, config, dev.figures(network), started)
     wait_for_processes()
     return checkpoint
 
 
 def write_finder(
-    path: Path, network: nn.Module, config: FinderConfig, metrics: Mapping[str, float]
+    path: Path,
+    network: nn.Module,
+    config: FinderConfig,
+    metrics: Mapping[str, float],
+    started: tuple[Start, ...],
 ) -> None:
-    """The checkpoint of a finder that the recipe's table describes, with its figures."""
+    """The checkpoint of a finder that the recipe's table describes, with its figures and start."""
     assert isinstance(network, FinderNet)
-    save_finder(path, network, dataclasses.replace(finder_spec(config), metrics=metrics))
+    spec = dataclasses.replace(finder_spec(config), metrics=metrics, started_from=started)
+    save_finder(path, network, spec)
 
 
 def _record(config: FinderConfig, files: Record) -> Record:
@@ -116,6 +125,7 @@ def _record(config: FinderConfig, files: Record) -> Record:
         "nms_iou",
         "trained_on",
         "license",
+        "started_from",
         "deploy_size_wh",
     }
     return {"stage": "finder", **recorded(config, "finder", free), **files}

@@ -34,7 +34,7 @@ FREE_FIELDS = FREE_OPTIM_FIELDS | {
     "name", "deploy_box_scale", "evidence", "oks_window", "spread_temperature", "spread_isotropy",
 }  # fmt: skip
 # Of other commands, or labels too; the teacher counts by the content of its file.
-FREE_TABLES = {"teacher", "finder", "trained_on", "license"}
+FREE_TABLES = {"teacher", "finder", "trained_on", "license", "started_from"}
 
 
 @dataclass(frozen=True)

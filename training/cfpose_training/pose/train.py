@@ -13,6 +13,7 @@ from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
 from cfpose_training.checkpoints.convert import Initialised, initialise
 from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
+from cfpose_training.checkpoints.starts import inherited, starts_of
 from cfpose_training.config import GcnTarget, PoseConfig, Recipe, SkeletonName, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
@@ -144,6 +145,7 @@ def _train_pose(
         if {"head.mlp_head_x", "head.mlp_head_y"} <= set(found.taken):
             network.head.scale_logits(1 / recipe.labels.softmax_beta)  # training multiplies by it
         print(_started(init, found))
+        spec = dataclasses.replace(spec, started_from=starts_of(init, recipe.started_from))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = PoseRun(recipe.stage1, spec, recipe, data, options, development_set(recipe, spec, data))
     people = run.people()
@@ -201,12 +203,9 @@ def train_stage2(
     network, spec = load_pose(student)
     if isinstance(network, RefinedPoseNet):
         raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
-    if dataclasses.replace(spec, metrics={}) != pose_spec(recipe):  # a kept checkpoint has figures
-        raise TrainingError(
-            f"{student} is {spec.name} {spec.size_wh}, the recipe asks for "
-            f"{recipe.pose.name} {recipe.pose.size_wh}, or another field of the spec differs"
-        )
-    spec = pose_spec(recipe)
+    check_student(student, spec, recipe)
+    started = inherited([spec], recipe.started_from)
+    spec = dataclasses.replace(pose_spec(recipe), started_from=started)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(recipe.stage2.optim.seed)
     refined = RefinedPoseNet(network, IGPGCN(_refiner(recipe, network), spec.skeleton), spec)
@@ -229,11 +228,22 @@ def train_stage2(
     assert isinstance(trained, RefinedPoseNet)
     checkpoint = options.folder / REFINED_FILE
     if is_first_process():
-        deployed = deployed_spec(recipe)
+        deployed = dataclasses.replace(deployed_spec(recipe), started_from=started)
         deployed_dev = development_set(recipe, deployed, data)
         save_pose(checkpoint, trained, measured_spec(trained, deployed, deployed_dev))
     wait_for_processes()
     return checkpoint
+
+
+def check_student(path: Path, spec: ModelSpec, recipe: Recipe) -> None:
+    """Raise TrainingError unless a student's spec is the recipe's, whatever its figures and start
+    are.
+    """
+    if dataclasses.replace(spec, metrics={}, started_from=()) != pose_spec(recipe):
+        raise TrainingError(
+            f"{path} is {spec.name} {spec.size_wh}, the recipe asks for {recipe.pose.name} "
+            f"{recipe.pose.size_wh}, or another field of the spec differs"
+        )
 
 
 def _started(path: Path, found: Initialised) -> str:
