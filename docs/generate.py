@@ -69,17 +69,23 @@ _ZOO = (
 
 def command_page(command: str, parser: argparse.ArgumentParser) -> str:
     """A section for each sub-command, with a table of its options."""
-    parts = [f"# {command}", parser.description or "", _epilog(parser)]
-    chosen = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    if any(not isinstance(a, argparse._HelpAction) for a in parser._actions if a not in chosen):
-        parts.append(_options(parser))
-    for action in chosen:
+    parts = [f"# {command}", _text(parser.description or ""), _epilog(parser), _options(parser)]
+    parts += _sections(command, parser)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sections(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
         helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
         for name, each in action.choices.items():
-            about = each.description or helps.get(name, "")
-            parts += [f"## {command} {name}", _text(about), f"```text\n{_usage(each)}\n```"]
-            parts += [_options(each), _epilog(each)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+            yield f"## {command} {name}"
+            yield _text(each.description or helps.get(name, ""))
+            yield f"```text\n{_usage(each)}\n```"
+            yield _options(each)
+            yield _epilog(each)
+            yield from _sections(f"{command} {name}", each)
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:

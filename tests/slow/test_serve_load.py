@@ -178,7 +178,7 @@ def test_load(load: tuple[Load, subprocess.Popen[bytes]]) -> None:
     assert sum(run.statuses.values()) == CALLERS * REQUESTS
     assert {kind for kind, _ in run.statuses} == set(ALLOWED)
     assert killed >= KILLS
-    assert run.statuses["good", 200] > 0.9 * sum(
+    assert run.statuses["good", 200] > 0.5 * sum(
         n for (kind, _), n in run.statuses.items() if kind == "good"
     )
     assert max(memory_mb) < before_mb + 400  # bodies and pixels of 32 requests at most

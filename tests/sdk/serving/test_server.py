@@ -60,7 +60,9 @@ def _decoders(process: subprocess.Popen[str]) -> list[int]:
 def test_a_process_answers_as_predict_does_and_ends(root: Path) -> None:
     photo = root / "examples" / "photos" / "street.jpg"
     with _server() as (process, address):
-        answer = httpx.post(f"{address}/predict?name=street.jpg", content=photo.read_bytes())
+        answer = httpx.post(
+            f"{address}/predict?name=street.jpg", content=photo.read_bytes(), timeout=60
+        )
         with PoseEstimator(device="cpu") as estimator:
             expected = estimator.predict(photo).to_dict()
         assert {**answer.json(), "speed_ms": 0} == {**expected, "speed_ms": 0}
@@ -77,7 +79,7 @@ def test_killed_decoders_come_back_and_none_is_left(root: Path) -> None:
     with _server("--decoders", "1") as (process, address):
         (first,) = _decoders(process)
         os.kill(first, signal.SIGKILL)
-        assert httpx.post(f"{address}/predict", content=photo).status_code == 200
+        assert httpx.post(f"{address}/predict", content=photo, timeout=60).status_code == 200
         (second,) = _decoders(process)
         assert second != first
         process.send_signal(signal.SIGINT)
