@@ -64,7 +64,7 @@ def _figures(
     paths: Sequence[Path], specs: Sequence[ModelSpec | FinderSpec]
 ) -> list[tuple[str, ...]]:
     """A row a figure; names that are not in FIGURES stand as they are."""
-    rows = [("file", "figure", "value")]
+    rows: list[tuple[str, ...]] = [("file", "figure", "value")]
     for path, spec in zip(paths, specs, strict=True):
         known = [name for name in FIGURES if name in spec.metrics]
         for name in (*known, *sorted(spec.metrics.keys() - FIGURES.keys())):
@@ -75,7 +75,9 @@ def _figures(
 def _starts(
     paths: Sequence[Path], specs: Sequence[ModelSpec | FinderSpec]
 ) -> list[tuple[str, ...]]:
-    rows = [("file", "training began from", "source", "SHA-256 of the file", "licence")]
+    rows: list[tuple[str, ...]] = [
+        ("file", "training began from", "source", "SHA-256 of the file", "licence")
+    ]
     for path, spec in zip(paths, specs, strict=True):
         for start in spec.started_from:
             rows.append((path.name, start.name, start.source, f"`{start.sha256}`", start.license))
