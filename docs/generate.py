@@ -35,9 +35,13 @@ _PAGES = {  # file → the page that holds it; with a heading's anchor where one
 
 
 def write_all(folder: Path) -> None:
-    """Write every generated page whose text changed."""
+    """Write every generated page whose text changed, and remove those that are no longer made."""
     folder.mkdir(exist_ok=True)
-    for name, text in _pages():
+    pages = dict(_pages())
+    for file in folder.glob("*.md"):
+        if file.stem not in pages:
+            file.unlink()
+    for name, text in pages.items():
         file = folder / f"{name}.md"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
@@ -220,7 +224,13 @@ def _slug(heading: str) -> str:
 
 def _fence_examples(text: str) -> str:
     """Blocks without a language are plain text: Sphinx would try Python."""
-    return re.sub(r"^```\n(.*?)^```$", r"```text\n\1```", text, flags=re.MULTILINE | re.DOTALL)
+    lines, inside = text.split("\n"), False
+    for number, line in enumerate(lines):
+        if line.startswith("```"):
+            inside = not inside
+            if inside and line == "```":
+                lines[number] = "```text"
+    return "\n".join(lines)
 
 
 def _images(text: str, file: str) -> str:
