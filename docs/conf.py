@@ -24,6 +24,7 @@ copyright = "the cfpose authors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 language = "en"
+smartquotes = False  # they would make one dash of --option
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
@@ -50,6 +51,8 @@ def _name_files(app: Any, page: str, source: list[str]) -> None:
     """Links to files of the repository that are no pages become their names."""
     if page == "index" and not (HERE / "train.md").exists():
         source[0] = source[0].replace("\ntrain\n", "\n")
+    if page.startswith("generated/"):
+        return  # their links were made for their place
     source[0] = _OUT_OF_DOCS.sub(generate.named_file, source[0])
 
 

@@ -122,8 +122,11 @@ def _plain(value: object) -> str:
 
 
 def _text(text: str) -> str:
-    """Prose of a help text, in which Markdown would see marks."""
-    return re.sub(r"([*_<>|\[\]])", r"\\\1", text.replace("%%", "%"))
+    """Prose of a help text, in which Markdown would see marks, but for `names`."""
+    parts = re.split(r"(`[^`]*`)", text.replace("%%", "%"))
+    plain = [re.sub(r"([*_<>|\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = plain
+    return "".join(parts)
 
 
 def recipe_page() -> str:
