@@ -41,7 +41,7 @@ help:
 	@echo "make runtimes  times of cfpose's CPU runtimes against rtmlib and MoveNet, in turns"
 	@echo "make models  the bundled models anew, from photos and labels into runs/: hours"
 	@echo "make cases   what people ran into with tools like this one, of CASES=$(CASES), where it is there"
-	@echo "make soak    long runs that look for leaks; not part of make test"
+	@echo "make soak    long runs that look for leaks, and 200 kills; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed reports"
 	@echo "make clean   remove what these commands made"
 
@@ -114,6 +114,7 @@ cases: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/long/soak.py
+	$(BIN)/python tests/long/faults.py
 
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md

@@ -12,6 +12,9 @@ from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import BoxError
 from cfpose_sdk.media.image import Image
 
+_FARTHEST = 1e9  # pixels; no photo is as wide, and float32 sums stay exact enough to be finite
+_MOST = 1 << 24  # numbers of all boxes of an image
+
 
 def check_boxes(boxes: object) -> Float64:
     """Return (N, 4) xyxy boxes as float64; an empty list gives (0, 4).
@@ -28,7 +31,8 @@ def check_boxes(boxes: object) -> Float64:
     if array.ndim != 2 or array.shape[1] != 4:
         raise BoxError(f"boxes must have shape (N, 4) as x1, y1, x2, y2, got {array.shape}")
     xyxy = array.astype(np.float64)
-    _raise_at(~np.isfinite(xyxy).all(axis=1), xyxy, "must be finite")
+    near = (np.abs(xyxy) <= _FARTHEST).all(axis=1)  # NaN is not
+    _raise_at(~near, xyxy, f"must be finite, within {_FARTHEST:g} pixels of the image's corner")
     flat = (xyxy[:, 2:] <= xyxy[:, :2]).any(axis=1)
     _raise_at(flat, xyxy, "must have x2 > x1 and y2 > y1 (xyxy, not xywh)")
     return xyxy
@@ -39,12 +43,15 @@ def box_array(boxes: object) -> NDArray[Any]:
     of any type, with or without a gradient. Raises BoxError for what NumPy does not take.
     """
     try:
-        return np.asarray(_on_host(boxes))
+        array = np.asarray(_on_host(boxes))
     except Exception as error:  # whatever the object's own conversion raises
         raise BoxError(
             f"boxes must be an (N, 4) array of x1, y1, x2, y2, got {type(boxes).__name__} that "
             f"NumPy does not take: {error}"
         ) from error
+    if array.size > _MOST:  # a view may repeat one number as often as it likes
+        raise BoxError(f"boxes must be {_MOST} numbers at most, got shape {array.shape}")
+    return array
 
 
 def _on_host(value: Any) -> Any:

@@ -7,15 +7,17 @@ work goes on, and the code is about the work alone.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import io
+import math
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from cfpose_sdk.errors import CfposeError
@@ -39,6 +41,25 @@ def export() -> int:
 def bench() -> int:
     """`cfpose-bench`, of the extra bench."""
     return _run("cfpose-bench", "cfpose_bench.cli")
+
+
+def number(
+    low: float, high: float = math.inf, *, whole: bool = False
+) -> Callable[[str], float | int]:
+    """A type of argparse's arguments: a number from `low` to `high`; NaN lies in no range."""
+
+    def read(text: str) -> float | int:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            bounds = f"of {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {kind} {bounds}")
+        return value
+
+    return read
 
 
 def _run(command: str, module: str) -> int:

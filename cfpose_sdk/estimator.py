@@ -149,6 +149,7 @@ class PoseEstimator:
         track: bool | TrackOptions = False,
         smooth: bool | SmoothOptions = False,
         broken: Broken = "warn",
+        reconnect_s: float = 0.0,
     ) -> PoseStream:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
         or an iterable of arrays and paths.
@@ -159,11 +160,13 @@ class PoseEstimator:
         every n-th frame only; in between the boxes follow the poses, and a pose that fades is
         dropped. `track` gives `ids`; `smooth` filters `xy` by id, keeps `xy_raw`, and tracks too.
         `broken`: a file, or a frame of a video, that cannot be read is a RuntimeWarning and is
-        skipped, or with "raise" ends the stream.
+        skipped, or with "raise" ends the stream. `reconnect_s`: a camera or address that is lost is
+        opened again for so many seconds, with growing pauses; each gap is a RuntimeWarning, and
+        people get new ids after it.
         Raises InputError now when the source cannot be opened.
         """
-        options = StreamOptions(prefetch, detect_every, track, smooth, broken)
-        return self.open_stream(open_source(source), options)
+        options = StreamOptions(prefetch, detect_every, track, smooth, broken, reconnect_s)
+        return self.open_stream(open_source(source, reconnect_s=reconnect_s), options)
 
     def open_stream(
         self, footage: Footage, options: StreamOptions, on_broken: Response | None = None

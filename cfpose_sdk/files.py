@@ -36,6 +36,7 @@ VIDEO_SUFFIXES = (
 Kind = Literal["file", "folder", "device", "nothing"]
 _OWN_STREAM = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes of such a file name
 _SUFFIX_SHOWN = 20  # letters
 _NAME_SHOWN = 120  # letters of a path in a message
 
@@ -66,14 +67,23 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path; of one whose own text is bytes, as os.scandir(b".") gives them, too.
+
+    Raises InputError for no name at all.
+    """
+    if not os.fspath(path):
+        raise InputError("an empty path was given; expected the name of a file or folder")
+    return Path(os.fsdecode(path))
+
+
 def what_is_at(path: str | os.PathLike[str]) -> Kind:
     """What a path leads to, through links: a file, a folder, a device (or FIFO), or nothing.
 
     Raises InputError where the file system does not answer: no permission, a name that is too
     long, links in a circle, a NUL character, no name at all.
     """
-    if not os.fspath(path):
-        raise InputError("an empty path was given; expected the name of a file or folder")
+    as_path(path)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -101,9 +111,14 @@ def check_model_file(path: Path, expected: str = "a model file") -> None:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as messages have it: what is not UTF-8 as U+FFFD, the middle of a long one cut out."""
-    text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = printable(os.fsdecode(path))
     half = _NAME_SHOWN // 2
     return text if len(text) <= 2 * _NAME_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def printable(name: str) -> str:
+    """A file name that every file and terminal accepts: what is not UTF-8 becomes U+FFFD."""
+    return _NOT_UTF8.sub("\ufffd", name)
 
 
 def check_outputs(outputs: Mapping[str, Path], sources: Iterable[Path] = ()) -> None:
@@ -197,7 +212,7 @@ def _identity(path: Path) -> object:
 
 def _stream_of(path: str | os.PathLike[str]) -> int | None:
     """The number of the process's own stream that a path names: /dev/stdout, /dev/fd/3."""
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     match = _OWN_STREAM.fullmatch(text)
     return int(match[1]) if match else _STREAMS.get(text)
 
@@ -243,7 +258,7 @@ class UnfinishedFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._stream: TextIO | None = None
         self._through = False
         # the suffix stays last: video writers choose their container by it
@@ -252,7 +267,8 @@ class UnfinishedFile:
         try:
             self._stream = _open_through(self.path)
             self._through = self._stream is not None
-            self._target = Path(os.path.realpath(self.path) if self.path.is_symlink() else path)
+            linked = self.path.is_symlink()
+            self._target = Path(os.path.realpath(self.path)) if linked else self.path
             folder = Path(tempfile.gettempdir()) if self._through else self._target.parent
             self.part = folder / name
             if not self._through:

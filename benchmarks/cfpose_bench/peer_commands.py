@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cfpose_bench.data.dataset import KeypointDataset, find_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_sdk.backends.bundled import model_file
+from cfpose_sdk.commands import number
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import Detector, as_detections
 from cfpose_sdk.errors import BackendError, ImageError
@@ -53,9 +54,15 @@ def add_commands(commands: Commands) -> None:
         "--nms", type=float, default=0.45, help="IoU of a repeated box (default: 0.45)"
     )
     boxes.add_argument(
-        "--size", type=int, nargs=2, metavar=("W", "H"), help="of the input, where it is open"
+        "--size",
+        type=number(1, 8192, whole=True),
+        nargs=2,
+        metavar=("W", "H"),
+        help="of the input, where it is open",
     )
-    boxes.add_argument("--most", type=int, help="boxes of a photo, by score (default: all)")
+    boxes.add_argument(
+        "--most", type=number(1, whole=True), help="boxes of a photo, by score (default: all)"
+    )
     boxes.add_argument("-o", "--output", type=Path, required=True, help="COCO results file")
     simcc = commands.add_parser(
         "simcc", help="cut the SimCC network out of an artifact, for rtmlib"

@@ -11,7 +11,7 @@ from cfpose_sdk.backends.openvino import OpenvinoBackend
 from cfpose_sdk.backends.plugins import CHECKPOINT, open_plugin, plugin_suffixes
 from cfpose_sdk.backends.tensorrt.backend import TensorrtBackend
 from cfpose_sdk.errors import ArtifactError, InputError, is_installed
-from cfpose_sdk.files import check_model_file, shown
+from cfpose_sdk.files import as_path, check_model_file, shown
 
 __all__ = ["Backend", "Device", "RuntimeOptions", "open_backend"]
 
@@ -38,7 +38,7 @@ def open_backend(
     an unknown kind, BackendError when this machine cannot run it, MissingDependencyError without
     the runtime, InputError for an option that it does not have.
     """
-    file, options = Path(path), RuntimeOptions() if options is None else options
+    file, options = as_path(path), RuntimeOptions() if options is None else options
     suffix = _known_suffix(file)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, got {threads}")

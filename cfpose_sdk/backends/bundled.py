@@ -31,7 +31,7 @@ def model_file(model: str | os.PathLike[str]) -> Path:
     folder: a model's file has a suffix. Raises ArtifactError, with the names, for another name and
     for one whose file is missing.
     """
-    text = os.fspath(model)
+    text = os.fsdecode(model)
     path = Path(text)
     if path.suffix or path.name != text or not text:
         return path

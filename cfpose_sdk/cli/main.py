@@ -195,6 +195,13 @@ def _add_video_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="smooth the joints of each person in a video (One-Euro filter); includes --track",
     )
+    command.add_argument(
+        "--reconnect",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="open a camera or URL that is lost again, for up to so many seconds; ids end there",
+    )
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -217,7 +224,10 @@ def _predict(options: argparse.Namespace) -> int:
     chosen = {"threshold": options.threshold, "nms_iou": options.nms}
     given = any(value is not None for value in chosen.values())
     streaming = StreamOptions(
-        detect_every=options.detect_every, track=options.track, smooth=options.smooth
+        detect_every=options.detect_every,
+        track=options.track,
+        smooth=options.smooth,
+        reconnect_s=options.reconnect,
     )
     return predict(
         options.sources,

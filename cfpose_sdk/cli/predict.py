@@ -125,7 +125,8 @@ class PredictRun:
         video = not _is_photo(group[0])
         entries = [entry for entry in group if not isinstance(entry, int)]
         try:
-            footage = open_source(group[0] if video else entries, names=self.names)
+            source, again_s = group[0] if video else entries, self.options.reconnect_s
+            footage = open_source(source, names=self.names, reconnect_s=again_s)
         except InputError as error:
             self._complain(error)
             return True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from cfpose_sdk.backends import Device, open_backend
 from cfpose_sdk.detectors.base import DetectorOptions, OpenDetector, PersonFinder, Running
 from cfpose_sdk.detectors.graph import GraphDetector
 from cfpose_sdk.detectors.ultralytics import UltralyticsDetector
-from cfpose_sdk.spec import FINDER_KEY, SPEC_KEY
+from cfpose_sdk.files import FINDER_KEY, SPEC_KEY, as_path
 
 __all__ = ["DetectorOptions", "open_detector"]
 
@@ -28,7 +27,7 @@ def open_detector(
     Raises ArtifactError when the file is of no known kind, or leaves something open that an option
     would settle, MissingDependencyError without the package it needs, else as `open_backend`.
     """
-    file, options = Path(path), options or DetectorOptions()
+    file, options = as_path(path), options or DetectorOptions()
     running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
     if file.suffix.lower() == ".pt":
         return UltralyticsDetector(file, options, running)

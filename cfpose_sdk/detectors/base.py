@@ -17,6 +17,7 @@ from cfpose_sdk.backends import Backend, Device, open_backend
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER as BUNDLED_FINDER
 from cfpose_sdk.boxes import box_array, check_boxes, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError
+from cfpose_sdk.files import as_path
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
@@ -82,11 +83,11 @@ class Detections:
 
     def __post_init__(self) -> None:
         boxes = check_boxes(self.boxes).astype(np.float32)
-        scores = np.asarray(self.scores, dtype=np.float32)
+        scores = _numbers(self.scores)
         if scores.shape != (len(boxes),):
             raise BoxError(f"scores must have shape ({len(boxes)},), got {scores.shape}")
         if not ((scores >= 0) & (scores <= 1)).all():
-            raise BoxError(f"scores must lie in [0, 1], got {scores.tolist()}")
+            raise BoxError(f"scores must lie in [0, 1], got {scores.min()} to {scores.max()}")
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "scores", scores)
 
@@ -142,13 +143,21 @@ def as_detections(value: object) -> Detections:
         confidence = getattr(value, "confidence", None)
         if confidence is None:
             return as_detections(value.xyxy)
-        scores = box_array(confidence).astype(np.float32)
-        return Detections(check_boxes(value.xyxy).astype(np.float32), scores)
+        return Detections(check_boxes(value.xyxy).astype(np.float32), _numbers(confidence))
     array = box_array(value)
     if array.ndim == 2 and array.shape[1] == 5 and array.dtype.kind in "iuf":
         return Detections(check_boxes(array[:, :4]).astype(np.float32), array[:, 4])
     boxes = check_boxes(array)
     return Detections(boxes.astype(np.float32), np.ones(len(boxes), dtype=np.float32))
+
+
+def _numbers(scores: object) -> NDArray[np.float32]:
+    """Scores of any numeric type as float32. Raises BoxError for others."""
+    array = box_array(scores)
+    if array.dtype.kind not in "iuf" and array.size:
+        raise BoxError(f"scores must be numbers, got {array.dtype} from {type(scores).__name__}")
+    with np.errstate(over="ignore"):  # infinity is refused by its value
+        return array.astype(np.float32)
 
 
 class PersonFinder:
@@ -176,7 +185,7 @@ class PersonFinder:
         if isinstance(path, Backend):
             self.path = path.path
         else:
-            self.path = BUNDLED_FINDER if path is None else Path(path)
+            self.path = BUNDLED_FINDER if path is None else as_path(path)
         self._again = functools.partial(
             type(self), path, threshold, nms_iou,
             device=device, threads=threads, allow_fallback=allow_fallback,

@@ -27,11 +27,19 @@ from cfpose_sdk.diagnostics.machine import (
     tensorrt_flavours,
     torch_devices,
 )
+from cfpose_sdk.diagnostics.versions import (
+    cuda_of_wheels,
+    driver_cuda,
+    requirements,
+    too_new,
+    too_old,
+)
 from cfpose_sdk.errors import CfposeError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 
 # instruction sets that make lower precisions fast, by Linux' names
 _FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16")
+_CORE = {"numpy", "opencv-python-headless"}  # what nothing works without
 # distribution → the extra of cfpose-sdk that brings it ("" where it is part of the core)
 _PACKAGES = {
     "numpy": "",
@@ -71,19 +79,23 @@ def model_facts(path: str) -> dict[str, Any]:
 def examine() -> dict[str, Any]:
     """A report as plain values.
 
-    `ok`: whether the defaults work. `problems`: why not, and what else does not work. `advice`: how
-    to make better use of this machine.
+    `ok`: whether the defaults work: the bundled models run and answer rightly, onnxruntime is there
+    once, and NumPy and OpenCV are as new as declared. `problems`: why not, and what else does not
+    work. `advice`: how to make better use of this machine.
     """
     packages = {name: package_version(name) for name in _PACKAGES}
     listed = listed_providers()
     providers = running_providers(BUNDLED_MODEL, listed)
     gpus = nvidia_gpus()
+    driver, wheels = driver_cuda(), cuda_of_wheels()
+    cv = packages["opencv-python-headless"] or cv2.__version__  # cv2 may be of another build
+    old = too_old({**packages, "opencv-python-headless": cv}, requirements())
     runs: dict[str, str] = {}
     parity: dict[str, dict[str, str]] = {}
     for device in _devices(listed, packages["openvino"]):
         runs[device], parity[device] = _try_models(device)
     return {
-        "ok": runs["auto"] == "ok",
+        "ok": runs["auto"] == "ok" and not _both(packages) and not _CORE & old.keys(),
         "cfpose": cfpose_sdk.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -93,6 +105,8 @@ def examine() -> dict[str, Any]:
         "providers_run": providers,
         "cpu_flags": sorted((processor_flags() or frozenset()).intersection(_FLAGS)),
         "gpus": gpus,
+        "driver_cuda": None if driver is None else f"{driver[0]}.{driver[1]}",
+        "wheels_cuda": wheels,
         "cuda": _try_cuda(packages["cuda-bindings"]),
         "tensorrt": tensorrt_flavours(),
         "openvino_devices": openvino_devices(),
@@ -105,7 +119,7 @@ def examine() -> dict[str, Any]:
             "runs": runs,
             "parity": parity,
         },
-        "problems": _problems(runs, packages),
+        "problems": [*_problems(runs, packages), *old.values(), *too_new(driver, wheels)],
         "advice": _advice(gpus, providers, packages),
     }
 
@@ -263,9 +277,13 @@ def _advice(
     return advice
 
 
+def _both(packages: dict[str, str | None]) -> bool:
+    return bool(packages["onnxruntime"] and packages["onnxruntime-gpu"])
+
+
 def _problems(runs: dict[str, str], packages: dict[str, str | None]) -> list[str]:
     problems = [f"{device}: {state}" for device, state in runs.items() if state != "ok"]
-    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+    if _both(packages):
         problems.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "uninstall both, then install one"

@@ -25,6 +25,7 @@ _BOX: Colour = (225, 225, 225)
 _SHIFT = 4  # OpenCV draws at 1 / 2**_SHIFT px
 _FINE = 0.35  # of a body's width: the points of faces and hands, which lie close together
 _WIDEST = 100.0  # px of a line
+_ROUND_FROM = 8.0  # px of radius; OpenCV's circles below are diamonds, of four or eight corners
 _FAR = 1 << 20  # px; beyond it OpenCV's fixed-point coordinates overflow
 
 
@@ -104,12 +105,13 @@ def _draw_person(
     for a, b in limbs:
         colour = colours[a] if colours[a] == colours[b] else _limb_colour(colours[a], colours[b])
         _line(canvas, xy[a], xy[b], colour, max(1, round(width * _FINE)) if fine[b] else thick)
-    radius = max(1.5, width * 1.05)
+    radius = max(1.25, width * 1.05)
+    around = min(rim * 0.8, width * 0.4)  # of a dot: as dark a ring around small ones as large ones
     for joint in np.flatnonzero(shown):
         if fine[joint]:
             _dot(canvas, xy[joint], colours[joint], max(0.75, radius * _FINE))
             continue
-        _dot(canvas, xy[joint], _EDGE, radius + rim * 0.8)
+        _dot(canvas, xy[joint], _EDGE, radius + around)
         _dot(canvas, xy[joint], colours[joint], radius)
 
 
@@ -205,5 +207,19 @@ def _line(
 
 
 def _dot(canvas: Image, centre: NDArray[np.floating], colour: Colour, radius: float) -> None:
+    if radius < _ROUND_FROM:
+        _small_dot(canvas, centre, colour, radius)
+        return
     fixed_radius = round(radius * (1 << _SHIFT))
     cv2.circle(canvas, _fixed(centre), fixed_radius, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+
+
+def _small_dot(canvas: Image, centre: NDArray[np.floating], colour: Colour, radius: float) -> None:
+    """A disc in which each pixel is painted by the share of it that is covered."""
+    low = np.floor(centre - radius - 1).astype(int)
+    high = np.ceil(centre + radius + 2).astype(int)
+    (x1, y1), (x2, y2) = np.maximum(low, 0), np.maximum(high, 0)
+    part = canvas[y1:y2, x1:x2]
+    y, x = np.mgrid[y1 : y1 + part.shape[0], x1 : x1 + part.shape[1]]
+    covered = np.clip(radius + 0.5 - np.hypot(x - centre[0], y - centre[1]), 0, 1)[..., None]
+    part[:] = np.round(part * (1 - covered) + np.array(colour) * covered)

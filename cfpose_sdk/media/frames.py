@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.files import PHOTO_SUFFIXES, VIDEO_SUFFIXES, Kind, shown, what_is_at
+from cfpose_sdk.files import (
+    PHOTO_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Kind,
+    as_path,
+    printable,
+    shown,
+    what_is_at,
+)
 from cfpose_sdk.media.image import Image, check_image, decode_image, read_image
 from cfpose_sdk.media.names import PathLike, base_name, fetch_photo, is_url
 
 Source = PathLike | int | Iterable[Image | PathLike]
-_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes of such a file name
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Frame:
     """One checked image: its file name (None for an array) and the time its reading took.
 
     Of a video also its `number` from 0, and `time_s` since the first frame (the container's time
-    stamp; the clock's for a camera or URL).
+    stamp; the clock's for a camera or URL). `take` counts how often a camera was lost before it.
     """
 
     image: Image
@@ -33,6 +39,7 @@ class Frame:
     read_ms: float
     number: int | None = None
     time_s: float | None = None
+    take: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def load_frame(item: Image | PathLike, name: str | None = None) -> Frame:
             f"pass it to stream()"
         )
     if isinstance(item, str | os.PathLike):
-        image, name = _read_photo(item), printable(name or Path(item).name)
+        image, name = _read_photo(item), printable(name or base_name(item))
     else:
         image = check_image(item)
     return Frame(image, name, (time.perf_counter() - start) * 1000)
@@ -91,8 +98,8 @@ def expand(source: PathLike) -> list[Path]:
     A single file is returned whatever its suffix. Raises InputError when there is nothing, or where
     the file system does not answer.
     """
-    path = Path(source)
-    magic = glob.has_magic(os.fspath(source))
+    path = as_path(source)
+    magic = glob.has_magic(str(path))
     kind = _kind_of_source(source, magic)
     if kind == "folder":
         files = [file for file in _entries(path) if _is_photo(file) and _may_be_file(file)]
@@ -113,8 +120,11 @@ def expand(source: PathLike) -> list[Path]:
 
 
 def passed_by(source: PathLike) -> dict[str, int]:
-    """How many files of a folder `expand` leaves out, by suffix; {} for what is no folder."""
-    path = Path(source)
+    """How many files of a folder `expand` leaves out, by suffix; {} for what is no folder.
+
+    Raises InputError where the file system does not answer.
+    """
+    path = Path(os.fsdecode(source))
     if not os.fspath(source) or what_is_at(path) != "folder":
         return {}
     left = [
@@ -154,17 +164,12 @@ def is_video(path: PathLike) -> bool:
     return Path(base_name(path)).suffix.lower() in VIDEO_SUFFIXES
 
 
-def printable(name: str) -> str:
-    """A file name that every file and terminal accepts: what is not UTF-8 becomes U+FFFD."""
-    return _NOT_UTF8.sub("\ufffd", name)
-
-
 def opencv_path(path: PathLike) -> str:
     """A video's path, or its URL, as OpenCV and its FFmpeg take it.
 
     Raises InputError when it is not UTF-8: OpenCV would end the process.
     """
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     # of a relative name, 12:30.mp4 say, FFmpeg would take the start for a protocol
     name = text if is_url(text) else os.path.abspath(text)
     try:
@@ -182,7 +187,10 @@ def _read_photo(path: PathLike) -> Image:
     try:
         return read_image(path)
     except ImageError as error:
-        if _is_photo(Path(path)) or not _may_be_file(Path(path)):
+        if not os.fspath(path):
+            raise
+        file = as_path(path)
+        if _is_photo(file) or not _may_be_file(file):
             raise
         hint = f"videos are known by {', '.join(VIDEO_SUFFIXES)}"
         if is_video(path):

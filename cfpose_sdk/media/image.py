@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -17,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_sdk.errors import ImageError, InputError
-from cfpose_sdk.files import shown, what_is_at, write_file
+from cfpose_sdk.files import as_path, shown, what_is_at, write_file
 from cfpose_sdk.media.containers import count_pictures, turn_avif
 
 Image = NDArray[np.uint8]
 _JPEG_START = b"\xff\xd8"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
+_MOST_PIXELS = 1 << 30  # what OpenCV decodes at most, by its own default
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
@@ -68,7 +70,9 @@ def check_image(image: object) -> Image:
     turned into BGR. Raises ImageError for everything else rather than guess a conversion.
     """
     image = _as_array(image)
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray):
+        image = np.asarray(image)  # a subclass may index in its own way, as numpy.matrix does
+    else:
         raise ImageError(
             f"an image must be a BGR uint8 numpy array (H, W, 3), got {type(image).__name__}"
             + ("; use predict_batch for several images" if isinstance(image, list | tuple) else "")
@@ -90,8 +94,11 @@ def check_image(image: object) -> Image:
             f"an image must be uint8 in 0..255, got {image.dtype}; convert it, for values in "
             f"[0, 1] with (image * 255).round().astype(numpy.uint8)"
         )
-    if image.size == 0:
-        raise ImageError(f"an image must have pixels, got shape {image.shape}")
+    pixels = math.prod(image.shape[:2])
+    if not 0 < pixels <= _MOST_PIXELS:
+        raise ImageError(
+            f"an image must have pixels, {_MOST_PIXELS} at most, got shape {image.shape}"
+        )
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape[2] == 1:
@@ -149,7 +156,7 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise ImageError(f"{shown(path)} does not exist; expected a photo")
         if kind == "folder":
             raise ImageError(f"{shown(path)} is a folder; expected a photo")
-        data = Path(path).read_bytes()
+        data = as_path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{shown(path)} cannot be read: {error}") from error
     except ImageError:
@@ -228,15 +235,17 @@ _THUMBNAIL_PX = 800  # the longer side at most
 
 def write_picture(path: str | Path, image: Image) -> Path:
     """Write a BGR image; the suffix gives the format. Raises InputError for one that is unknown."""
-    file = Path(path)
+    file = as_path(path)
+    suffix = file.suffix.lower() or file.name
+    unknown = f"{shown(file)}: OpenCV writes no {shown(suffix)!r} pictures; use .jpg or .png"
+    if not suffix.isascii():  # OpenCV ends the process at what is not UTF-8
+        raise InputError(unknown)
     try:
-        done, data = cv2.imencode(file.suffix.lower() or file.name, image)
+        done, data = cv2.imencode(suffix, image)
     except cv2.error as error:
-        raise InputError(
-            f"{file}: OpenCV writes no {file.suffix!r} pictures; use .jpg or .png"
-        ) from error
+        raise InputError(unknown) from error
     if not done:
-        raise InputError(f"{file}: the picture cannot be encoded as {file.suffix!r}")
+        raise InputError(f"{shown(file)}: the picture cannot be encoded as {suffix!r}")
     return write_file(file, data.tobytes())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from cfpose_sdk.formats import coco_image_id
 PathLike = str | os.PathLike[str]
 Names = Mapping[PathLike, str]
 _LARGEST_DOWNLOAD = 1 << 28  # bytes
+_LONGEST_DOWNLOAD_S = 60.0
 
 
 def is_url(source: object) -> TypeGuard[str]:
@@ -33,22 +35,43 @@ def is_photo_url(source: object) -> TypeGuard[str]:
 
 
 def fetch_photo(url: str, timeout_s: float) -> bytes:
-    """The bytes behind an http or https address. Raises ImageError."""
+    """The bytes behind an http or https address: 256 MiB and a minute at most.
+
+    `timeout_s`: of each wait for the server. Raises ImageError.
+    """
     try:
-        # is_photo_url lets no other scheme, such as file:, in
+        # is_photo_url lets no other scheme, such as file:, in; nor may the answer lead to one
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-            data: bytes = answer.read(_LARGEST_DOWNLOAD + 1)
+            if not answer.url.lower().startswith(("http://", "https://")):
+                raise ImageError(f"{shown(url)} leads to {shown(answer.url)}; expected a photo")
+            return _all_of(answer, url)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(f"{shown(url)} cannot be fetched: {error}; check the address") from error
-    if len(data) > _LARGEST_DOWNLOAD:
-        raise ImageError(f"{shown(url)} is larger than 256 MiB; expected a photo")
-    return data
+
+
+def _all_of(answer: http.client.HTTPResponse, url: str) -> bytes:
+    """What an answer holds; a server that drips holds nobody up for longer than a minute."""
+    data, begun = bytearray(), time.monotonic()
+    while part := answer.read1(1 << 16):
+        data += part
+        if len(data) > _LARGEST_DOWNLOAD:
+            limit = _LARGEST_DOWNLOAD >> 20
+            raise ImageError(f"{shown(url)} is larger than {limit} MiB; expected a photo")
+        if time.monotonic() - begun > _LONGEST_DOWNLOAD_S:
+            raise ImageError(
+                f"{shown(url)} was not there after {_LONGEST_DOWNLOAD_S:g} s; download it yourself"
+            )
+    if answer.length:
+        raise ImageError(f"{shown(url)} ended {answer.length} bytes too early; try again")
+    return bytes(data)
 
 
 def base_name(source: PathLike) -> str:
     """The last part of a path, or of an address without its query."""
     if not is_url(source):
-        return Path(source).name
+        return Path(os.fsdecode(source)).name
     try:
         return Path(unquote(urlsplit(source).path)).name or (urlsplit(source).hostname or "")
     except ValueError:  # a host in brackets that is no IPv6 address
@@ -88,4 +111,4 @@ def _shared(name: str) -> object:
 def _parts(source: PathLike) -> list[str]:
     if is_url(source):
         return [part for part in source.split("?")[0].split("/") if part]
-    return [part for part in Path(os.path.abspath(source)).parts if part != os.sep]
+    return [part for part in Path(os.path.abspath(os.fsdecode(source))).parts if part != os.sep]

@@ -33,6 +33,7 @@ from cfpose_sdk.media.names import (
     is_photo_url,
     is_url,
 )
+from cfpose_sdk.media.reconnect import reconnecting
 
 TIMEOUT_S = 10.0  # of opening a URL and of waiting for its next frame
 # OpenCV answers "no frame" both at the end and at a frame that is damaged, after which it can go
@@ -50,7 +51,7 @@ def open_video(
     camera or URL that stops, give an `Unread` as the last item. Raises InputError when the source
     cannot be opened or has no frame.
     """
-    label = f"camera {source}" if isinstance(source, int) else os.fspath(source)
+    label = f"camera {source}" if isinstance(source, int) else os.fsdecode(source)
     live = isinstance(source, int) or is_url(source)
     if not live and what_is_at(label) != "file":
         raise InputError(f"{shown(label)} does not exist, or is no file; expected a video file")
@@ -173,15 +174,19 @@ def _capture(source: str | int, timeout_s: float) -> cv2.VideoCapture:
 
 
 def open_source(
-    source: Source, timeout_s: float = TIMEOUT_S, names: Names | None = None
+    source: Source,
+    timeout_s: float = TIMEOUT_S,
+    names: Names | None = None,
+    reconnect_s: float = 0.0,
 ) -> Footage:
     """A photo, folder of photos, glob, video, camera index, URL, or an iterable of arrays and
     paths (of photos and videos), as items in order.
 
     The source is opened now, its items are read one by one later. A file that cannot be
     read is an `Unread` in its place. `names`: of paths in the results; None gives those of one
-    folder, glob or list names that differ. Raises InputError when there is nothing to read from, or
-    the one path does not exist.
+    folder, glob or list names that differ. `reconnect_s`: how long a camera or address that was
+    lost is tried again, see `reconnecting`; 0: not at all. Raises InputError when there is nothing
+    to read from, or the one path does not exist.
     """
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise InputError(
@@ -191,7 +196,7 @@ def open_source(
         return _listed([source], names, own=True)
     if isinstance(source, int) or is_url(source):
         named = None if names is None or isinstance(source, int) else names.get(source)
-        return open_video(source, timeout_s, named)
+        return _open_live(source, timeout_s, named, reconnect_s)
     if isinstance(source, str | os.PathLike):
         files = expand(source)
         if len(files) == 1 and what_is_at(files[0]) == "nothing":
@@ -208,6 +213,16 @@ def open_source(
         )
     own = isinstance(source, list | tuple | np.ndarray)
     return _listed(source, names, own=own)
+
+
+def _open_live(
+    source: str | int, timeout_s: float, name: str | None, reconnect_s: float
+) -> Footage:
+    footage = open_video(source, timeout_s, name)
+    if not (footage.live and reconnect_s > 0):
+        return footage
+    label = f"camera {source}" if isinstance(source, int) else source
+    return reconnecting(footage, lambda: open_video(source, timeout_s, name), label, reconnect_s)
 
 
 def open_frames(source: Source) -> Iterator[Frame]:

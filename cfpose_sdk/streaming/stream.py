@@ -45,12 +45,15 @@ class StreamOptions:
     track: bool | TrackOptions = False
     smooth: bool | SmoothOptions = False
     broken: Broken = "warn"
+    reconnect_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.prefetch is not None and self.prefetch < 0:
             raise InputError(f"prefetch must be 0 frames or more, got {self.prefetch}")
         if self.detect_every < 1:
             raise InputError(f"detect_every must be 1 or more, got {self.detect_every}")
+        if not self.reconnect_s >= 0:  # NaN is not
+            raise InputError(f"reconnect_s must be 0 seconds or more, got {self.reconnect_s}")
         if self.broken not in get_args(Broken):
             raise InputError(f"broken must be one of {get_args(Broken)}, got {self.broken!r}")
 
@@ -183,11 +186,12 @@ def _detected(engine: Engine, items: Iterator[Item], every: int) -> Iterator[Ste
 
 def _sequence(frame: Frame) -> tuple[object, ...]:
     """Equal for neighbours of one sequence: a caller's arrays, frames of a video, or photos of one
-    size, such as extracted frames.
+    size, such as extracted frames. A camera that was lost begins another.
     """
     if frame.name is None:
         return ("arrays",)
-    return ("frames",) if frame.number is not None else ("photos", *frame.image.shape)
+    video = ("frames", frame.take)
+    return video if frame.number is not None else ("photos", *frame.image.shape)
 
 
 def _warn(error: InputError) -> None:

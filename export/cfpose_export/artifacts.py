@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def describe(path: Path) -> dict[str, Any]:
         beside = ir_record(path)
         try:
             return {"file": str(path), **json.loads(beside.read_text(encoding="utf-8"))}
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{path} has no record {beside.name} that can be read ({error}); "
                 f"run: cfpose-export openvino MODEL.onnx -o {path}"
@@ -79,19 +80,27 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _graph(path: Path) -> dict[str, Any]:
     model = load_model(path)
-    initializers = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    try:
+        facts = _facts(model)
+        json.dumps(facts)  # protobuf gives bytes for names that are not UTF-8
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: its graph says {error}") from error
+    return {"file": str(path), "bytes": path.stat().st_size, **facts}
+
+
+def _facts(model: onnx.ModelProto) -> dict[str, Any]:
     scopes = _types_by_scope(model)
     types: Counter[str] = Counter()
     for row in scopes.values():
         types.update(row)
     return {
-        "file": str(path),
-        "bytes": path.stat().st_size,
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "producer": f"{model.producer_name} {model.producer_version}",
         "inputs": {value.name: _shape(value) for value in model.graph.input},
         "outputs": {value.name: _shape(value) for value in model.graph.output},
-        "constants": sum(int(array.size) for array in initializers),
+        "constants": sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
         "operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
         "nodes_by_type": dict(sorted(types.items())),
         "nodes_by_scope": scopes,

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from cfpose_export.graph.rules import load_model
 from cfpose_export.proof.compare import MAX_PX, MIN_CONFIDENCE
 from cfpose_sdk.backends.bundled import model_file
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import require
 from cfpose_sdk.spec import Decode, Input, JointLookup
 
@@ -27,13 +28,13 @@ def add_proof_options(command: argparse.ArgumentParser, pixels: str = "crop pixe
     command.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
     command.add_argument(
         "--max-drift",
-        type=float,
+        type=number(0),
         default=MAX_PX,
         help=f"how far a keypoint may move, in {pixels} (default: %(default)s)",
     )
     command.add_argument(
         "--min-confidence",
-        type=float,
+        type=number(0, 1),
         default=MIN_CONFIDENCE,
         help="joints below are not compared (default: %(default)s)",
     )
@@ -85,7 +86,7 @@ def _add_frame(commands: Any) -> None:
 def _add_antialias(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--antialias",
-        type=int,
+        type=number(1, 16, whole=True),
         default=1,
         metavar="S",
         help="frame input: S x S samples a crop pixel where people are shrunk "

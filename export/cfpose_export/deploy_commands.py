@@ -35,6 +35,7 @@ from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.tensorrt import open_memory
 from cfpose_sdk.backends.tensorrt.library import EXTRAS
 from cfpose_sdk.backends.tensorrt.passport import Passport, read_engine
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import BackendError, ExportError, InputError, MissingDependencyError, require
 from cfpose_sdk.files import sha256
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
@@ -68,7 +69,7 @@ def _add_engine(commands: Any) -> None:
     for name, what in (("people", "crops or boxes"), ("width", "frame"), ("height", "frame")):
         engine.add_argument(
             f"--{name}",
-            type=int,
+            type=number(1, whole=True),
             nargs=3,
             default=getattr(plain, name),
             metavar=("MIN", "BEST", "MAX"),

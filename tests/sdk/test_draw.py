@@ -40,6 +40,18 @@ def test_a_joint_is_drawn_at_its_pixel() -> None:
         assert picture[round(y), round(x)] > 0
 
 
+@pytest.mark.parametrize("height", [40, 90, 180])
+def test_small_dots_are_round(height: int) -> None:
+    """Of a disc the mean of x²y² is a third of that of x⁴, of a diamond or a cross a sixth."""
+    box = np.array([[10, 10, 10 + height / 2, 10 + height]], np.float32)
+    for x, y in [(50.0, 60.0), (50.4, 60.3)]:
+        weight = draw(*person(left_wrist=(x, y)), box).max(axis=2).astype(float)
+        v, u = np.mgrid[:200, :160]
+        squares = (weight * (u - x) ** 2 * (v - y) ** 2).sum()
+        assert squares / (weight * (u - x) ** 4).sum() > 0.25
+    draw(*person(left_wrist=(-0.4, 199.6), nose=(159.8, 0.2), left_ear=(-9, -9)), box)
+
+
 def test_sides_have_their_colours() -> None:
     picture = draw(*person(left_wrist=(30, 40), right_wrist=(90, 40), nose=(60, 40)))
     left, right, middle = (picture[40, x].astype(int) for x in (30, 90, 60))

@@ -73,6 +73,49 @@ def test_a_number_out_of_its_range_is_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("stage1", {"lr": -1.0}, "stage1.lr is -1.0, expected more than 0"),
+        ("stage1", {"milestones": (0,)}, "stage1.milestones"),
+        ("stage1", {"workers": "2"}, "stage1.workers is 2, expected a number"),
+        ("stage1", {"mild_epochs": 1}, r"give \[mild_augment\]"),
+        ("augment", {"flip_p": math.nan}, "augment.flip_p is nan"),
+        ("pose", {"hrnet": None}, "has one backbone"),
+    ],
+)
+def test_a_recipe_of_python_has_the_same_ranges(
+    tiny_recipe: Path, field: str, change: dict[str, Any], message: str
+) -> None:
+    recipe = load_recipe(tiny_recipe)
+    part = dataclasses.replace(getattr(recipe, field), **change)
+    with pytest.raises(TrainingError, match=message):
+        dataclasses.replace(recipe, **{field: part})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["label", "--views", "7"],
+        ["label", "--box-score", "nan"],
+        ["label", "--min-side", "-1"],
+        ["label", "--limit", "-1"],
+        ["label", "--max-minutes", "0"],
+        ["label", "--box-margin", "nan"],
+        ["label", "--min-joints", "0"],
+        ["data", "speed", "--batches", "0"],
+        ["finish", "--init-share", "2"],
+    ],
+)
+def test_numbers_of_commands_have_ranges(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert f"argument {words[-2]}: got {words[-1]!r}, expected a " in capsys.readouterr().err
+
+
 def test_a_recipe_of_windows_is_read(tiny_recipe: Path) -> None:
     plain = load_recipe(tiny_recipe)
     text = tiny_recipe.read_text().replace("\n", "\r\n")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cfpose_sdk.commands import number
 from cfpose_training.data_commands import (
     add_convert,
     add_data,
@@ -226,7 +228,7 @@ def _say_run(
     for source in sources:
         for part in filter(None, (source.annotations, source.images)):
             path = data_root / part
-            print(f"  {source.name}: {path}{'' if path.exists() else ' (missing)'}")
+            print(f"  {source.name}: {path}{'' if os.path.exists(path) else ' (missing)'}")
     print(f"  writes {checkpoint}")
 
 
@@ -234,7 +236,7 @@ def _say_files(files: Iterable[tuple[str, Path | None]]) -> None:
     """Print the files that are given: their role and path, and whether they are missing."""
     for role, path in files:
         if path is not None:
-            print(f"  {role}: {path}{'' if path.is_file() else ' (missing)'}")
+            print(f"  {role}: {path}{'' if os.path.isfile(path) else ' (missing)'}")
 
 
 def _report(checkpoint: Path | None) -> int:
@@ -368,7 +370,7 @@ def _add_finish(commands: Commands, place: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", type=Path, required=True, help="checkpoint of stage 1")
     parser.add_argument("--init", type=Path, help="what it began from, to mix its weights with")
     parser.add_argument(
-        "--init-share", type=float, default=0.0, help="share of the start in the mean of both"
+        "--init-share", type=number(0, 1), default=0.0, help="share of the start in the mean"
     )
 
 

@@ -1,7 +1,8 @@
 """Every option of training: frozen dataclasses, filled from one TOML recipe.
 
 Every difference between two runs is a field here. A recipe names each field that it sets; an
-unknown key, a value of another type, or a number out of its range (`ranges`) is an error.
+unknown key, a value of another type, or a number out of its range (`ranges`) is an error; the last
+of a recipe that is built in Python, too.
 """
 
 from __future__ import annotations
@@ -292,6 +293,11 @@ class Recipe:
     # files of others that --init takes, known by their SHA-256: their names, sources and terms
     started_from: tuple[Start, ...] = ()
 
+    def __post_init__(self) -> None:
+        """The same checks for a recipe of a file and one built in Python. Raises TrainingError."""
+        if problem := next(out_of_range(self), "") or _contradiction(self):
+            raise TrainingError(problem)
+
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a TOML recipe. Raises TrainingError naming the file and the offending key."""
@@ -301,10 +307,10 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (ValueError, RecursionError, dacite.DaciteError) as error:
+    except (
+        TrainingError, TypeError, ValueError, RecursionError, dacite.DaciteError
+    ) as error:  # fmt: skip
         raise TrainingError(f"the recipe {path} is not usable: {error}") from error
-    if problem := next(out_of_range(recipe), "") or _contradiction(recipe):
-        raise TrainingError(f"the recipe {path} is not usable: {problem}")
     return recipe
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def add_data(commands: Commands) -> None:
     speed.add_argument(
         "--workers", type=whole_number(0), help="loader processes; none: as in the recipe"
     )
-    speed.add_argument("--batches", type=int, default=20, help="number of batches to time")
+    speed.add_argument(
+        "--batches", type=number(1, whole=True), default=20, help="number of batches to time"
+    )
     speed.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
     speed.add_argument(
         "--threads", type=whole_number(0), default=0, help="CPU threads; 0: PyTorch chooses"
@@ -233,18 +236,30 @@ def add_label(commands: Commands) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run of OUT.journal")
-    numbers = {
-        "max_minutes": (math.inf, "stop after this many minutes; --resume continues"),
-        "box_score": (0.4, "lowest score of the detector's boxes"),
-        "holdout_every": (0, "leave out annotated photos with id %% N == 0; 0: leave out none"),
-        "min_side": (32.0, "leave out boxes whose longer side is below this many pixels"),
-        "limit": (0, "label about this many people (without annotations: photos); 0: all"),
-        "views": (4, "views of each person, 1 to 6"),
-        "threads": (0, "CPU threads; 0: the runtime chooses"),
-        "weight": (0.5, "weight of the labeller's joints in the loss, in [0, 1]"),
+    numbers: dict[str, tuple[Callable[[str], float], float, str]] = {
+        "max_minutes": (minutes, math.inf, "stop after this many minutes; --resume continues"),
+        "box_score": (number(0, 1), 0.4, "lowest score of the detector's boxes"),
+        "holdout_every": (
+            number(0, whole=True),
+            0,
+            "leave out annotated photos with id %% N == 0; 0: leave out none",
+        ),
+        "min_side": (
+            number(0),
+            32.0,
+            "leave out boxes whose longer side is below this many pixels",
+        ),
+        "limit": (
+            number(0, whole=True),
+            0,
+            "label about this many people (without annotations: photos); 0: all",
+        ),
+        "views": (number(1, 6, whole=True), 4, "views of each person, 1 to 6"),
+        "threads": (number(0, whole=True), 0, "CPU threads; 0: the runtime chooses"),
+        "weight": (number(0, 1), 0.5, "weight of the labeller's joints in the loss, in [0, 1]"),
     }
-    for name, (default, text) in numbers.items():
-        parser.add_argument(_flag(name), type=type(default), default=default, help=text)
+    for name, (kind, default, text) in numbers.items():
+        parser.add_argument(_flag(name), type=kind, default=default, help=text)
 
 
 def _flag(name: str) -> str:
@@ -265,9 +280,12 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         "neighbour_oks": "leave out a pose whose OKS with another person's pose is above this",
         "given_oks": "--fill: lowest mean OKS with the given joints",
     }
+    ranges = {
+        "min_joints": number(1, whole=True), "box_margin": number(0), "max_offset": number(0),
+    }  # fmt: skip
     for name, text in helps.items():
-        default = getattr(rules, name)
-        parser.add_argument(_flag(name), type=type(default), default=default, help=text)
+        kind = ranges.get(name, number(0, 1))
+        parser.add_argument(_flag(name), type=kind, default=getattr(rules, name), help=text)
     parser.add_argument(
         "--average",
         choices=("mean", "median"),

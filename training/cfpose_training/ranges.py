@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 LARGE = 10**9  # of what has no limit of its own
 
@@ -119,7 +120,9 @@ def out_of_range(options: object, name: str = "") -> Iterator[str]:
             yield from out_of_range(value, place)
             continue
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, bool) or not math.isfinite(number):
+            # a whole number of TOML may be too large for math.isfinite
+            real = isinstance(number, Real) and not isinstance(number, bool)
+            if not (real and -math.inf < number < math.inf):
                 yield f"{place} is {number}, expected a number: {ranges[field.name]}"
             elif not ranges[field.name].holds(number):
                 yield f"{place} is {value}, expected {ranges[field.name]}"

@@ -89,7 +89,8 @@ $(RUNS)/m/finished.safetensors: | $(RUNS)/m/student.safetensors
 	$(call once,finish,cfpose-m) --student $(RUNS)/m/student.safetensors --threads $(THREADS)
 
 $(RUNS)/s/finished.safetensors: | $(RUNS)/s/student.safetensors
-	$(call once,finish,cfpose-s) --student $(RUNS)/s/student.safetensors --threads $(THREADS)
+	$(call once,finish,cfpose-s) --student $(RUNS)/s/student.safetensors --threads $(THREADS) \
+		--init $(L)/movenet_lightning.onnx --init-share 0.1
 
 $(RUNS)/finder-start/finder.safetensors: | $(RUNS)/data $(I0)
 	$(call train,finder,finder-start) --labeller $(Y) --init $(I0)

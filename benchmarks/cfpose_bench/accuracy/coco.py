@@ -23,6 +23,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
+from cfpose_bench.data.gaps import is_number
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import COCO_17, Skeleton
@@ -231,19 +232,19 @@ def _check_results(
         try:
             values = np.asarray(result["keypoints"], dtype=np.float64)
             image_id, score = result["image_id"], float(result["score"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
                 f"result {index} needs image_id, keypoints and score ({error!r})"
             ) from error
-        if image_id not in known:
+        if not isinstance(image_id, int | float | np.number) or image_id not in known:
             raise DatasetError(f"result {index} is for photo {image_id!r}, which is not annotated")
         if values.shape != (3 * joints,):
             raise DatasetError(
                 f"result {index} has keypoints of shape {values.shape}, expected "
                 f"{3 * joints} numbers: x, y, score of {joints} joints"
             )
-        if not (np.isfinite(values).all() and math.isfinite(score)):
-            where = "the score" if np.isfinite(values).all() else "keypoints"
+        if not all(map(is_number, (*values.tolist(), score))):
+            where = "keypoints" if is_number(score) else "the score"
             raise DatasetError(
                 f"result {index} (photo {image_id}) holds a number that is not finite, in {where}"
             )

@@ -6,12 +6,18 @@ CrowdPose (Li et al., CVPR 2019) gives each photo a `crowdIndex` and its people 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfpose_bench.data.gaps import AREA_OF_BOX, NOTES, fill_in, joint_count, plain_record
+from cfpose_bench.data.gaps import (
+    AREA_OF_BOX,
+    NOTES,
+    fill_in,
+    is_number,
+    joint_count,
+    plain_record,
+)
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import CROWDPOSE_14
 
@@ -20,6 +26,8 @@ PERSON = "person"  # name of the category of people
 CROWD_INDEX = "crowdIndex"  # of a CrowdPose photo: how crowded it is, in [0, 1]
 CROWDPOSE_AREA = 0.53  # of the box; the official CrowdPose evaluator's stand-in for the area
 CROWDPOSE_NAMES = (*CROWDPOSE_14.keypoints[:12], "head", "neck")  # as its files have them
+
+_LARGEST_SIDE = 1 << 31  # pixels
 
 
 def is_counted(person: Mapping[str, Any]) -> bool:
@@ -104,12 +112,12 @@ def _without_dialect(category: Record, people: list[Record]) -> tuple[Record, li
     return category, people
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+
+
 def _are_numbers(values: Any, length: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == length
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-    )
+    return isinstance(values, list) and len(values) == length and all(map(is_number, values))
 
 
 def _field(label: str, record: Any, key: str) -> Any:
@@ -153,15 +161,15 @@ def _check_images(label: str, images: Sequence[Any]) -> set[int]:
             raise DatasetError(f"{label}: image {image['id']} has the file name {name!r}")
         for side in ("width", "height"):
             length = image.get(side, 1)
-            if not isinstance(length, int) or length < 1:
+            if not isinstance(length, int) or not 1 <= length < _LARGEST_SIDE:
                 raise DatasetError(
                     f"{label}: image {image['id']} has the {side} {length!r}, expected pixels"
                 )
         index = image.get(CROWD_INDEX, 0)
-        if not isinstance(index, int | float) or not math.isfinite(index):
+        if not is_number(index):
             raise DatasetError(f"{label}: image {image['id']} has the crowdIndex {index!r}")
-    if not all(isinstance(i, int) for i in ids):
-        raise DatasetError(f"{label}: image ids must be integers")
+    if not all(map(_is_id, ids)):
+        raise DatasetError(f"{label}: image ids must be integers of 64 bits")
     if len(set(ids)) != len(ids):
         raise DatasetError(f"{label}: {len(ids) - len(set(ids))} image ids are repeated")
     return set(ids)
@@ -173,8 +181,8 @@ def _check_person(label: str, person: Record, image_ids: set[int], count: int) -
         if key not in person:
             raise DatasetError(f"{where} lacks {key!r}")
     for key in ("id", "image_id"):
-        if not isinstance(person[key], int):
-            raise DatasetError(f"{where} has {key} {person[key]!r}, expected an integer")
+        if not _is_id(person[key]):
+            raise DatasetError(f"{where} has {key} {person[key]!r}, expected an integer of 64 bits")
     if person["image_id"] not in image_ids:
         raise DatasetError(f"{where} is in photo {person['image_id']}, which is not listed")
     for key, length in (("keypoints", 3 * count), ("bbox", 4)):

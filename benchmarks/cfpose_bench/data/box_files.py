@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfpose_bench.data.annotations import PERSON, read_json
+from cfpose_bench.data.gaps import is_number
 from cfpose_sdk.errors import DatasetError
 
 COCO_PERSON = 1
@@ -80,7 +81,7 @@ def _entry(path: str | Path, index: int, entry: Any) -> tuple[Any, int, list[flo
         raise DatasetError(
             f"{path}: entry {index} needs image_id, bbox [x, y, w, h] and score ({error!r})"
         ) from error
-    if not (w > 0 and h > 0 and all(map(math.isfinite, (x, y, w, h)))):
+    if not (w > 0 and h > 0 and all(map(is_number, (x, y, w, h)))):
         raise DatasetError(f"{path}: entry {index} has the box {entry['bbox']}")
     if not math.isfinite(score):
         raise DatasetError(f"{path}: entry {index} has the score {score}, expected a finite number")

@@ -14,6 +14,7 @@ from typing import Any
 Record = dict[str, Any]
 NOTES = "cfpose_notes"  # of a record: what was filled in → in how many people
 AREA_OF_BOX = "people_with_area_of_box"
+_LARGEST = 1e30  # squares of pixels stay finite
 _WHOLE = ("id", "image_id", "category_id", "num_keypoints", "iscrowd", "width", "height")
 _OPTIONAL = ("bbox", "area", "iscrowd", "num_keypoints", "width", "height")
 
@@ -28,6 +29,14 @@ def plain_record(record: Any) -> Any:
         if isinstance(value, float) and math.isfinite(value) and value == int(value):
             plain[key] = int(value)
     return plain
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that can be reckoned with: neither NaN nor too large.
+
+    JSON's whole numbers may have hundreds of digits, for which math.isfinite raises OverflowError.
+    """
+    return isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST
 
 
 def joint_count(names: Sequence[str], people: Sequence[Record]) -> int:
@@ -79,6 +88,6 @@ def _box_area(box: Any) -> float | None:
     """Width times height; None where it is no box."""
     if not (isinstance(box, list) and len(box) == 4):
         return None
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+    if not all(map(is_number, box)):
         return None
     return float(max(0.0, box[2]) * max(0.0, box[3]))

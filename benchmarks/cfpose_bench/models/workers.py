@@ -25,7 +25,8 @@ from cfpose_bench.peers.serve import memory_mb
 from cfpose_sdk import errors
 from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.base import ArithmeticPrecision
-from cfpose_sdk.errors import ArtifactError, BackendError, ImageError, InputError
+from cfpose_sdk.errors import BackendError, ImageError, InputError
+from cfpose_sdk.files import check_model_file
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import COCO_17, Skeleton
 
@@ -194,8 +195,7 @@ def open_worker(
     name: ModelName, setting: Setting, *, python: str | None = None, in_process: bool = False
 ) -> Worker:
     """Open a model to measure; `python` is the interpreter of a peer's own environment."""
-    if not name.path.is_file():
-        raise ArtifactError(f"{name.path} does not exist; expected a model file")
+    check_model_file(name.path)
     if in_process:
         return InlineWorker(name, setting)
     return ProcessWorker(name, setting, python)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from cfpose_bench.runtimes.contestants import (
 )
 from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import demo_photos
 from cfpose_sdk.media.image import read_image
@@ -63,7 +65,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("w32", "w32_int8", "detector", "thunder"):
             path = getattr(self, name)
-            if path is not None and not path.is_file():
+            if path is not None and not os.path.isfile(path):
                 raise InputError(f"{path} does not exist; expected a model file")
         if self.threads < 1:
             raise InputError(f"threads must be 1 or more, got {self.threads}")
@@ -214,8 +216,10 @@ def add_command(commands: Commands) -> None:
     add("--thunder", type=Path, help="movenet_thunder.onnx, against the bundled model")
     add("--peer-python", metavar="PYTHON", help="interpreter of the environment that has rtmlib")
     add("--threads", type=int, default=2, help="CPU threads of a runtime (default: 2)")
-    add("--rounds", type=int, help="of every task; without it 8, 6, 4 for 1, 5, 20 people")
-    add("--starts", type=int, default=7, help="processes of the first result (default: 7)")
+    add("--rounds", type=number(1, whole=True),
+        help="of every task; without it 8, 6, 4 for 1, 5, 20 people")
+    add("--starts", type=number(1, whole=True), default=7,
+        help="processes of the first result (default: 7)")
     add("--json", type=Path, help="write the record here")
     # fmt: on
 

@@ -15,6 +15,7 @@ from cfpose_export.adopt.surgery import fuse
 from cfpose_export.graph.rules import read_spec
 from cfpose_export.proof.compare import MIN_CONFIDENCE
 from cfpose_export.proof.crops import read_people
+from cfpose_sdk.commands import number
 from cfpose_sdk.crops import Geometry
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import write_file
@@ -48,23 +49,28 @@ def add_commands(commands: Any) -> None:
     add("--decode", choices=get_args(Reading), help="how the answer becomes coordinates")
     add("--geometry", choices=get_args(Geometry), help="of the crop that it was trained with")
     add("--colour", "--color", choices=get_args(Colour), help="order of the channels")
-    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels 0 to 255")
-    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="likewise")
-    add("--box-scale", type=float, help="the crop's side, in sides of the box")
+    add("--mean", type=number(0, 255), nargs=3, metavar=("R", "G", "B"), help="of pixels 0 to 255")
+    add("--std", type=number(1e-3, 1e6), nargs=3, metavar=("R", "G", "B"), help="likewise")
+    add("--box-scale", type=number(1e-3, 10), help="the crop's side, in sides of the box")
     add("--blur", nargs=2, metavar=("KERNEL", "SIGMA"), help="of DARK, in map pixels")
     add("--score", choices=get_args(Score), help="SimCC: of the two peaks")
     add("--values", choices=get_args(Values), help="SimCC: what the vectors hold")
-    add("--temperature", type=float, help="SimCC: softmax(values / T)")
-    add("--split-ratio", type=float, help="SimCC: bins a pixel, checked against the file")
-    add("--oks-window", type=float, default=1.0, help="decode window: its width in OKS' own")
-    add("--size", type=int, nargs=2, metavar=("W", "H"), help="of the input, where it is open")
+    add("--temperature", type=number(1e-6, 1e6), help="SimCC: softmax(values / T)")
+    add("--split-ratio", type=number(1e-3, 64),
+        help="SimCC: bins a pixel, checked against the file")
+    add("--oks-window", type=number(0, 100), default=1.0,
+        help="decode window: its width in OKS' own")
+    add("--size", type=number(1, 8192, whole=True), nargs=2, metavar=("W", "H"),
+        help="of the input, where it is open")
     add("--outputs", "--network-output", dest="outputs", action="append", default=[],
         metavar="NAME", help="the output that is the pose; SimCC: twice, x first")
-    add("--antialias", type=int, default=1, metavar="S", help="--input frame: S x S samples")
+    add("--antialias", type=number(1, 16, whole=True), default=1, metavar="S",
+        help="--input frame: S x S samples")
     add("--name", help="in the spec (default: the file's name)")
     add("--trained-on", action="append", default=[], help="a data set, for the spec")
     add("--photos", type=Path, help="people that the proof looks at (default: demo)")
-    add("--min-confidence", type=float, default=MIN_CONFIDENCE, help="joints below: unjudged")
+    add("--min-confidence", type=number(0, 1), default=MIN_CONFIDENCE,
+        help="joints below: unjudged")
     # fmt: on
 
 

@@ -108,9 +108,18 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def element_types(model: onnx.ModelProto) -> Mapping[str, int]:
-    """Element type (TensorProto.DataType) of every value that shape inference can type."""
+    """Element type (TensorProto.DataType) of every value that shape inference can type.
+
+    Raises ArtifactError where shapes or types contradict each other.
+    """
     bf16, fp16 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16
-    inferred = onnx.shape_inference.infer_shapes(fp16_twin(model), strict_mode=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fp16_twin(model), strict_mode=True).graph
+    except Exception as error:  # onnx's own classes share no base
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"the graph's types or shapes contradict each other: {reason}"
+        ) from error
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}

@@ -15,6 +15,7 @@ from cfpose_export.precision.gate import LIMITS, write_gated
 from cfpose_export.precision.int8 import calibrate_on_people
 from cfpose_export.proof.crops import HARD_COUNT, read_hard
 from cfpose_sdk.backends.bundled import model_file
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
 
 
@@ -45,19 +46,24 @@ def _add_lower(commands: Any) -> None:
     )
     lower.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
     lower.add_argument(
-        "--crops", type=int, default=HARD_COUNT, help="crops to compare (default: %(default)s)"
+        "--crops",
+        type=number(1, whole=True),
+        default=HARD_COUNT,
+        help="crops to compare (default: %(default)s)",
     )
     lower.add_argument(
         "--calibration", type=Path, help="photos for the ranges of int8 (default: --photos)"
     )
     lower.add_argument(
-        "--max-p99", type=float, help="p99 of the keypoints, in crop pixels, of the file"
+        "--max-p99", type=number(0), help="p99 of the keypoints, in crop pixels, of the file"
     )
     lower.add_argument(
-        "--max-rounded-p99", type=float, help="the same with every lowered value rounded"
+        "--max-rounded-p99", type=number(0), help="the same with every lowered value rounded"
     )
-    lower.add_argument("--min-oks", type=float, help="mean OKS of the poses before and after")
-    lower.add_argument("--min-confidence", type=float, help="joints below are not compared")
+    lower.add_argument(
+        "--min-oks", type=number(0, 1), help="mean OKS of the poses before and after"
+    )
+    lower.add_argument("--min-confidence", type=number(0, 1), help="joints below are not compared")
 
 
 def _add_drift(commands: Any) -> None:
@@ -69,11 +75,14 @@ def _add_drift(commands: Any) -> None:
     drift.add_argument("models", nargs="+", help="float32 .onnx files, or bundled models")
     drift.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
     drift.add_argument(
-        "--crops", type=int, default=HARD_COUNT, help="crops to compare (default: %(default)s)"
+        "--crops",
+        type=number(1, whole=True),
+        default=HARD_COUNT,
+        help="crops to compare (default: %(default)s)",
     )
     drift.add_argument(
         "--min-confidence",
-        type=float,
+        type=number(0, 1),
         default=0.3,
         help="joints below are not compared (default: %(default)s)",
     )

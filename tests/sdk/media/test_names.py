@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk.errors import ImageError, InputError
+from cfpose_sdk.media import names
 from cfpose_sdk.media.frames import Unread, expand, load_frame, passed_by
 from cfpose_sdk.media.names import base_name, distinct_names, is_photo_url
 from cfpose_sdk.media.sources import open_frames, open_source
@@ -76,6 +79,40 @@ def test_a_photo_behind_an_address(web: str) -> None:
         assert cause in str(item.error)
     with pytest.raises(ImageError, match=r"http://127.*a\.png\?w=1 is a web address.*stream"):
         load_frame(f"{web}/a.png?w=1")
+
+
+def test_downloads_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends too much, drips, or ends too early."""
+
+    class Odd(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5000000")
+            self.end_headers()
+            for _ in range(40 if "drips" in self.path else 1):
+                size = 3_000_000 if "large" in self.path else 10
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"x" * size)
+                    self.wfile.flush()
+                time.sleep(0.05 if "drips" in self.path else 0)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(names, "_LARGEST_DOWNLOAD", 1 << 20)
+    monkeypatch.setattr(names, "_LONGEST_DOWNLOAD_S", 0.3)
+    try:
+        for name, message in (
+            ("large", "larger than 1 MiB"),
+            ("drips", "was not there after 0.3 s"),
+            ("early", "4999990 bytes too early"),
+        ):
+            with pytest.raises(ImageError, match=message):
+                names.fetch_photo(f"http://127.0.0.1:{server.server_port}/{name}.jpg", 5.0)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_addresses_by_their_path() -> None:

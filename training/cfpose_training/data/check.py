@@ -16,6 +16,7 @@ from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import PhotoSource, Recipe, Source
 from cfpose_training.data.people import clipped_box, is_held_out
+from cfpose_training.data.photo_sizes import other_sizes, size_in_header
 
 COCO_PAGE = "the Download page of the COCO site (cocodataset): the 2017 {} and annotations"
 CROWDPOSE_PAGE = (
@@ -192,12 +193,21 @@ def _check_file(
     if len(record["images"]) != len(files) and source is not None:
         listed = f"{len(files)} of {len(record['images'])} photos fit files = {source.files!r}"
     facts.insert(0, f"{listed}, {len(files) - len(missing)} there")
+    problems += _other_sizes(part, images)
     if missing:
         problems.append(
             f"{len(missing)} of {len(files)} photos are missing in {images}, the first is "
             f"{missing[0]}; from {origin}"
         )
     return facts, problems
+
+
+def _other_sizes(record: dict[str, Any], folder: Path) -> list[str]:
+    sized = [image for image in record["images"] if {"width", "height"} <= image.keys()]
+    names = [image["file_name"] for image in sized]
+    annotated = [(image["width"], image["height"]) for image in sized]
+    found = (size_in_header(folder / name) for name in names)
+    return list(filter(None, [other_sizes(names, annotated, found)]))
 
 
 def _part(record: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -261,7 +271,7 @@ def _check_photos(source: PhotoSource, root: Path) -> tuple[list[str], list[str]
     folder = root / source.images
     if not os.path.isdir(folder):
         return [], [f"{folder} is missing; from {_origin(source.name, source.annotations)}"]
-    count = sum(path.is_file() for path in folder.iterdir())
+    count = sum(os.path.isfile(path) for path in folder.iterdir())
     facts, problems = [f"{count} files"], [] if count else [f"{folder} is empty"]
     if source.annotations:
         more, worse = _check_file(

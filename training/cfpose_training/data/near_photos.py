@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, write_file
 from cfpose_sdk.media.image import Image, read_image
@@ -112,7 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="photos to gather")
     parser.add_argument("--against", type=Path, required=True, help="photos of the evaluation")
     parser.add_argument("--into", type=Path, required=True, help="folder of links to make")
-    parser.add_argument("--near-bits", type=int, default=NEAR_BITS, help="of 63 that may differ")
+    parser.add_argument(
+        "--near-bits",
+        type=number(0, 63, whole=True),
+        default=NEAR_BITS,
+        help="of 63 that may differ",
+    )
     given = parser.parse_args(arguments)
     kept, dropped = gather(given.folders, given.against, given.into, given.near_bits)
     print(f"{kept} photos kept, {dropped} left out; {given.into / LIST_FILE} says which and why")

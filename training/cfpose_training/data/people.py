@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -31,6 +32,7 @@ class People:
     weight: Float64  # (N,) in the loss
     repeat: NDArray[np.intp]  # (N,) visits an epoch
     joint_weight: Float64  # (N, K) of each joint in the loss, beside `weight`; in [0, 1]
+    sizes_wh: tuple[tuple[int, int], ...] = ()  # P, as annotated
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -58,24 +60,28 @@ def load_people(
     """
     photos: list[Path] = []
     image_ids: list[int] = []
+    sizes: list[tuple[int, int]] = []
     people: list[_Person] = []
     for source in sources:
         index: dict[int, int] = {}
         for image, person in _read_source(source, root, skeleton, held_out=held_out):
-            box = clipped_box(person["bbox"], *_photo_wh(source.annotations, image))
+            size_wh = _photo_wh(source.annotations, image)
+            box = clipped_box(person["bbox"], *size_wh)
             if box is None:
                 continue
             if image["id"] not in index:
                 index[image["id"]] = len(photos)
                 photos.append(root / source.images / image["file_name"])
                 image_ids.append(image["id"])
+                sizes.append(size_wh)
             weights = _joint_weights(source.annotations, person, len(skeleton))
             people.append(
                 _Person(
                     index[image["id"]], box, person["keypoints"], person["area"], source, weights
                 )
             )
-    return _in_arrays(people, photos, image_ids, len(skeleton))
+    arrays = _in_arrays(people, photos, image_ids, len(skeleton))
+    return dataclasses.replace(arrays, sizes_wh=tuple(sizes))
 
 
 def _read_source(
@@ -83,7 +89,7 @@ def _read_source(
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Each counted person of a source's photos, with its image record."""
     record = read_annotations(root / source.annotations)
-    names = tuple(record["categories"][0].get("keypoints", ()))
+    names = tuple(record["categories"][0].get("keypoints") or ())
     if names and names != skeleton.keypoints:
         raise DatasetError(
             f"{source.annotations} labels {len(names)} keypoints {names}, "

@@ -41,6 +41,11 @@ class PhotoCache:
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def sizes_wh(self) -> list[tuple[int, int]]:
+        """Width and height of each photo."""
+        return [(width, height) for height, width in self._shapes]
+
     def __reduce__(self) -> tuple[type[PhotoCache], tuple[Path, list[tuple[int, int]]]]:
         # a loader process maps the file again; a pickled memory map would carry every pixel
         return PhotoCache, (self._path, self._shapes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from cfpose_training.data.crop_dataset import CropDataset, DataOptions
 from cfpose_training.data.loader import Batches, batches_per_epoch, epoch_batches
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.nets.igp_gcn import IGPGCN
 from cfpose_training.nets.pose_net import PoseNet, RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet
+from cfpose_training.processes import is_first_process
 from cfpose_training.run.loop import RunOptions, fit
 from cfpose_training.run.outputs import BEST_FILE
 from cfpose_training.run.state import FREE_OPTIM_FIELDS, Record, recorded
@@ -59,6 +62,10 @@ class PoseRun:
         """Augmented crops of `people`."""
         recipe, optim = self.recipe, self.optim
         cache = cache_photos(people.photos, self.data.cache)
+        sizes_wh = people.sizes_wh or cache.sizes_wh  # people of one's own have none annotated
+        problem = other_sizes(people.photos, sizes_wh, cache.sizes_wh)
+        if problem and is_first_process():
+            print(f"cfpose-train: warning: {problem}", file=sys.stderr)
         dataset = CropDataset(
             people, cache, self.spec, recipe.augment, recipe.labels, optim.seed,
             mild=recipe.mild_augment, mild_from=optim.epochs - optim.mild_epochs,
