@@ -18,8 +18,8 @@ from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.bundled import DEFAULT, model_file
 from cfpose_sdk.errors import BackendError, InputError, require
 from cfpose_sdk.estimator import PoseEstimator
-from cfpose_sdk.files import digest
-from cfpose_sdk.media.frames import expand, is_video, printable
+from cfpose_sdk.files import digest, printable
+from cfpose_sdk.media.frames import expand, is_video
 from cfpose_sdk.serving.shards import Counts, Row, ShardFolder, usable_cores
 
 Shard = tuple[int, list[str]]  # its number and its photos
