@@ -6,6 +6,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 # Installed before everything else, so that nothing else chooses a torch.
 TORCH = torch==2.13.0
+# Triton's schema for the tests, without the old versions that its client asks for.
+TRITON = tritonclient==2.73.0
 # Test processes. Each takes one thread of PyTorch, so that they do not fight over cores.
 JOBS = 2
 PHOTO = examples/photos/street.jpg
@@ -24,13 +26,14 @@ NODE_STAMPS = $(NODE_EXAMPLES:%=%/node_modules/.stamp)
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test slow browser check lint format bench runtimes models cases soak tables clean
+.PHONY: help demo test slow browser docs check lint format bench runtimes models cases soak tables clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
 	@echo "make test    check, then every test"
 	@echo "make slow    the examples in the browser, Node and C++, where these are installed"
 	@echo "make browser  serves the page of examples/browser on this machine"
+	@echo "make docs    the documentation as pages, into docs/_build"
 	@echo "make check   lint, types, import floors"
 	@echo "make lint    ruff only"
 	@echo "make format  rewrite the sources as ruff wants them"
@@ -55,6 +58,10 @@ slow: $(VENV)/.dev $(if $(shell command -v npm 2>/dev/null),$(NODE_STAMPS))
 
 browser: examples/browser/node_modules/.stamp
 	cd examples/browser && npm start
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "open docs/_build/index.html"
 
 check: lint
 	$(BIN)/mypy
@@ -117,7 +124,7 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
 
 clean:
-	rm -rf $(VENV) build dist out .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) build dist out docs/_build docs/generated .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache $(NODE_EXAMPLES:%=%/node_modules)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -135,6 +142,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps '$(TRITON)'
 	@touch $@ $(VENV)/.demo
 
 # No scripts: onnxruntime-node's would fetch libraries for CUDA from outside the registry.

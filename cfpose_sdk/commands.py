@@ -24,7 +24,7 @@ from cfpose_sdk.errors import CfposeError
 
 
 def cfpose() -> int:
-    """`cfpose predict|doctor`."""
+    """`cfpose predict|serve|bulk|doctor`."""
     return _run("cfpose", "cfpose_sdk.cli")
 
 

@@ -202,6 +202,15 @@ class PoseEstimator:
                 ) from error
         return functools.partial(PoseEstimator, self._model, **self._arguments), ()
 
+    def __repr__(self) -> str:
+        """The open models, for notebooks and consoles."""
+        info, closed = self.info, ", closed" if self._closed else ""
+        size = "x".join(map(str, self.spec.size_wh))
+        return (
+            f"PoseEstimator({info.name}: {len(self.spec.skeleton)} joints, {self.spec.input} of "
+            f"{size}, {info.provider}; detector: {info.detector}{closed})"
+        )
+
     def __enter__(self) -> Self:
         return self
 

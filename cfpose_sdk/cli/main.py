@@ -1,4 +1,4 @@
-"""`cfpose predict` and `cfpose doctor`: their options and help.
+"""The commands of `cfpose`, with the options and help of predict and doctor.
 
 predict exits 0 when every source was read to its end, 1 when some were not (the rest is in the
 files), 2 when nothing could be read or the use was wrong, 130 when interrupted.
@@ -16,8 +16,10 @@ import cfpose_sdk
 from cfpose_sdk.backends import place_of
 from cfpose_sdk.backends.bundled import POSE_MODELS
 from cfpose_sdk.backends.foreign import PRESETS
+from cfpose_sdk.cli.bulk import add_bulk
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
+from cfpose_sdk.cli.serve import add_serve
 from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
 from cfpose_sdk.errors import InputError
@@ -48,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cfpose {cfpose_sdk.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_predict(commands)
+    add_serve(commands)
+    add_bulk(commands)
     _add_doctor(commands)
     return parser
 
@@ -166,7 +170,10 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     )
     _add_drawing(command)
     command.add_argument(
-        "--show", action="store_true", help="show the poses in a window; q or Escape stops"
+        "--show",
+        action="store_true",
+        help="show the poses in a window; q or Escape stops. Needs a display, and opencv-python in "
+        "the place of opencv-python-headless",
     )
 
 

@@ -181,14 +181,14 @@ class PersonFinder:
     """A finder artifact: `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M); or
     `frame` uint8 (h, w, 3), letterboxed inside.
 
-    Without a path: the bundled one. `threshold` and `nms_iou` override the artifact's own; `beside`
-    is that of `open_backend`. Raises ArtifactError when the file is no cfpose finder, else as
-    `open_backend`.
+    Without a path: the bundled one; an open Backend stays the caller's to close. `threshold` and
+    `nms_iou` override the artifact's own; `beside` is that of `open_backend`. Raises ArtifactError
+    when the file is no cfpose finder, else as `open_backend`.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | Backend | None = None,
         threshold: float | None = None,
         nms_iou: float | None = None,
         *,
@@ -200,18 +200,22 @@ class PersonFinder:
         for name, value in (("threshold", threshold), ("nms_iou", nms_iou)):
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {value}")
-        self.path = BUNDLED_FINDER if path is None else as_path(path)
+        self._given = path if isinstance(path, Backend) else None
+        if isinstance(path, Backend):
+            self.path = path.path
+        else:
+            self.path = BUNDLED_FINDER if path is None else as_path(path)
         self._again = functools.partial(
             type(self), path, threshold, nms_iou,
             device=device, threads=threads, allow_fallback=allow_fallback,
         )  # fmt: skip
-        self._backend = open_backend(
+        self._backend = self._given or open_backend(
             self.path, device=device, threads=threads, allow_fallback=allow_fallback, beside=beside
         )
         try:
             self.spec = _finder_spec(self._backend)
         except BaseException:
-            self._backend.close()
+            self.close()
             raise
         self.name = self.spec.name
         self.provider = self._backend.provider  # the runtime that really runs it
@@ -244,8 +248,9 @@ class PersonFinder:
         return Detections(boxes[kept], scores[kept])
 
     def close(self) -> None:
-        """Free the model."""
-        self._backend.close()
+        """Free the model that was opened here."""
+        if self._given is None:
+            self._backend.close()
 
     @property
     def _takes_frames(self) -> bool:

@@ -21,7 +21,7 @@ SOURCES = {
     ".cfg", ".cpp", ".css", ".html", ".ini", ".js", ".json", ".md", ".mjs", ".py", ".sh", ".toml",
     ".txt", ".yaml", ".yml",
 }  # fmt: skip
-BARE_NAMES = {".ci/run", ".gitattributes", ".gitignore", "Makefile"}
+BARE_NAMES = {".ci/run", ".dockerignore", ".gitattributes", ".gitignore", "Dockerfile", "Makefile"}
 NO_PACKAGE = ("training", "export", "benchmarks", "studies", "tests", "examples")
 PACKAGES = {
     "cfpose_sdk": "cfpose_sdk",

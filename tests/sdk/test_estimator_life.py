@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.onnxruntime import OnnxBackend
 from cfpose_sdk.detectors.base import Detections, PersonFinder
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
@@ -112,3 +113,25 @@ def test_people_are_looked_for_in_every_nth_frame(
     for n, poses in enumerate(results):
         np.testing.assert_array_equal(poses.boxes, [np.array([10, 10, 50, 70]) + n % every])
     assert len(given_boxes) == 8 - len(looked)
+
+
+def test_an_estimator_shows_what_it_is(pose_model: Path, finder_model: Path) -> None:
+    with PoseEstimator(pose_model, detector=finder_model, device="cpu") as pose:
+        assert repr(pose) == (
+            "PoseEstimator(brightest: 17 joints, crops of 48x64, CPUExecutionProvider; "
+            "detector: constant (two.onnx, CPUExecutionProvider))"
+        )
+    assert repr(pose).endswith(", closed)")
+
+
+def test_a_finder_leaves_a_backend_of_the_caller_open(finder_model: Path) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    with open_backend(finder_model, device="cpu") as backend:
+        with PersonFinder(backend) as finder:
+            assert finder.path == finder_model
+            assert len(finder(image)) == 2
+        backend.run({"images": image[None]})
+    with PersonFinder(finder_model, device="cpu") as own:
+        pass
+    with pytest.raises(BackendError):
+        own(image)

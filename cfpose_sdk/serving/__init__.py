@@ -1,0 +1,1 @@
+"""Many requests, many images: an HTTP server, and bulk runs in resumable shards."""

@@ -1,0 +1,252 @@
+"""Many photos by many processes, shard by shard: on one machine, or on a cluster with Ray."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfpose_sdk.backends import Device
+from cfpose_sdk.backends.bundled import DEFAULT, model_file
+from cfpose_sdk.errors import BackendError, InputError, require
+from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.files import digest, printable
+from cfpose_sdk.media.frames import expand, is_video
+from cfpose_sdk.serving.shards import Counts, Row, ShardFolder, usable_cores
+
+Shard = tuple[int, list[str]]  # its number and its photos
+OnShard = Callable[[Counts], None]
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """How a bulk run is made. `workers` None: as many as there are cores.
+
+    `threads` None: the cores shared out among the workers. `shard_size`: photos of a shard, which
+    is what is lost when the run is killed.
+    """
+
+    model: str | None = None
+    detector: str | None = None
+    device: Device = "auto"
+    max_people: int | None = None
+    workers: int | None = None
+    threads: int | None = None
+    shard_size: int = 100
+    covariance: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "shard_size", "max_people"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, got {value}")
+
+
+def photos_of(sources: Sequence[str]) -> list[str]:
+    """Photos of files, folders and globs, in order, each once. Raises InputError for a video."""
+    photos = [path for source in sources for path in expand(source)]
+    for path in photos:
+        if is_video(path):
+            raise InputError(f"{path} is a video, and bulk reads photos; use: cfpose predict")
+    return list(dict.fromkeys(map(os.fspath, photos)))
+
+
+def run_bulk(
+    photos: Sequence[str],
+    shards: ShardFolder,
+    options: BulkOptions,
+    *,
+    ray: str | None = None,
+    on_shard: OnShard | None = None,
+) -> Counts:
+    """Poses of all photos into the shards' folder; goes on where a run with the same was stopped.
+
+    `ray`: the address of a Ray cluster, or "local"; its nodes must see the photos under the same
+    paths. `on_shard` is told of each shard. Raises InputError, BackendError,
+    MissingDependencyError.
+    """
+    if not photos:
+        raise InputError("there is no photo; give photos, folders, globs, or --list FILE")
+    shards.begin(_plan(options), photos)
+    size = options.shard_size
+    todo: list[Shard] = []
+    total = Counts()
+    for number, first in enumerate(range(0, len(photos), size)):
+        done = shards.counts(number)
+        if done is None:
+            todo.append((number, list(photos[first : first + size])))
+        else:
+            total += done
+            _tell(on_shard, done)
+    if todo:
+        finished = _on_ray(todo, options, ray) if ray else _on_processes(todo, options)
+        for number, rows in finished:
+            shards.write(number, rows)
+            counts = shards.counts(number) or Counts()
+            total += counts
+            _tell(on_shard, counts)
+    shards.finish(total, -(-len(photos) // size))
+    return total
+
+
+def _tell(on_shard: OnShard | None, counts: Counts) -> None:
+    if on_shard is not None:
+        on_shard(counts)
+
+
+def _plan(options: BulkOptions) -> dict[str, Any]:
+    model = model_file(options.model or DEFAULT)
+    plan = {"model": model.name, "model_sha256": digest(model) if model.is_file() else None}
+    if options.detector is not None:
+        plan |= {
+            "detector": Path(options.detector).name,
+            "detector_sha256": digest(options.detector),
+        }
+    with PoseEstimator(options.model, detector=options.detector, device=options.device) as opened:
+        joints = list(opened.spec.skeleton.keypoints)
+    chosen = {"shard_size": options.shard_size, "max_people": options.max_people}
+    return {**plan, **chosen, "covariance": options.covariance, "keypoints": joints}
+
+
+class Poser:
+    """One estimator of one process: a shard's photos → its rows."""
+
+    def __init__(self, options: BulkOptions, threads: int | None) -> None:
+        self._covariance = options.covariance
+        self._estimator = PoseEstimator(
+            options.model,
+            detector=options.detector,
+            device=options.device,
+            threads=threads,
+            max_people=options.max_people,
+        )
+
+    def rows(self, photos: Sequence[str]) -> list[Row]:
+        """A row for each photo, in order; the reason where one cannot be read."""
+        return [self._row(photo) for photo in photos]
+
+    def _row(self, photo: str) -> Row:
+        name = printable(photo)
+        try:
+            poses = self._estimator.predict(photo)
+        except InputError as error:
+            return {"image": name, "size_wh": None, "people": None, "error": printable(str(error))}
+        people = poses.to_dict()["people"]
+        for person in people:
+            del person["visible"]  # confidence ≥ 0.3
+            if not self._covariance:
+                person.pop("covariance", None)
+        return {
+            "image": name,
+            "size_wh": list(poses.image_size_wh),
+            "people": people,
+            "error": None,
+        }
+
+
+_POSERS: list[Poser] = []  # of a worker process: its one
+
+
+def _begin_worker(options: BulkOptions, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    _POSERS.append(Poser(options, threads))
+
+
+def _follow(parent: Any) -> None:
+    """End with the parent: one that is killed tells its workers nothing."""
+    parent.join()
+    os._exit(1)
+
+
+def _work(shard: Shard) -> tuple[int, list[Row]]:
+    number, photos = shard
+    return number, _POSERS[0].rows(photos)
+
+
+def _on_processes(todo: Sequence[Shard], options: BulkOptions) -> Iterator[tuple[int, list[Row]]]:
+    cores = usable_cores()
+    workers = min(options.workers or cores, len(todo))
+    threads = options.threads or max(1, cores // workers)
+    pool = ProcessPoolExecutor(
+        workers,
+        # a forked child would share the runtime's threads and locks
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,
+        initargs=(options, threads),
+    )
+    try:
+        yield from _finished(pool, list(todo), 2 * workers)
+    except BrokenProcessPool as error:
+        raise BackendError(
+            "a worker process died (killed, or out of memory?); the shards that were done are "
+            "kept: run the command again, with fewer --workers where memory is short"
+        ) from error
+    finally:
+        processes: Mapping[int, Any] = dict(getattr(pool, "_processes", None) or {})
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.join()
+
+
+def _finished(
+    pool: ProcessPoolExecutor, todo: list[Shard], most: int
+) -> Iterator[tuple[int, list[Row]]]:
+    """Shards as they are done; a few wait at a time, so that memory does not grow with the run."""
+    running: set[Future[tuple[int, list[Row]]]] = set()
+    waiting = iter(todo)
+    while True:
+        while len(running) < most and (shard := next(waiting, None)) is not None:
+            running.add(pool.submit(_work, shard))
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+class _RayPoser:
+    """`Poser` for Ray Data: a batch is one shard."""
+
+    def __init__(self, options: BulkOptions) -> None:
+        self._poser = Poser(options, options.threads or 1)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import json
+
+        numbers, photos = batch["number"], batch["photos"]
+        rows = [json.dumps(self._poser.rows(json.loads(each))) for each in photos]
+        return {"number": numbers, "rows": rows}
+
+
+def _on_ray(
+    todo: Sequence[Shard], options: BulkOptions, address: str
+) -> Iterator[tuple[int, list[Row]]]:
+    require("ray", extra="ray", why="cfpose bulk --ray")
+    import json
+
+    ray: Any = importlib.import_module("ray")
+    importlib.import_module("ray.data")
+    ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
+    items = [{"number": number, "photos": json.dumps(photos)} for number, photos in todo]
+    workers = options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    posed = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _RayPoser,
+        fn_constructor_args=(options,),
+        batch_size=1,
+        concurrency=min(workers, len(items)),
+    )
+    for row in posed.iter_rows():
+        yield int(row["number"]), json.loads(row["rows"])

@@ -1,0 +1,274 @@
+"""Pages made of what is written elsewhere: parsers, recipe dataclasses, READMEs, CONTRIBUTING."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "cfpose": "cfpose_sdk.cli.main",
+    "cfpose-train": "cfpose_training.cli",
+    "cfpose-export": "cfpose_export.cli",
+    "cfpose-bench": "cfpose_bench.cli",
+}
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+_PAGES = {  # file → the page that holds it; with a heading's anchor where one file gives several
+    "README.md": "../start.md",
+    "docs/adopt.md": "../adopt.md",
+    "cfpose_sdk/models/README.md": "zoo.md",
+    "export/README.md": "export.md",
+    "export/README.md#what-it-costs": "precision.md",
+    "training/README.md": "training.md",
+    "benchmarks/README.md": "measure.md",
+    "CONTRIBUTING.md": "architecture.md",
+}
+
+
+def write_all(folder: Path) -> None:
+    """Write every generated page whose text changed, and remove those that are no longer made."""
+    folder.mkdir(exist_ok=True)
+    pages = dict(_pages())
+    for file in folder.glob("*.md"):
+        if file.stem not in pages:
+            file.unlink()
+    for name, text in pages.items():
+        file = folder / f"{name}.md"
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    for command, module in COMMANDS.items():
+        yield f"command-{command}", command_page(command, importlib.import_module(module)._parser())
+    yield "recipe", recipe_page()
+    lower = ("Lower precisions", "The gate", "What it costs")
+    engines = ("Engines", "OpenVINO")
+    yield "export", part_of("export/README.md", "Export", without=(*lower, *engines))
+    yield "precision", part_of("export/README.md", "Precision and what it costs", only=lower)
+    yield "engine-options", part_of("export/README.md", "Engines: options and rules", only=engines)
+    yield "training", part_of("training/README.md", "Train: labels, runs, switches")
+    yield "measure", part_of("benchmarks/README.md", "Measure")
+    yield "architecture", part_of("CONTRIBUTING.md", "Architecture")
+    card = part_of("cfpose_sdk/models/README.md", "Model zoo")
+    yield "zoo", card.replace("# Model zoo\n", f"# Model zoo\n\n{_ZOO}\n", 1)
+    yield "changes", part_of("CHANGELOG.md", "Changes")
+
+
+_ZOO = (
+    "What ships inside the package comes first; any file that `cfpose-export adopt` takes joins it "
+    "under the licence that you state ([the way](../adopt.md)). Weights have terms of their own, "
+    "which `cfpose-export inspect FILE` prints from the file itself."
+)
+
+
+def command_page(command: str, parser: argparse.ArgumentParser) -> str:
+    """A section for each sub-command, with a table of its options."""
+    parts = [f"# {command}", _text(parser.description or ""), _epilog(parser), _options(parser)]
+    parts += _sections(command, parser)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sections(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for name, each in action.choices.items():
+            yield f"## {command} {name}"
+            yield _text(each.description or helps.get(name, ""))
+            yield f"```text\n{_usage(each)}\n```"
+            yield _options(each)
+            yield _epilog(each)
+            yield from _sections(f"{command} {name}", each)
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    usage = " ".join(parser.format_usage().removeprefix("usage:").split())
+    return textwrap.fill(usage, 88, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _epilog(parser: argparse.ArgumentParser) -> str:
+    return _text(" ".join((parser.epilog or "").split()))
+
+
+def _options(parser: argparse.ArgumentParser) -> str:
+    rows = ["| option | default | |", "|---|---|---|"]
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        default = action.default if action.option_strings and action.nargs != 0 else None
+        shown = "" if default in (None, argparse.SUPPRESS, [], ()) else f"`{_plain(default)}`"
+        help_text = re.sub(r" ?\(default: %\(default\)s\)", "", action.help or "")
+        if action.choices:
+            help_text += f"; one of: {', '.join(map(str, action.choices))}"
+        rows.append(f"| `{names}` | {shown} | {_text(help_text.lstrip('; '))} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def _plain(value: object) -> str:
+    text = str(value)  # a path inside this checkout is nobody else's
+    return Path(text).name if str(ROOT) in text else text
+
+
+def _text(text: str) -> str:
+    """Prose of a help text, in which Markdown would see marks, but for `names`."""
+    parts = re.split(r"(`[^`]*`)", text.replace("%%", "%"))
+    plain = [re.sub(r"([*_<>|\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = plain
+    return "".join(parts)
+
+
+def recipe_page() -> str:
+    """The fields of a recipe: a table for each dataclass, from `Recipe` downwards."""
+    config = importlib.import_module("cfpose_training.config")
+    ranges = importlib.import_module("cfpose_training.ranges").RANGES
+    seen: dict[str, type] = {}
+
+    def visit(kind: type) -> None:
+        if kind.__name__ in seen:
+            return
+        seen[kind.__name__] = kind
+        for hint in typing.get_type_hints(kind).values():
+            for part in (hint, *typing.get_args(hint)):
+                if inspect.isclass(part) and dataclasses.is_dataclass(part):
+                    visit(part)
+
+    visit(config.Recipe)
+    intro = (
+        "A recipe is a TOML file, a table for each part of a run. It names each field that it "
+        "sets; an unknown key, a value of another type or a number out of its range is an error. "
+        "The recipes in `training/recipes` are whole examples."
+    )
+    return f"# Fields of a recipe\n\n{intro}\n\n" + "\n\n".join(
+        _table_of(kind, ranges.get(name, {})) for name, kind in seen.items()
+    )
+
+
+def _table_of(kind: type, ranges: dict[str, object]) -> str:
+    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    rows = ["| field | type | default | range | |", "|---|---|---|---|---|"]
+    for field in dataclasses.fields(kind):
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        if field.default_factory is not dataclasses.MISSING:
+            default = "its own"
+        about, limits = _text(comments.get(field.name, "")), ranges.get(field.name, "")
+        rows.append(
+            f"| `{field.name}` | {_type(hints[field.name])} | {default} | {limits} | {about} |"
+        )
+    about = inspect.cleandoc(kind.__doc__ or "")
+    return f"## {kind.__name__}\n\n{_text(about)}\n\n" + "\n".join(rows) + "\n"
+
+
+def _type(hint: object) -> str:
+    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{value!r}`" for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        first = typing.get_args(hint)[0]
+        return f"list of {_type(first)}"
+    if hint is type(None):
+        return "nothing"
+    return f"`{getattr(hint, '__name__', hint)}`"
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The remark behind each field, and the lines of remarks above it."""
+    source = inspect.getsource(kind)
+    lines = source.splitlines()
+    found = {}
+    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            above = []
+            at = node.lineno - 2
+            while at >= 0 and lines[at].strip().startswith("#"):
+                above.insert(0, lines[at].strip().lstrip("# "))
+                at -= 1
+            last = lines[(node.end_lineno or node.lineno) - 1]
+            behind = last[node.end_col_offset or 0 :].partition("#")[2].strip()
+            found[node.target.id] = " ".join([*above, behind]).strip()
+    return found
+
+
+def part_of(
+    file: str, title: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> str:
+    """A README as a page: some of its sections, or all but some, with links that hold there."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    head, *sections = re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]
+    kept = []
+    for section in sections:
+        name = section.splitlines()[0].lstrip("# ")
+        if (not only or name in only) and name not in without:
+            kept.append(section)
+    intro = "" if only else head.partition("\n")[2].strip() + "\n\n"
+    body = f"# {title}\n\n{intro}" + "".join(kept)
+    body = _fence_examples(body)
+    anchors = set(map(_slug, re.findall(r"^#+ (.*)$", body, re.MULTILINE)))
+    return _LINK.sub(lambda match: _relink(match, Path(file).parent, anchors), _images(body, file))
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def _fence_examples(text: str) -> str:
+    """Blocks without a language are plain text: Sphinx would try Python."""
+    lines, inside = text.split("\n"), False
+    for number, line in enumerate(lines):
+        if line.startswith("```"):
+            inside = not inside
+            if inside and line == "```":
+                lines[number] = "```text"
+    return "\n".join(lines)
+
+
+def _images(text: str, file: str) -> str:
+    """Pictures by their place seen from `docs/generated`."""
+    home = (ROOT / file).parent
+
+    def moved(match: re.Match[str]) -> str:
+        path = (home / match[2]).resolve().relative_to(ROOT)
+        return f"![{match[1]}](../../{path.as_posix()})"
+
+    return re.sub(r"!\[([^\]]*)\]\(([^)\s]+)\)", moved, text)
+
+
+def _relink(match: re.Match[str], home: Path, anchors: set[str]) -> str:
+    text, target = match[1], match[2]
+    if re.match(r"[a-z]+:", target):
+        return match[0]
+    if target.startswith("#"):
+        return match[0] if target[1:] in anchors else text
+    path, _, anchor = target.partition("#")
+    file = (ROOT / home / path).resolve().relative_to(ROOT).as_posix()
+    page = _PAGES.get(f"{file}#{anchor}") or _PAGES.get(file)
+    return f"[{text}]({page})" if page else _as_name(text, file)
+
+
+def named_file(match: re.Match[str]) -> str:
+    """For a page of `docs`: a link that leaves it becomes text."""
+    path = match[2].partition("#")[0].removeprefix("../")
+    page = _PAGES.get(match[2].removeprefix("../")) or _PAGES.get(path)
+    if page and not path.startswith("../"):
+        page = page.removeprefix("../") if page.startswith("../") else f"generated/{page}"
+        return f"[{match[1]}]({page})"
+    return _as_name(match[1], path)
+
+
+def _as_name(text: str, file: str) -> str:
+    name = file.rstrip("/")
+    return f"`{name}`" if text.strip("`") in (name, Path(name).name) else f"{text} (`{name}`)"
