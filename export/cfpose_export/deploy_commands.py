@@ -121,7 +121,8 @@ def _check_deployed(
             candidate, graph, min_confidence=min_confidence, photos=photos
         )
     print(agreement.to_json())
-    if isinstance(agreement, Agreement) and not is_engine and has_half_weights(load_model(path)):
+    is_graph = path.suffix.lower() == ".onnx"
+    if is_graph and isinstance(agreement, Agreement) and has_half_weights(load_model(path)):
         judge_agreement(agreement, HALF_BOUND)
         return
     judge(agreement, precision_of(metadata), max_px, rounds_all=is_engine)

@@ -73,9 +73,16 @@ class FinderAgreement:
 
 
 def compare_finders(
-    reference: Backend, candidate: Backend, spec: FinderSpec, folder: Path | None
+    reference: Backend,
+    candidate: Backend,
+    spec: FinderSpec,
+    folder: Path | None,
+    floor: float = FLOOR,
 ) -> FinderAgreement:
-    """Run both on the photos of a folder (None: the demo's); each takes letterboxes or frames."""
+    """Run both on the photos of a folder (None: the demo's); each takes letterboxes or frames.
+
+    Compared are candidates that score `floor` in the reference.
+    """
     px: list[Floats] = [np.zeros(0)]
     score: list[Floats] = [np.zeros(0)]
     paths, nonfinite = photo_paths(folder), 0
@@ -83,7 +90,7 @@ def compare_finders(
         image = read_image(path)
         ours, theirs = (run_finder(backend, spec, image) for backend in (reference, candidate))
         nonfinite += sum(int((~np.isfinite(value)).sum()) for value in theirs)
-        sure = ours[1] >= FLOOR
+        sure = ours[1] >= floor
         far, gap = nearest_gaps(ours[0][sure], ours[1][sure], *theirs)
         px.append(far)
         score.append(gap)
@@ -98,8 +105,8 @@ def judge_finders(agreement: FinderAgreement, bound: FinderBound) -> None:
     """Raise ExportError unless candidates were compared and keep to the bound; NaN does not."""
     if agreement.candidates == 0:
         raise ExportError(
-            f"no candidate on {agreement.photos} photos scores {FLOOR}, so the comparison says "
-            f"nothing; give photos of people (--photos)"
+            f"no candidate on {agreement.photos} photos scores enough to be compared, so the "
+            f"comparison says nothing; give photos of people (--photos)"
         )
     if agreement.nonfinite or not (
         agreement.max_px <= bound.px and agreement.score_max <= bound.score
@@ -115,9 +122,10 @@ def judge_finders(agreement: FinderAgreement, bound: FinderBound) -> None:
 def write_frame_finder(path: Path, model: onnx.ModelProto, folder: Path | None) -> FinderAgreement:
     """Give a finder whole frames, compare it with itself on OpenCV's letterboxes, and write it.
 
-    Raises ExportError, and leaves `path` as it was, where boxes move by more than FRAME_FINDER.
+    Raises ExportError, and leaves `path` as it was, where boxes that it finds move by more than
+    FRAME_FINDER.
     """
-    framed = frame_finder(model)
+    framed, spec = frame_finder(model), read_finder_spec(model)
     with tempfile.TemporaryDirectory() as temporary:
         paths = [Path(temporary) / name for name in ("letterboxes.onnx", "frames.onnx")]
         for graph, written in zip((model, framed), paths, strict=True):
@@ -126,7 +134,7 @@ def write_frame_finder(path: Path, model: onnx.ModelProto, folder: Path | None) 
             open_backend(paths[0], device="cpu") as ours,
             open_backend(paths[1], device="cpu") as theirs,
         ):
-            agreement = compare_finders(ours, theirs, read_finder_spec(model), folder)
+            agreement = compare_finders(ours, theirs, spec, folder, spec.threshold)
     judge_finders(agreement, FRAME_FINDER)
     write_file(path, framed.SerializeToString(deterministic=True))
     return agreement

@@ -109,6 +109,9 @@ def test_ends_are_the_contract(variant: tuple[onnx.ModelProto, Built]) -> None:
 def test_the_profile_is_the_one_asked_for(variant: tuple[onnx.ModelProto, Built]) -> None:
     graph, built = variant
     names = {value.name for value in graph.graph.input}
+    if names == {"images"}:  # one picture a run
+        assert built.profiles == ({"images": ((1, 480, 480, 3),) * 3},)
+        return
     assert len(built.profiles) == (3 if "frame" in names else 2)
     for profile in built.profiles:
         assert profile.keys() == names
