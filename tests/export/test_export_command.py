@@ -99,9 +99,9 @@ def test_an_impossible_bound_fails_and_writes_nothing(
     )  # tracing takes long
     target = tmp_path / "out" / "pose.onnx"
     checkpoint = str(folder / "pose.safetensors")
-    code = main(["onnx", "--checkpoint", checkpoint, "-o", str(target), "--max-drift", "-1"])
+    code = main(["onnx", "--checkpoint", checkpoint, "-o", str(target), "--max-drift", "0"])
     assert code == 1
-    assert "allowed -1" in capsys.readouterr().err
+    assert "allowed 0" in capsys.readouterr().err
     assert not target.parent.exists()
 
 
