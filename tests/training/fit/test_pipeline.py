@@ -116,7 +116,8 @@ def test_another_recipe_in_the_same_folder_is_refused(
 def test_labels_are_written_first_by_the_command(
     recipe: Path, children: Children, tiny_root: Path, tmp_path: Path
 ) -> None:
-    step = '[[fit.labels]]\nimages = "more"\nlabeller = ["l.onnx", "movenet:m.onnx", "default"]\ndetector = "d.onnx"\n'
+    step = '[[fit.labels]]\nimages = "more"\ndetector = "d.onnx"\n'
+    step += 'labeller = ["l.onnx", "movenet:m.onnx", "default"]\n'
     text = recipe.read_text().replace("[labels]", f'{step}out = "more.json"\n\n[labels]', 1)
     recipe.write_text(text)
     run_fit(recipe, options(tmp_path / "out"))
