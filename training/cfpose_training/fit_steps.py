@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class LabelStep:
     """Labels to write before training, as `cfpose-train label` does; paths from the data root.
 
-    Without annotations a detector finds the people. `out` is a COCO file that a source then names.
+    A labeller is a bundled model's name, a file, or PRESET:FILE of a foreign network. Without
+    annotations a detector finds the people. `out` is a COCO file that a source then names.
     """
 
     images: str

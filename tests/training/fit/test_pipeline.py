@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cfpose_sdk import errors
+from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.errors import DatasetError, ExportError, MissingDependencyError, TrainingError
 from cfpose_training import cli
 from cfpose_training.checkpoints.files import load_pose
@@ -115,7 +116,8 @@ def test_another_recipe_in_the_same_folder_is_refused(
 def test_labels_are_written_first_by_the_command(
     recipe: Path, children: Children, tiny_root: Path, tmp_path: Path
 ) -> None:
-    step = '[[fit.labels]]\nimages = "more"\nlabeller = ["l.onnx"]\ndetector = "d.onnx"\n'
+    step = '[[fit.labels]]\nimages = "more"\ndetector = "d.onnx"\n'
+    step += 'labeller = ["l.onnx", "movenet:m.onnx", "default"]\n'
     text = recipe.read_text().replace("[labels]", f'{step}out = "more.json"\n\n[labels]', 1)
     recipe.write_text(text)
     run_fit(recipe, options(tmp_path / "out"))
@@ -123,6 +125,7 @@ def test_labels_are_written_first_by_the_command(
     assert label == [
         "train", "label", "--data-root", str(tiny_root), "--images", "more", "--out",
         str(tiny_root / "more.json"), "--resume", "--labeller", str(recipe.parent / "l.onnx"),
+        f"movenet:{recipe.parent / 'm.onnx'}", str(model_file("default")),
         "--detector", str(recipe.parent / "d.onnx"),
     ]  # fmt: skip
     assert export[0] == "export"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.cli import main
 from cfpose_training.config import load_recipe
@@ -103,5 +102,5 @@ def test_the_command_prints_both_rates(
     slower = "loader" if rates["l"] < rates["n"] else "network"
     assert verdict == f"the {slower} is the slower one (2 batches of 4 each)"
     assert cache.exists() == bool(given)
-    with pytest.raises(TrainingError, match="nothing to time"):
+    with pytest.raises(SystemExit):
         main([*command, "--batches", "0"])

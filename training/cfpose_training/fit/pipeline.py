@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_sdk.backends.bundled import model_file
+from cfpose_sdk.backends.foreign import split_preset
 from cfpose_sdk.errors import DatasetError, ExportError, TrainingError, require
 from cfpose_sdk.files import write_file
 from cfpose_sdk.keypoints import calibrate
@@ -175,6 +176,13 @@ class _Fit:
             return None
         return self._path(name) if "." in name or "/" in name else model_file(name)
 
+    def _labeller(self, name: str) -> str:
+        """A labeller as the command takes it: a start's name or file, or PRESET:FILE."""
+        foreign = split_preset(name)
+        if foreign is None:
+            return str(self._named(name))
+        return f"{foreign[0]}:{self._path(str(foreign[1]))}"
+
     def _label(self) -> None:
         """Write the labels that the recipe asks for, each by `cfpose-train label`."""
         for step in self.recipe.fit.labels:
@@ -182,7 +190,7 @@ class _Fit:
                 continue
             command = ["label", "--data-root", str(self.root), "--images", step.images]
             command += ["--out", str(self.root / step.out), "--resume", "--labeller"]
-            command += [str(self._named(name)) for name in step.labeller]
+            command += [self._labeller(name) for name in step.labeller]
             if step.annotations:
                 who = "--fill" if step.fill else "--only-unlabelled"
                 command += ["--annotations", step.annotations, who]
