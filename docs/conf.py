@@ -49,8 +49,6 @@ _OUT_OF_DOCS = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)]*)\)")
 
 def _name_files(app: Any, page: str, source: list[str]) -> None:
     """Links to files of the repository that are no pages become their names."""
-    if page == "index" and not (HERE / "train.md").exists():
-        source[0] = source[0].replace("\ntrain\n", "\n")
     if page.startswith("generated/"):
         return  # their links were made for their place
     source[0] = _OUT_OF_DOCS.sub(generate.named_file, source[0])

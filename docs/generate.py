@@ -25,11 +25,12 @@ _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _PAGES = {  # file → the page that holds it; with a heading's anchor where one file gives several
     "README.md": "../start.md",
     "docs/adopt.md": "../adopt.md",
+    "docs/measure.md": "../measure.md",
     "cfpose_sdk/models/README.md": "zoo.md",
     "export/README.md": "export.md",
     "export/README.md#what-it-costs": "precision.md",
     "training/README.md": "training.md",
-    "benchmarks/README.md": "measure.md",
+    "benchmarks/README.md": "runtimes.md",
     "CONTRIBUTING.md": "architecture.md",
 }
 
@@ -57,7 +58,7 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "precision", part_of("export/README.md", "Precision and what it costs", only=lower)
     yield "engine-options", part_of("export/README.md", "Engines: options and rules", only=engines)
     yield "training", part_of("training/README.md", "Train: labels, runs, switches")
-    yield "measure", part_of("benchmarks/README.md", "Measure")
+    yield "runtimes", part_of("benchmarks/README.md", "Runtimes side by side")
     yield "architecture", part_of("CONTRIBUTING.md", "Architecture")
     card = part_of("cfpose_sdk/models/README.md", "Model zoo")
     yield "zoo", card.replace("# Model zoo\n", f"# Model zoo\n\n{_ZOO}\n", 1)

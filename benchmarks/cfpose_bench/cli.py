@@ -188,7 +188,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--boxes", action="append", metavar="gt|detector|F.json",
         help="where person boxes come from: the annotations, the detector, or a file; may be "
         "repeated (default: gt)")
-    add("--preset", choices=PRESETS, help="a whole protocol; see benchmarks/README.md")
+    add("--preset", choices=PRESETS, help="a whole protocol; see docs/measure.md")
     add("--detector", help="file of the detector for `--boxes detector`; without it, the bundled "
         "finder")
     add("--flip-test", action="store_true",

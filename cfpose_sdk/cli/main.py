@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import cfpose_sdk
-from cfpose_sdk.backends import place_of
 from cfpose_sdk.backends.bundled import POSE_MODELS
 from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.bulk import add_bulk
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
-from cfpose_sdk.cli.serve import add_serve
+from cfpose_sdk.cli.serve import add_serve, device
 from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
-from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.draw import Colouring, check_style
 from cfpose_sdk.streaming.stream import StreamOptions
 
@@ -115,7 +113,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--device",
-        type=_device,
+        type=device,
         default="auto",
         help="device that runs the models: auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N, "
         "openvino (default: %(default)s)",
@@ -125,15 +123,6 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run on the CPU, with a warning, when the GPU does not work",
     )
-
-
-def _device(text: str) -> str:
-    """A device by its name; argparse says what is wrong with another."""
-    try:
-        place_of(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
 
 
 def _add_outputs(command: argparse.ArgumentParser) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias
 
-from cfpose_sdk.backends import Device
+from cfpose_sdk.backends import place_of
 from cfpose_sdk.backends.foreign import adopted_file, split_preset
-from cfpose_sdk.errors import require
+from cfpose_sdk.errors import InputError, require
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.serving.app import ServeOptions
 from cfpose_sdk.serving.decoders import DecoderOptions
@@ -50,7 +50,11 @@ def add_estimator(command: argparse.ArgumentParser) -> None:
         "--detector", metavar="D", help="person detector; None: the bundled finder"
     )
     command.add_argument(
-        "--device", choices=get_args(Device), default="auto", help="device that runs the models"
+        "--device",
+        type=device,
+        default="auto",
+        help="device that runs the models: auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N, "
+        "openvino",
     )
     command.add_argument(
         "--threads", metavar="N", type=int, help="threads of the models; None: their choice"
@@ -58,6 +62,15 @@ def add_estimator(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-people", metavar="N", type=int, help="keep the N best-scored people of an image"
     )
+
+
+def device(text: str) -> str:
+    """A device by its name; argparse says what is wrong with another."""
+    try:
+        place_of(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def model_given(model: str | None) -> str | None:

@@ -194,11 +194,9 @@ def _on_processes(todo: Sequence[Shard], options: BulkOptions) -> Iterator[tuple
         ) from error
     finally:
         processes: Mapping[int, Any] = dict(getattr(pool, "_processes", None) or {})
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in processes.values():
             process.terminate()
-        for process in processes.values():
-            process.join()
+        pool.shutdown(cancel_futures=True)  # and waits, so that nothing is left for Python's exit
 
 
 def _finished(

@@ -16,6 +16,7 @@ import pytest
 
 import cfpose_sdk
 from cfpose_sdk import PoseEstimator, Poses
+from cfpose_sdk.backends.bundled import BUNDLED_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -41,8 +42,12 @@ def _commands(page: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, root: Path) -> Path:
-    """A folder as the pages assume it: the examples, and a short video."""
+    """A folder as the pages assume it: the examples, a model of one's own, and a short video."""
     (tmp_path / "examples").symlink_to(root / "examples")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "mine.onnx").symlink_to(BUNDLED_MODEL)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").symlink_to(root / "examples" / "photos" / "street.jpg")
     photo = cv2.imread(str(root / "examples" / "photos" / "street.jpg"))
     assert photo is not None
     writer = cv2.VideoWriter(
