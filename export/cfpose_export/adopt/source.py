@@ -108,7 +108,7 @@ def run_network(
         )
         values = session.run(None, dict(feeds))
     except Exception as error:  # onnxruntime's own classes are private and many
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{label} does not run in onnxruntime: {reason}") from error
     return dict(zip((o.name for o in session.get_outputs()), values, strict=True))
 
@@ -211,7 +211,7 @@ def _at_opset(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         converted = version_converter.convert_version(model, OPSET)
         onnx.checker.check_model(converted)
     except Exception as error:  # the converter raises RuntimeError, and what its adapters raise
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(
             f"{path.name} is written at opset {version} and cannot be brought to {OPSET} "
             f"({reason}); export it again at opset {OPSET}"

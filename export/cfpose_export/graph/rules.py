@@ -53,7 +53,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error}") from error
     except Exception as error:  # protobuf's and onnx's own classes share no base
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path} is not an ONNX file, or it is damaged: {reason}") from error
     return model
 

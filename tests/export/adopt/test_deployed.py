@@ -128,11 +128,11 @@ def test_tensorrt_builds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         path = adopted(tmp_path, network)
         capsys.readouterr()
         words = ["engine", "--model", str(path), "-o", str(tmp_path / f"net{index}.engine")]
-        assert main([*words, "--people", "1", "4", "8"]) == 0
+        assert main([*words, "--input", "crops", "--people", "1", "4", "8"]) == 0
         said = json.loads(capsys.readouterr().out)
         assert said["built"]
-        lowest, best, most = (side[0] for side in said["profile"]["crops"])
-        assert (lowest, best, most) == ((2, 2, 2) if index else (1, 4, 8))
+        counts = [[side[0] for side in profile["crops"]] for profile in said["profiles"]]
+        assert counts == ([[2, 2, 2]] if index else [[1, 1, 1], [1, 4, 4], [1, 8, 8]])
 
 
 @pytest.mark.parametrize("network", [nets.heatmap_network(), nets.movenet_like(batch=2)])

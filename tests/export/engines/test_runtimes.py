@@ -115,5 +115,6 @@ def test_the_parser_of_tensorrt_rtx_takes_it(
     if precision in low:
         assert low[precision] in backbone
     lookups = [layer for layer in layers if layer.type == rtx.LayerType.GRID_SAMPLE]
-    assert len(lookups) == 3
-    assert {layer.get_input(i).dtype for layer in lookups for i in (0, 1)} == {rtx.DataType.FLOAT}
+    refined = any(init.name.startswith("refiner.") for init in bundled.graph.initializer)
+    assert len(lookups) == (3 if refined else 0)
+    assert {layer.get_input(i).dtype for layer in lookups for i in (0, 1)} <= {rtx.DataType.FLOAT}

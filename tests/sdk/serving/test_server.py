@@ -29,7 +29,12 @@ SCRIPT = str(Path(sys.executable).parent / "cfpose")
 @contextmanager
 def _server(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [SCRIPT, "serve", "--port", "0", "--device", "cpu", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()

@@ -14,7 +14,6 @@ import torch
 from onnx import TensorProto, helper
 
 from cfpose_sdk.errors import ArtifactError, TrainingError
-from cfpose_sdk.estimator import BUNDLED_MODEL
 from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
@@ -104,7 +103,6 @@ def test_artifacts_without_maps_cannot_teach(tmp_path: Path, write_movenet: Writ
     raw = write_heat(tmp_path / "raw.onnx")
     udp = adopted(raw, tmp_path / "udp.onnx", "tinypose", geometry="udp")
     for path, reason in (
-        (BUNDLED_MODEL, "give the checkpoint"),
         (coordinates, "answers coordinates, not heat maps"),
         (udp, "its crops are udp"),
     ):

@@ -106,7 +106,7 @@ def test_beta_multiplies_the_logits_in_training_and_the_saved_head(
     expected = simcc_loss(output[:2], data["xy"], data["weight"], 2.0, labels).item()
     assert loss == pytest.approx(expected, rel=1e-5)
     # a run that starts from it begins where it ended
-    again = dataclasses.replace(recipe, stage1=dataclasses.replace(stage1, epochs=1, lr=0.0))
+    again = dataclasses.replace(recipe, stage1=dataclasses.replace(stage1, epochs=1, lr=1e-12))
     options = RunOptions(tmp_path / "again", accelerator="cpu")
     data_options = DataOptions(tiny_root, tmp_path / "cache")
     second = train_stage1(again, data_options, options, init=checkpoint)
