@@ -230,9 +230,17 @@ def compare_runtimes(
     size = min(BATCH, reference.max_batch or BATCH, candidate.max_batch or BATCH)
     parts = [crops[:0], crops[:1], *(crops[n : n + size] for n in range(1, len(crops), size))]
     ours, theirs = ([b.run({"crops": part}) for part in parts] for b in (reference, candidate))
-    expected, got = joined(ours), joined(theirs)
-    compared = expected["confidence"] >= min_confidence
-    joints = compare_joints(expected, got, compared)
+    return agreement_of(reference, candidate, joined(ours), joined(theirs), min_confidence)
+
+
+def agreement_of(
+    reference: Backend, candidate: Backend, expected: Values, got: Values, min_confidence: float
+) -> Agreement:
+    """How far `candidate` lies from `reference`, by what both said of the same people.
+
+    Lengths of `expected` and `got` are crop pixels; joints below `min_confidence` are left out.
+    """
+    joints = compare_joints(expected, got, expected["confidence"] >= min_confidence)
     return Agreement(
         reference=reference.provider,
         candidate=candidate.provider,

@@ -25,7 +25,7 @@ from cfpose_export.proof.compare import (
     Floats,
     JointDifferences,
     Values,
-    compare_joints,
+    agreement_of,
     joined,
 )
 from cfpose_export.proof.frame import SIZES_WH, first_photo, limit_boxes
@@ -204,19 +204,7 @@ def compare_frames(
             ours, theirs = (_in_chunks(backend, feeds, size) for backend in (reference, candidate))
             runs.append((_to_crops(ours, step[chosen]), _to_crops(theirs, step[chosen])))
     expected, got = (joined([run[side] for run in runs]) for side in (0, 1))
-    joints = compare_joints(expected, got, expected["confidence"] >= min_confidence)
-    return Agreement(
-        reference=reference.provider,
-        candidate=candidate.provider,
-        crops=joints.crops,
-        joints=joints.joints,
-        mean_px=joints.mean_px,
-        p99_px=joints.p99_px,
-        max_px=joints.max_px,
-        confidence_max=joints.confidence_max,
-        spread_max=joints.spread_max if joints.joints else None,
-        spread_median=joints.spread_median if joints.joints else None,
-    )
+    return agreement_of(reference, candidate, expected, got, min_confidence)
 
 
 def _in_chunks(backend: Backend, feeds: dict[str, NDArray[Any]], size: int) -> Values:

@@ -33,7 +33,21 @@ NEAREST = 1.8  # cells, added to the distance: MoveNet's own decoder divides by 
 TINY = 1e-6  # cells², keeps the gradient of a distance of 0 finite
 
 
-class MarginalHead(nn.Module):
+class BinHead(nn.Module):
+    """A head whose last layers, one an axis, give the logits of the bins."""
+
+    mlp_head_x: nn.Linear
+    mlp_head_y: nn.Linear
+
+    @torch.no_grad()
+    def scale_logits(self, factor: float) -> None:
+        """Multiply the logits by a factor, for good: both linear layers take it in."""
+        for layer in (self.mlp_head_x, self.mlp_head_y):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+
+
+class MarginalHead(BinHead):
     """1/4 map (B, C, H/4, W/4) → logits (B, K, bins_x) and (B, K, bins_y).
 
     With heat h and the expected place r of a joint, in cells, the plane is
@@ -70,13 +84,6 @@ class MarginalHead(nn.Module):
         ):
             layer.weight.copy_(interpolation(layer.in_features, layer.out_features, pixels))
             nn.init.zeros_(layer.bias)
-
-    @torch.no_grad()
-    def scale_logits(self, factor: float) -> None:
-        """Multiply the logits by a factor, for good: both linear layers take it in."""
-        for layer in (self.mlp_head_x, self.mlp_head_y):
-            layer.weight.mul_(factor)
-            layer.bias.mul_(factor)
 
     def expected(self, quarter: Tensor) -> tuple[Tensor, Tensor]:
         """Where the person in the middle should have each joint: y and x (B, K), in cells."""
@@ -144,7 +151,7 @@ class Normalise(nn.Module):
 NEGLIGIBLE = 1e-12  # of a starting weight
 
 
-class SimCCHead(nn.Module):
+class SimCCHead(BinHead):
     """Fused 1/4 map (B, C, H/4, W/4) → logits (B, K, bins_x) and (B, K, bins_y).
 
     A 1x1 convolution gives one map a joint; two linear layers, shared by all joints, classify the
@@ -178,13 +185,6 @@ class SimCCHead(nn.Module):
             spread = (bump[:, None, :], bump[:, :, None])[axis].expand(-1, height, width)
             layer.weight.copy_(spread.reshape(layer.out_features, -1))
             nn.init.zeros_(layer.bias)
-
-    @torch.no_grad()
-    def scale_logits(self, factor: float) -> None:
-        """Multiply the logits by a factor, for good: both linear layers take it in."""
-        for layer in (self.mlp_head_x, self.mlp_head_y):
-            layer.weight.mul_(factor)
-            layer.bias.mul_(factor)
 
     def forward(self, quarter: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.final_layer(quarter).flatten(2)
