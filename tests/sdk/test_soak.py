@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from cfpose_sdk.estimator import PoseEstimator
+from tests.long import soak
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the soak reads memory from /proc"
+)
 
 
-@pytest.fixture(scope="module")
-def soak(root: Path) -> Iterator[ModuleType]:
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("the soak reads memory from /proc")
-    path = root / "tests" / "long" / "soak.py"
-    spec = importlib.util.spec_from_file_location("cfpose_soak", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cfpose_soak"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["cfpose_soak"]
-
-
-def test_a_short_soak(
-    soak: ModuleType, pose_model: Path, finder_model: Path, tmp_path: Path
-) -> None:
+def test_a_short_soak(pose_model: Path, finder_model: Path, tmp_path: Path) -> None:
     def open_estimator() -> PoseEstimator:
         return PoseEstimator(pose_model, detector=finder_model, threads=1)
 
@@ -46,7 +30,7 @@ def test_a_short_soak(
     assert report["threads"]["predictions"] == 40
 
 
-def test_a_leak_would_be_seen(soak: ModuleType, pose_model: Path, finder_model: Path) -> None:
+def test_a_leak_would_be_seen(pose_model: Path, finder_model: Path) -> None:
     gc.collect()  # what earlier tests left must not go while this one counts
     kept: list[object] = []
     over = threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from cfpose_sdk.backends.tensorrt.passport import (
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import sha256
+from tests.sdk import tiny_models
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 
@@ -335,15 +335,8 @@ def test_a_graph_is_checked_against_its_reference(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "cfpose_tests_tiny", root / "tests" / "sdk" / "tiny_models.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    path = tiny.save_pose_model(tmp_path / "brightest.onnx")
-    moved = tiny.save_pose_model(tmp_path / "moved.onnx", scale=1.01)
+    path = tiny_models.save_pose_model(tmp_path / "brightest.onnx")
+    moved = tiny_models.save_pose_model(tmp_path / "moved.onnx", scale=1.01)
     with pytest.raises(InputError, match="the bundled models are cfpose-s"):
         main(["check", str(path)])
     assert main(["check", str(path), "--reference", str(path)]) == 0
@@ -352,8 +345,8 @@ def test_a_graph_is_checked_against_its_reference(
     said = capsys.readouterr()
     assert json.loads(said.out)["max_px"] > 0.05
     assert "keypoints differ by" in said.err
-    low = dataclasses.replace(tiny.SPEC, precision="fp16")
-    half = tiny.save_pose_model(tmp_path / "half.onnx", spec=low)
+    low = dataclasses.replace(tiny_models.SPEC, precision="fp16")
+    half = tiny_models.save_pose_model(tmp_path / "half.onnx", spec=low)
     with pytest.raises(InputError, match="the reference must be float32"):
         main(["check", str(path), "--reference", str(half)])
     # nothing is written that is not proven
@@ -365,7 +358,7 @@ def test_a_graph_is_checked_against_its_reference(
     assert main(["openvino", str(path), "-o", str(target)]) == 0
     assert {p.name for p in target.parent.glob("x*")} == {"x.xml", "x.bin", "x.xml.json"}
     with PoseEstimator(target) as estimator:
-        assert estimator.spec == tiny.SPEC
+        assert estimator.spec == tiny_models.SPEC
 
 
 def test_wrong_use_of_engine(tmp_path: Path) -> None:

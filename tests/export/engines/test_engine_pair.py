@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
@@ -25,34 +23,23 @@ from cfpose_export.graph.rules import read_finder_spec, write_spec
 from cfpose_sdk.backends import open_backend
 from cfpose_sdk.backends.tensorrt.passport import Companion, passport_path, read_engine
 from cfpose_sdk.errors import ExportError, InputError
+from tests.sdk import tiny_models
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 OPTIONS = BuildOptions(people=(1,), frames=((64, 64),))
 
 
-@pytest.fixture(scope="module")
-def tiny(root: Path) -> ModuleType:
-    """The tiny models of the SDK's tests."""
-    path = root / "tests" / "sdk" / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("cfpose_tests_tiny", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def pose(tiny: ModuleType, tmp_path: Path) -> Path:
-    path: Path = tiny.save_pose_model(tmp_path / "pose.onnx")
+def pose(tmp_path: Path) -> Path:
+    path: Path = tiny_models.save_pose_model(tmp_path / "pose.onnx")
     return path
 
 
 @pytest.fixture
-def finder(tiny: ModuleType, tmp_path: Path) -> Path:
+def finder(tmp_path: Path) -> Path:
     """Two people wherever one looks; its letterbox is read, as frames ask."""
     boxes = [[4, 4, 20, 60], [30, 10, 50, 40]]
-    path: Path = tiny.save_finder(tmp_path / "finder.onnx", boxes, [0.9, 0.8])
+    path: Path = tiny_models.save_finder(tmp_path / "finder.onnx", boxes, [0.9, 0.8])
     model = onnx.load(str(path))
     reading = onnx.helper.make_node("Cast", ["images"], ["unused"], to=onnx.TensorProto.FLOAT)
     model.graph.node[2].CopyFrom(reading)
@@ -146,12 +133,12 @@ def test_both_are_run_where_a_gpu_is(
 
 @pytest.mark.parametrize("which", ["tiny.engine", "tiny.finder.engine"])
 def test_an_engine_that_gives_something_else_is_refused(
-    tmp_path: Path, tiny: ModuleType, pose: Path, finder: Path, runs: dict[str, Any], which: str
+    tmp_path: Path, pose: Path, finder: Path, runs: dict[str, Any], which: str
 ) -> None:
     path = tmp_path / "tiny.engine"
     build_pair(str(pose), path, OPTIONS, Making(), finder=str(finder))
     before = {p.name: p.read_bytes() for p in tmp_path.glob("tiny*.engine*")}
-    moved = tiny.save_pose_model(tmp_path / "moved.onnx", scale=1.1)
+    moved = tiny_models.save_pose_model(tmp_path / "moved.onnx", scale=1.1)
     onnx.save(frame_graph(onnx.load(str(moved))), str(moved))
     away = onnx.load(str(finder))
     away.graph.initializer[0].CopyFrom(
@@ -184,7 +171,7 @@ def test_what_the_proof_says_stands_in_the_passport(tmp_path: Path, pose: Path) 
 
 
 def test_check_takes_finders_and_frames(
-    tmp_path: Path, tiny: ModuleType, pose: Path, finder: Path,
+    tmp_path: Path, pose: Path, finder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     whole, looking = tmp_path / "whole.onnx", tmp_path / "looking.onnx"
@@ -193,6 +180,6 @@ def test_check_takes_finders_and_frames(
     for path, reference in ((whole, pose), (looking, finder), (finder, finder)):
         assert main(["check", str(path), "--reference", str(reference)]) == 0
         assert json.loads(capsys.readouterr().out)["max_px"] == 0
-    other = tiny.save_pose_model(tmp_path / "other.onnx", scale=1.1)
+    other = tiny_models.save_pose_model(tmp_path / "other.onnx", scale=1.1)
     assert main(["check", str(whole), "--reference", str(other)]) == 1
     assert "keypoints differ by" in capsys.readouterr().err

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.long import faults
 from tests.sdk.cli.conftest import Command
 
 
-@pytest.fixture(scope="module")
-def faults(root: Path) -> Iterator[ModuleType]:
-    path = root / "tests" / "long" / "faults.py"
-    spec = importlib.util.spec_from_file_location("cfpose_faults", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cfpose_faults"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["cfpose_faults"]
-
-
-def test_predict_killed_at_six_moments(
-    faults: ModuleType, pose_model: Path, finder_model: Path
-) -> None:
+def test_predict_killed_at_six_moments(pose_model: Path, finder_model: Path) -> None:
     models = ["--model", str(pose_model), "--detector", str(finder_model), "--device", "cpu"]
     report = faults.run_points(faults.predicting(models), 6, random.Random(5))
     assert report.wrong == []
     assert sum(report.points.values()) == 6
 
 
-def test_bench_killed_at_four_moments(faults: ModuleType, pose_model: Path) -> None:
+def test_bench_killed_at_four_moments(pose_model: Path) -> None:
     report = faults.run_points(faults.measuring(str(pose_model)), 4, random.Random(5))
     assert report.wrong == []
     assert sum(report.points.values()) == 4
 
 
-def test_what_is_half_written_or_lost_would_be_seen(faults: ModuleType, tmp_path: Path) -> None:
+def test_what_is_half_written_or_lost_would_be_seen(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for name, text in (("a.json", "[1,"), ("a.csv", "a,b\n1"), ("a.png", "x"), ("a.avi", "RIFF"),
                        ("a.safetensors", "x" * 20), ("a.xml", "<?xml")):  # fmt: skip
