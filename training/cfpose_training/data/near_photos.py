@@ -26,13 +26,13 @@ from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, write_file
 from cfpose_sdk.media.image import Image, read_image
+from cfpose_training.data.photo_cache import PHOTO_SUFFIXES
 
 Bits = NDArray[np.bool_]
 SIDE = 32  # pixels a photo is shrunk to
 LOW = 8  # cosines along each axis that count
 NEAR_BITS = 8  # of 63: at most so many differ between two copies of a photo
 LIST_FILE = "photos.json"
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def gather(
 
 
 def _photos_below(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     if not found:
-        raise InputError(f"{folder} holds no photo ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} holds no photo ({', '.join(PHOTO_SUFFIXES)})")
     return found
 
 

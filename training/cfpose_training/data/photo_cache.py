@@ -18,6 +18,8 @@ from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import UnfinishedFile, sha256, write_file
 from cfpose_sdk.media.image import read_image
 
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")  # of the photos that a folder is searched for
+
 
 class PhotoCache:
     """Read-only photos by index: BGR uint8 (H, W, 3) views into the memory map."""

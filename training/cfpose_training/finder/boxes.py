@@ -25,13 +25,12 @@ from cfpose_sdk.detectors.base import OpenDetector
 from cfpose_sdk.errors import ArtifactError, DatasetError
 from cfpose_sdk.files import sha256, write_file
 from cfpose_training.config import FinderConfig, PhotoSource
-from cfpose_training.data.photo_cache import PhotoCache
+from cfpose_training.data.photo_cache import PHOTO_SUFFIXES, PhotoCache
 
 LABELLER_SIZE = 416
 LEAST_SCORE = 0.05  # of the boxes that are kept in the cache
 NMS_IOU = 0.45
 SAME_PERSON_IOU = 0.5  # a detector box that overlaps ground truth this much adds nothing
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
