@@ -26,7 +26,7 @@ NODE_STAMPS = $(NODE_EXAMPLES:%=%/node_modules/.stamp)
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test slow browser docs check lint format bench runtimes models cases soak tables clean
+.PHONY: help demo test slow browser docs check lint format bench runtimes models cases soak tables gallery clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -43,6 +43,7 @@ help:
 	@echo "make cases   what people ran into with tools like this one, of CASES=$(CASES), where it is there"
 	@echo "make soak    long runs that look for leaks, and 200 kills; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed reports"
+	@echo "make gallery  the pictures of docs/gallery, drawn with the bundled models"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -122,6 +123,10 @@ tables: $(VENV)/.dev
 	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
 	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
 	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
+
+# --coco holds no times: the same models write the same files
+gallery: $(VENV)/.demo
+	$(BIN)/cfpose predict docs/gallery/photos --save docs/gallery/drawn --coco docs/gallery/poses.json
 
 clean:
 	rm -rf $(VENV) build dist out docs/_build docs/generated .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \
