@@ -121,8 +121,8 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 	$(BIN)/python -m cfpose_bench.tables cfpose_sdk/models cfpose_sdk/models/README.md
 	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
-	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
-	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
+	$(BIN)/python -m cfpose_bench.tables $(FRAME) docs/export.md
+	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json docs/precision.md
 
 # --coco holds no times: the same models write the same files
 gallery: $(VENV)/.demo

@@ -25,14 +25,11 @@ COMMANDS = {
     "cfpose-bench": "cfpose_bench.cli",
 }
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
-_PAGES = {  # file → the page that holds it; with a heading's anchor where one file gives several
+_PAGES = {  # file → the page that holds it or says the same
     "README.md": "../start.md",
-    "docs/adopt.md": "../adopt.md",
-    "docs/measure.md": "../measure.md",
     "cfpose_sdk/models/README.md": "zoo.md",
-    "export/README.md": "export.md",
-    "export/README.md#what-it-costs": "precision.md",
-    "training/README.md": "training.md",
+    "export/README.md": "../export.md",
+    "training/README.md": "../runs.md",
     "benchmarks/README.md": "runtimes.md",
     "CONTRIBUTING.md": "architecture.md",
 }
@@ -55,18 +52,12 @@ def _pages() -> Iterator[tuple[str, str]]:
     for command, module in COMMANDS.items():
         yield f"command-{command}", command_page(command, importlib.import_module(module)._parser())
     yield "recipe", recipe_page()
-    lower = ("Lower precisions", "The gate", "What it costs")
-    engines = ("Engines", "OpenVINO")
-    yield "export", part_of("export/README.md", "Export", without=(*lower, *engines))
-    yield "precision", part_of("export/README.md", "Precision and what it costs", only=lower)
-    yield "engine-options", part_of("export/README.md", "Engines: options and rules", only=engines)
-    yield "training", part_of("training/README.md", "Train: labels, runs, switches")
-    yield "runtimes", part_of("benchmarks/README.md", "Runtimes side by side")
-    yield "architecture", part_of("CONTRIBUTING.md", "Architecture")
-    card = part_of("cfpose_sdk/models/README.md", "Model zoo")
+    yield "runtimes", page_of("benchmarks/README.md", "Runtimes side by side")
+    yield "architecture", page_of("CONTRIBUTING.md", "Architecture")
+    card = page_of("cfpose_sdk/models/README.md", "Model zoo")
     yield "zoo", card.replace("# Model zoo\n", f"# Model zoo\n\n{_ZOO}\n", 1)
     yield "gallery", gallery_page()
-    yield "changes", part_of("CHANGELOG.md", "Changes")
+    yield "changes", page_of("CHANGELOG.md", "Changes")
 
 
 _ZOO = (
@@ -251,20 +242,10 @@ def count_found(people: list[list[float]], boxes: list[list[float]]) -> int:
     return found
 
 
-def part_of(
-    file: str, title: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
-) -> str:
-    """A README as a page: some of its sections, or all but some, with links that hold there."""
+def page_of(file: str, title: str) -> str:
+    """A README as a page, with links that hold there."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    head, *sections = re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]
-    kept = []
-    for section in sections:
-        name = section.splitlines()[0].lstrip("# ")
-        if (not only or name in only) and name not in without:
-            kept.append(section)
-    intro = "" if only else head.partition("\n")[2].strip() + "\n\n"
-    body = f"# {title}\n\n{intro}" + "".join(kept)
-    body = _fence_examples(body)
+    body = _fence_examples(f"# {title}\n\n{text.partition(chr(10))[2].strip()}\n")
     anchors = set(map(_slug, re.findall(r"^#+ (.*)$", body, re.MULTILINE)))
     return _LINK.sub(lambda match: _relink(match, Path(file).parent, anchors), _images(body, file))
 
@@ -303,14 +284,16 @@ def _relink(match: re.Match[str], home: Path, anchors: set[str]) -> str:
         return match[0] if target[1:] in anchors else text
     path, _, anchor = target.partition("#")
     file = (ROOT / home / path).resolve().relative_to(ROOT).as_posix()
-    page = _PAGES.get(f"{file}#{anchor}") or _PAGES.get(file)
+    page = _PAGES.get(file)
+    if re.fullmatch(r"docs/\w+(-\w+)*\.md", file):
+        page = f"../{Path(file).name}" + (f"#{anchor}" if anchor else "")
     return f"[{text}]({page})" if page else _as_name(text, file)
 
 
 def named_file(match: re.Match[str]) -> str:
     """For a page of `docs`: a link that leaves it becomes text."""
     path = match[2].partition("#")[0].removeprefix("../")
-    page = _PAGES.get(match[2].removeprefix("../")) or _PAGES.get(path)
+    page = _PAGES.get(path)
     if page and not path.startswith("../"):
         page = page.removeprefix("../") if page.startswith("../") else f"generated/{page}"
         return f"[{match[1]}]({page})"
