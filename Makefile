@@ -43,7 +43,7 @@ help:
 	@echo "make cases   what people ran into with tools like this one, of CASES=$(CASES), where it is there"
 	@echo "make soak    long runs that look for leaks, and 200 kills; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed reports"
-	@echo "make gallery  the pictures of docs/gallery, drawn with the bundled models"
+	@echo "make gallery  docs/demo.jpg and docs/gallery, drawn with the bundled models"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -125,7 +125,8 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json docs/precision.md
 
 # --coco holds no times: the same models write the same files
-gallery: $(VENV)/.demo
+gallery: demo
+	cp out/$(notdir $(PHOTO)) docs/demo.jpg
 	$(BIN)/cfpose predict docs/gallery/photos --save docs/gallery/drawn --coco docs/gallery/poses.json
 
 clean:

@@ -204,7 +204,8 @@ _GALLERY = (
     "`make gallery` draws them with `cfpose predict` as it is: the bundled cfpose-s and finder, "
     "no option set. *Found* is a person whose box, drawn by hand, shares at least half with a box "
     "of the finder (IoU 0.5); *false* are boxes beyond these: things, parts of a person, a person "
-    "again. Nothing counts the joints here: look at them. "
+    "again; where no joint of one is sure, nothing is drawn. Nothing counts the joints here: look "
+    "at them. "
     "How often they are right stands in the [model zoo](zoo.md)."
 )
 

@@ -250,10 +250,10 @@ def write_picture(path: str | Path, image: Image) -> Path:
 
 
 def thumbnail(image: Image) -> bytes:
-    """PNG of a BGR image, shrunk to 800 pixels where it is larger."""
+    """JPEG of a BGR image, shrunk to 800 pixels where it is larger."""
     height, width = image.shape[:2]
     scale = min(1.0, _THUMBNAIL_PX / max(height, width))
     if scale < 1:
         size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA).astype(image.dtype)
-    return bytes(cv2.imencode(".png", image)[1].tobytes())
+    return bytes(cv2.imencode(".jpg", image)[1].tobytes())
