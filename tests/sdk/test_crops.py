@@ -110,7 +110,11 @@ def test_crops_are_what_opencv_warps_with_three_channels(
 ) -> None:
     image = np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)
     size, (h, w) = (24, 32), shape[:2]
-    boxes = [[w - 30, 5, w - 2, 40], [-9, h - 20.5, 30, h + 40], [w / 2, h / 2, w / 2 + 9, h / 2 + 3]]
+    boxes = [
+        [w - 30, 5, w - 2, 40],
+        [-9, h - 20.5, 30, h + 40],
+        [w / 2, h / 2, w / 2 + 9, h / 2 + 3],
+    ]
     for chosen in (boxes, boxes[:1]):
         maps = crop_transforms(chosen, size, 1.25, rotation_deg=angle)
         expected = [cv2.warpAffine(image, onto, size, flags=cv2.INTER_LINEAR) for onto in maps]
