@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -153,6 +153,7 @@ class PoseEstimator:
         smooth: bool | SmoothOptions = False,
         broken: Broken = "warn",
         reconnect_s: float = 0.0,
+        batch_frames: int = 1,
     ) -> PoseStream:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
         or an iterable of arrays and paths.
@@ -165,10 +166,14 @@ class PoseEstimator:
         `broken`: a file, or a frame of a video, that cannot be read is a RuntimeWarning and is
         skipped, or with "raise" ends the stream. `reconnect_s`: a camera or address that is lost is
         opened again for so many seconds, with growing pauses; each gap is a RuntimeWarning, and
-        people get new ids after it.
+        people get new ids after it. `batch_frames`: so many frames of files wait for each other and
+        go through the pose network together, for more frames a second; those of a camera or address
+        never wait.
         Raises InputError now when the source cannot be opened.
         """
-        options = StreamOptions(prefetch, detect_every, track, smooth, broken, reconnect_s)
+        options = StreamOptions(
+            prefetch, detect_every, track, smooth, broken, reconnect_s, batch_frames
+        )
         return self.open_stream(open_source(source, reconnect_s=reconnect_s), options)
 
     def open_stream(
@@ -176,6 +181,8 @@ class PoseEstimator:
     ) -> PoseStream:
         """`stream` for an opened source; `on_broken` gets the error of what cannot be read."""
         self._check_open()
+        if self.spec.input == "frame":  # each runs alone, and may hold memory of a GPU
+            options = replace(options, batch_frames=1)
         return PoseStream(_Engine(self), footage, options, on_broken)
 
     def close(self) -> None:
@@ -217,7 +224,7 @@ class PoseEstimator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+    def _estimate(self, frames: Sequence[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
         detected = (
             DetectedFrame(frame, self._detect(frame.image, boxes))
@@ -264,8 +271,8 @@ class _Engine:
         self.detect = estimator._detector
         self._estimate = estimator._estimate
 
-    def pose(self, frame: Frame, people: TimedDetections) -> Poses:
-        return self._estimate([frame], [people])[0]
+    def poses(self, frames: Sequence[Frame], people: Sequence[TimedDetections]) -> list[Poses]:
+        return self._estimate(frames, people)
 
 
 class LazyDetector:
