@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, get_args
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
@@ -31,7 +32,7 @@ class Engine(Protocol):
     """The two steps of an estimator that a stream runs."""
 
     @property
-    def detect(self) -> Callable[[Image], TimedDetections]: ...
+    def detect(self) -> Callable[[Image | GpuImage], TimedDetections]: ...
 
     def pose(self, frame: Frame, people: TimedDetections) -> Poses: ...
 
