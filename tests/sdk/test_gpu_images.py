@@ -22,6 +22,7 @@ from cfpose_sdk.errors import BackendError, ImageError
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.media import gpu_image
 from cfpose_sdk.results import Poses
+from tests.sdk.fake_pycuda import FakePycuda
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 
@@ -261,10 +262,10 @@ def test_where_they_are_not_read_in_place_they_are_copied_with_a_word(
 
 
 def test_pycuda_and_what_is_in_no_gpus_memory(
-    gpu: Any, pair: Callable[..., Path], make: Make, fake_cuda: ModuleType,
+    gpu: Any, pair: Callable[..., Path], make: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    array, driver = make(IMAGES[0]), fake_cuda.FakePycuda(gpu)
+    array, driver = make(IMAGES[0]), FakePycuda(gpu)
     monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
     options = RuntimeOptions(cuda="pycuda")
