@@ -14,6 +14,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.backends import Backend, Device, HeldImage, RuntimeOptions, open_backend
 from cfpose_sdk.backends.bundled import BUNDLED_MODEL as BUNDLED_MODEL
 from cfpose_sdk.backends.bundled import model_file
@@ -27,10 +28,11 @@ from cfpose_sdk.detectors.base import (
     Running,
     TimedDetections,
     as_detections,
+    as_given,
 )
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
-from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
+from cfpose_sdk.media.frames import Footage, Frame, Picture, Source, load_frame
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.media.names import PathLike
 from cfpose_sdk.media.sources import open_source
@@ -119,8 +121,12 @@ class PoseEstimator:
             self.spec.calibrated, backend.fallen,
         )  # fmt: skip
 
-    def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
+    def predict(self, image: Picture, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
+
+        An image in a GPU's memory (`__cuda_array_interface__`, DLPack) is read there by an engine
+        that takes frames, on the same GPU, and else copied to the host with a warning; a callable
+        detector gets it as it is, and the Poses carry no image.
 
         `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means no people,
         and None runs the detector. Raises ImageError, BoxError.
@@ -128,7 +134,7 @@ class PoseEstimator:
         return self._estimate([load_frame(image)], [boxes])[0]
 
     def predict_batch(
-        self, images: Sequence[Image | PathLike], boxes: Sequence[object] | None = None
+        self, images: Sequence[Picture], boxes: Sequence[object] | None = None
     ) -> list[Poses]:
         """Poses in each of several images of any sizes; the crops of all share batches.
 
@@ -234,7 +240,7 @@ class PoseEstimator:
             return [poses for each in detected for poses in estimate(self._network, [each])]
         return estimate(self._network, list(detected))
 
-    def _detect(self, image: Image, boxes: object) -> TimedDetections:
+    def _detect(self, image: Image | GpuImage, boxes: object) -> TimedDetections:
         """The caller's boxes, or where there are none (None) the detector's."""
         if boxes is None:
             return self._detector(image)
@@ -310,12 +316,13 @@ class LazyDetector:
                 beside.finder, **self._finder_options(), **running, beside=beside
             )
 
-    def __call__(self, image: Image) -> TimedDetections:
+    def __call__(self, image: Image | GpuImage) -> TimedDetections:
         """People in a BGR image. Raises BoxError when a callable returns something else."""
         detector = self._open()
         start = time.perf_counter()
         held = self._held(detector, image)
-        people = as_detections(detector(cast(Image, image if held is None else held)))
+        given = as_given(detector, image, self.description) if held is None else held
+        people = as_detections(detector(cast(Image, given)))
         if self._max_people is not None and len(people) > self._max_people:
             kept = np.sort(np.argsort(-people.scores, kind="stable")[: self._max_people])
             people = Detections(people.boxes[kept], people.scores[kept])
@@ -357,7 +364,7 @@ class LazyDetector:
             what="the finder of an engine" if self._is_along else "the bundled finder",
         )
 
-    def _held(self, detector: Detector, image: Image) -> HeldImage | None:
+    def _held(self, detector: Detector, image: Image | GpuImage) -> HeldImage | None:
         """The image in the GPU's memory, where finder and pose model read it there."""
         if self._beside is None or self._beside.store is None:
             return None

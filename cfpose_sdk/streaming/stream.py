@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, get_args
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
@@ -35,7 +36,7 @@ class Engine(Protocol):
     """The two steps of an estimator that a stream runs."""
 
     @property
-    def detect(self) -> Callable[[Image], TimedDetections]: ...
+    def detect(self) -> Callable[[Image | GpuImage], TimedDetections]: ...
 
     def poses(
         self, frames: Sequence[Frame], people: Sequence[TimedDetections]
