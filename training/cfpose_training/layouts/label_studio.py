@@ -1,6 +1,7 @@
 """Label Studio's own JSON: tasks whose results are rectangles and key points in per cent.
 
-Source: the documentation of Label Studio's RectangleLabels and KeyPointLabels.
+Source: the documentation of Label Studio's RectangleLabels and KeyPointLabels, and the tests of its
+converter.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ Record = dict[str, Any]
 def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) -> Record:
     """Tasks as a COCO object.
 
-    A key point belongs to the rectangle that is its parent, else to the smallest that holds it;
-    without rectangles all of a photo's points are one person. `names`: the joints in their order;
-    () as they first occur. `images` tells how the files are called here: an upload's name has a
-    prefix. Raises DatasetError for turned photos, and where there is no key point at all.
+    A key point belongs to the rectangle that is its parent or that a relation links it with, else
+    to the smallest that holds it; without rectangles all of a photo's points are one person.
+    `names`: the joints in their order; () as they first occur. `images` tells how the files are
+    called here: an upload's name has a prefix. Raises DatasetError for turned photos, and where
+    there is no key point at all.
     """
     found = [part for task in tasks for part in _results(task) if _kind(part) == "keypoint"]
     seen = dict.fromkeys(_label(part) for part in found)
@@ -47,7 +49,7 @@ def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) 
             )
         name = _file_name(task, images)
         photos.append({"id": number, "file_name": name, "width": width, "height": height})
-        for joints, box in _people(parts, names, (width, height)):
+        for joints, box in _people(parts, names, (width, height), _links(task)):
             flat = joints.ravel().tolist()
             area = float(box[2] * box[3])
             people.append(
@@ -59,13 +61,28 @@ def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) 
     return {"images": photos, "annotations": people, "categories": [category]}
 
 
-def _results(task: Any) -> list[Any]:
-    """The results of the task's last annotation that was not cancelled."""
+def _last(task: Any) -> list[Any]:
+    """All that the task's last annotation that was not cancelled holds."""
     if not isinstance(task, dict):
         raise DatasetError(f"expected Label Studio's tasks, got {str(task)[:60]}")
     given = task.get("annotations") or task.get("completions") or []
     done = [each for each in given if not each.get("was_cancelled")]
-    return [part for part in (done[-1]["result"] if done else []) if "original_width" in part]
+    return list(done[-1]["result"]) if done else []
+
+
+def _results(task: Any) -> list[Any]:
+    """Its rectangles and key points, and what else was drawn."""
+    return [part for part in _last(task) if "original_width" in part]
+
+
+def _links(task: Any) -> dict[str, set[str]]:
+    """Its relations, in both directions."""
+    links: dict[str, set[str]] = {}
+    for part in _last(task):
+        if part.get("type") == "relation":
+            for a, b in ((part["from_id"], part["to_id"]), (part["to_id"], part["from_id"])):
+                links.setdefault(a, set()).add(b)
+    return links
 
 
 def _kind(part: Mapping[str, Any]) -> str:
@@ -78,7 +95,8 @@ def _label(part: Mapping[str, Any]) -> str:
 
 def _file_name(task: Mapping[str, Any], images: Path | None) -> str:
     """The photo's name, without the eight letters that an upload gets where the file has none."""
-    text = next((str(v) for v in task.get("data", {}).values() if isinstance(v, str)), "")
+    data = {key: text for key, text in task.get("data", {}).items() if isinstance(text, str)}
+    text = data.get("image") or next(iter(data.values()), "")
     query = urllib.parse.parse_qs(urllib.parse.urlparse(text).query)
     name = Path(urllib.parse.unquote(query.get("d", [text])[0])).name
     head, dash, rest = name.partition("-")
@@ -87,24 +105,33 @@ def _file_name(task: Mapping[str, Any], images: Path | None) -> str:
     return name
 
 
+def _box(value: Mapping[str, Any], side: np.ndarray[Any, Any]) -> list[float]:
+    """xywh in pixels; of a turned rectangle, which turns about its first corner, its hull."""
+    start, span = (
+        np.array([value[a], value[b]]) * side for a, b in (("x", "y"), ("width", "height"))
+    )
+    angle = np.radians(value.get("rotation") or 0)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    across = np.array([-along[1], along[0]])
+    corners = np.array([i * span[0] * along + j * span[1] * across for i in (0, 1) for j in (0, 1)])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    return [*(start + low).tolist(), *(high - low).tolist()]
+
+
 def _people(
-    parts: Sequence[Mapping[str, Any]], names: Sequence[str], size_wh: tuple[int, int]
+    parts: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    size_wh: tuple[int, int],
+    links: Mapping[str, set[str]],
 ) -> list[tuple[np.ndarray[Any, Any], list[float]]]:
     side = np.array(size_wh) / 100
-    boxes = {}
-    for part in parts:
-        if _kind(part) == "rectangle":
-            value = part["value"]
-            start, span = (
-                np.array([value[a], value[b]]) * side for a, b in (("x", "y"), ("width", "height"))
-            )
-            boxes[part["id"]] = [*start.tolist(), *span.tolist()]
+    boxes = {p["id"]: _box(p["value"], side) for p in parts if _kind(p) == "rectangle"}
     joints = {key: np.zeros((len(names), 3)) for key in boxes or [""]}
     for part in parts:
         if _kind(part) != "keypoint":
             continue
         xy = np.array([part["value"]["x"], part["value"]["y"]]) * side
-        owner = _owner(part, xy, boxes)
+        owner = _owner(part, xy, boxes, links)
         if owner in joints:
             joints[owner][names.index(_label(part))] = [*xy, 2]
     people = []
@@ -116,12 +143,17 @@ def _people(
 
 
 def _owner(
-    part: Mapping[str, Any], xy: np.ndarray[Any, Any], boxes: Mapping[str, list[float]]
+    part: Mapping[str, Any],
+    xy: np.ndarray[Any, Any],
+    boxes: Mapping[str, list[float]],
+    links: Mapping[str, set[str]],
 ) -> str | None:
     if not boxes:
         return ""
     if part.get("parentID") in boxes:
         return str(part["parentID"])
+    if linked := [key for key in boxes if key in links.get(str(part.get("id")), ())]:
+        return linked[0]
     around = [
         (w * h, key)
         for key, (x, y, w, h) in boxes.items()
