@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from cfpose_bench.data.annotations import read_annotations
-from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.errors import DatasetError, InputError
 from cfpose_sdk.media.image import read_image
+from cfpose_training.cli import main
 from cfpose_training.fit.facts import look_at
+from cfpose_training.labels.people import annotated_targets
 from cfpose_training.layouts.conversion import convert_annotations
 from tests.training.layouts.exports import (
     NAMES,
@@ -208,3 +210,23 @@ def test_yaml_files_that_point_beside_their_photos(
     convert_annotations(root / "data.yaml", tmp_path / "own.json", joints=NAMES)
     people = people_of(tmp_path / "own.json", root)
     np.testing.assert_allclose(people.joints[0], np.column_stack([XY, SEEN]), atol=1e-9)
+
+
+def test_names_that_are_too_long_are_named(photos: Path, tmp_path: Path) -> None:
+    long = "n" * 300
+    record = skeleton_alone()
+    record["images"][0]["file_name"] = f"{long}.png"
+    (tmp_path / "in.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"nnn.* cannot be looked at"):
+        look_at(tmp_path / "in.json", photos)
+    with pytest.raises(InputError, match=r"nnn.* cannot be looked at"):
+        annotated_targets(read_annotations(tmp_path / "in.json"), photos, "fill")
+    (tmp_path / "data.yaml").write_text(f"kpt_shape: [3, 3]\ntrain: {long}\n")
+    with pytest.raises(InputError, match=r"nnn.* cannot be looked at"):
+        convert_annotations(tmp_path / "data.yaml", tmp_path / "out.json", joints=NAMES)
+    tasks = label_studio()
+    tasks[0]["data"]["image"] = f"/data/upload/3/0a1b2c3d-{long}.png"
+    with pytest.raises(InputError, match=r"nnn.* cannot be looked at"):
+        converted(tasks, photos, tmp_path)
+    with pytest.raises(InputError, match=r"nnn.* cannot be looked at"):
+        main(["init", "--annotations", "a.json", "--images", ".", "-o", str(tmp_path / long)])

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_bench.data.gaps import AREA_OF_BOX, notes
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.image import read_image
 from cfpose_training.checkpoints.convert import load_network
 from cfpose_training.checkpoints.initial import Initial
@@ -207,7 +208,8 @@ def _decoded(
 ) -> tuple[Sequence[Mapping[str, Any]], np.ndarray[Any, Any]]:
     """The photos that were decoded, and the hash of each; their sizes are as annotated."""
     chosen = photos[:: max(1, -(-len(photos) // MOST_PHOTOS))]
-    if missing := [p["file_name"] for p in photos if not (images / p["file_name"]).is_file()]:
+    names = [photo["file_name"] for photo in photos]
+    if missing := [name for name in names if what_is_at(images / name) != "file"]:
         raise DatasetError(
             f"{len(missing)} of {len(photos)} photos are missing in {images}, the first is "
             f"{missing[0]}; give the folder that the file names start from as --images"

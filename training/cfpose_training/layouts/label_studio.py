@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import what_is_at
 from cfpose_training.layouts.repair import box_of
 
 Record = dict[str, Any]
@@ -100,7 +101,7 @@ def _file_name(task: Mapping[str, Any], images: Path | None) -> str:
     query = urllib.parse.parse_qs(urllib.parse.urlparse(text).query)
     name = Path(urllib.parse.unquote(query.get("d", [text])[0])).name
     head, dash, rest = name.partition("-")
-    if dash and len(head) == 8 and images is not None and not (images / name).exists():
+    if dash and len(head) == 8 and images is not None and what_is_at(images / name) == "nothing":
         return rest
     return name
 

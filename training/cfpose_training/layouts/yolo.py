@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.image import read_image
 from cfpose_training.skeletons import NAMED
 
@@ -61,7 +62,7 @@ def read_yolo(path: Path, names: Sequence[str] = ()) -> tuple[Record, Path]:
 def _root(path: Path, name: str) -> Path:
     """`path` of the file: beside it, or where it says; the file's folder where it says nothing."""
     places = [path.parent / name, Path(name)] if name else []
-    return next((p for p in places if p.is_dir() and (p / "images").exists()), path.parent)
+    return next((p for p in places if what_is_at(p / "images") != "nothing"), path.parent)
 
 
 def _joint_names(options: Record, joints: int, path: Path) -> tuple[str, ...]:
@@ -89,10 +90,11 @@ def _photos(root: Path, part: Any) -> list[Path]:
     if isinstance(part, list):
         return [photo for each in part for photo in _photos(root, each)]
     place = _place(root, str(part), "..")
-    if place.is_file():
+    kind = what_is_at(place)
+    if kind == "file":
         lines = [line.strip() for line in place.read_text().splitlines()]
         return [_place(root, line, "data") for line in lines if line]
-    if not place.is_dir():
+    if kind != "folder":
         raise DatasetError(f"{place} is neither a folder of photos nor a list of them")
     return sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
 
@@ -103,7 +105,7 @@ def _place(root: Path, name: str, first: str) -> Path:
     Roboflow's YAML says ../train/images of a folder beside it, CVAT's lists data/images/train.
     """
     parts = Path(name).parts
-    if parts[:1] == (first,) and not (root / name).exists():
+    if parts[:1] == (first,) and what_is_at(root / name) == "nothing":
         return root.joinpath(*parts[1:])
     return root / name
 
@@ -119,9 +121,9 @@ def _label_of(photo: Path) -> Path:
 
 def _lines(photo: Path) -> list[str]:
     label = _label_of(photo)
-    return (
-        [line for line in label.read_text().splitlines() if line.strip()] if label.is_file() else []
-    )
+    if what_is_at(label) != "file":
+        return []
+    return [line for line in label.read_text().splitlines() if line.strip()]
 
 
 def _person(line: str, size_wh: tuple[int, int], joints: int, numbers: int, label: Path) -> Record:
