@@ -18,6 +18,7 @@ from cfpose_training.cli import main
 from cfpose_training.fit.facts import look_at
 from cfpose_training.labels.people import annotated_targets
 from cfpose_training.layouts.conversion import convert_annotations
+from cfpose_training.skeletons import skeleton_of
 from tests.training.layouts.exports import (
     NAMES,
     SEEN,
@@ -230,3 +231,36 @@ def test_names_that_are_too_long_are_named(photos: Path, tmp_path: Path) -> None
         converted(tasks, photos, tmp_path)
     with pytest.raises(InputError, match=r"nnn.* cannot be looked at"):
         main(["init", "--annotations", "a.json", "--images", ".", "-o", str(tmp_path / long)])
+
+
+def test_two_annotators_tell_the_sigmas(photos: Path, tmp_path: Path) -> None:
+    """The nose is off by (3, 4) px, a hand by (0, 3), the other stands in too few tasks."""
+    tasks = []
+    for number in range(10):
+        (task,) = label_studio()
+        done = task["annotations"][1]
+        other = json.loads(json.dumps(done))
+        done["completed_by"], other["completed_by"] = 1, {"id": 2, "email": ""}
+        for part in other["result"]:
+            if part["id"] == "p0":
+                part["value"]["x"] += 3
+                part["value"]["y"] += 4 / 0.8
+            elif part["id"] == "p1":
+                part["value"]["y"] += 3 / 0.8
+        if number == 0:
+            other["result"] = [part for part in other["result"] if part["id"] != "p2"]
+        again = {**done, "completed_by": 2, "result": []}  # put right afterwards, in `other`
+        tasks.append({**task, "id": number, "annotations": [done, again, other]})
+    said, _ = converted(tasks, photos, tmp_path)
+    category = json.loads((tmp_path / "out.json").read_text())["categories"][0]
+    # areas are 3000; of the right hand there are nine, too few
+    expected = [math.sqrt(25 / 3000), math.sqrt(9 / 3000), 0.067]
+    assert category["oks_sigmas"] == pytest.approx(expected, abs=1e-4)
+    assert "sigmas, from people whom two annotators labelled: [0.0913, 0.0548, 0.067]" in said
+    assert skeleton_of(category, "own").oks_sigmas == tuple(category["oks_sigmas"])
+    converted(tasks[1:], photos, tmp_path)  # nine: none is fitted
+    assert "oks_sigmas" not in json.loads((tmp_path / "out.json").read_text())["categories"][0]
+    for task in tasks:
+        task["annotations"][2]["completed_by"] = 1  # the same person, twice
+    converted(tasks, photos, tmp_path)
+    assert "oks_sigmas" not in json.loads((tmp_path / "out.json").read_text())["categories"][0]

@@ -42,6 +42,8 @@ def convert_annotations(
         content = read_json(source)
         if isinstance(content, list):
             record, lines = read_tasks(content, joints, images), ["Label Studio's tasks"]
+            if sigmas := record["categories"][0].get("oks_sigmas"):
+                lines.append(f"sigmas, from people whom two annotators labelled: {sigmas}")
         elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
             record, lines = _named(content, joints), ["a COCO file"]
         else:

@@ -7,7 +7,7 @@ converter.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import what_is_at
 from cfpose_training.layouts.repair import box_of
+from cfpose_training.layouts.spread import Labelled, spread_sigmas
 
 Record = dict[str, Any]
 
@@ -26,10 +27,12 @@ def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) 
     A key point belongs to the rectangle that is its parent or that a relation links it with, else
     to the smallest that holds it; without rectangles all of a photo's points are one person.
     `names`: the joints in their order; () as they first occur. `images` tells how the files are
-    called here: an upload's name has a prefix. Raises DatasetError for turned photos, and where
-    there is no key point at all.
+    called here: an upload's name has a prefix. Of a task's annotations the last one counts; what
+    several annotators made of the same people tells the sigmas (`spread`). Raises DatasetError for
+    turned photos, and where there is no key point at all.
     """
-    found = [part for task in tasks for part in _results(task) if _kind(part) == "keypoint"]
+    last = [(_by_annotator(task) or [[]])[-1] for task in tasks]
+    found = [part for results in last for part in _drawn(results) if _kind(part) == "keypoint"]
     seen = dict.fromkeys(_label(part) for part in found)
     names = tuple(names) or tuple(seen)
     if not found:
@@ -38,8 +41,8 @@ def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) 
         raise DatasetError(f"the tasks label {', '.join(others)}, which --joints does not name")
     photos: list[Record] = []
     people: list[Record] = []
-    for number, task in enumerate(tasks, start=1):
-        parts = _results(task)
+    for number, (task, results) in enumerate(zip(tasks, last, strict=True), start=1):
+        parts = _drawn(results)
         if not parts:
             continue
         width, height = parts[0]["original_width"], parts[0]["original_height"]
@@ -50,7 +53,7 @@ def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) 
             )
         name = _file_name(task, images)
         photos.append({"id": number, "file_name": name, "width": width, "height": height})
-        for joints, box in _people(parts, names, (width, height), _links(task)):
+        for joints, box in _people(results, names, (width, height)):
             flat = joints.ravel().tolist()
             area = float(box[2] * box[3])
             people.append(
@@ -58,28 +61,46 @@ def read_tasks(tasks: Sequence[Any], names: Sequence[str], images: Path | None) 
                  "area": area, "iscrowd": 0, "keypoints": flat,
                  "num_keypoints": int((joints[:, 2] > 0).sum())}
             )  # fmt: skip
-    category = {"id": 1, "name": "person", "keypoints": list(names)}
+    category: Record = {"id": 1, "name": "person", "keypoints": list(names)}
+    if sigmas := spread_sigmas(_twice(tasks, names), names):
+        category["oks_sigmas"] = sigmas
     return {"images": photos, "annotations": people, "categories": [category]}
 
 
-def _last(task: Any) -> list[Any]:
-    """All that the task's last annotation that was not cancelled holds."""
+def _by_annotator(task: Any) -> list[list[Any]]:
+    """What each annotator drew in a task, in the last annotation that was not cancelled."""
     if not isinstance(task, dict):
         raise DatasetError(f"expected Label Studio's tasks, got {str(task)[:60]}")
-    given = task.get("annotations") or task.get("completions") or []
-    done = [each for each in given if not each.get("was_cancelled")]
-    return list(done[-1]["result"]) if done else []
+    by: dict[str, list[Any]] = {}
+    for each in task.get("annotations") or task.get("completions") or []:
+        if not each.get("was_cancelled"):
+            who = each.get("completed_by")
+            name = str(who.get("id") if isinstance(who, dict) else who)
+            by.pop(name, None)  # the order is that of the last ones
+            by[name] = list(each["result"])
+    return list(by.values())
 
 
-def _results(task: Any) -> list[Any]:
-    """Its rectangles and key points, and what else was drawn."""
-    return [part for part in _last(task) if "original_width" in part]
+def _twice(tasks: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[Labelled, Labelled]]:
+    """The people whom the last two annotators of a task drew, each."""
+    for task in tasks:
+        drawn = [results for results in _by_annotator(task) if _drawn(results)][-2:]
+        if len(drawn) == 2:
+            part = _drawn(drawn[0])[0]
+            size_wh = part["original_width"], part["original_height"]
+            first, second = (_people(results, names, size_wh) for results in drawn)
+            yield first, second
 
 
-def _links(task: Any) -> dict[str, set[str]]:
-    """Its relations, in both directions."""
+def _drawn(results: Sequence[Any]) -> list[Any]:
+    """Rectangles and key points, and what else was drawn."""
+    return [part for part in results if "original_width" in part]
+
+
+def _links(results: Sequence[Any]) -> dict[str, set[str]]:
+    """Relations, in both directions."""
     links: dict[str, set[str]] = {}
-    for part in _last(task):
+    for part in results:
         if part.get("type") == "relation":
             for a, b in ((part["from_id"], part["to_id"]), (part["to_id"], part["from_id"])):
                 links.setdefault(a, set()).add(b)
@@ -119,12 +140,9 @@ def _box(value: Mapping[str, Any], side: np.ndarray[Any, Any]) -> list[float]:
     return [*(start + low).tolist(), *(high - low).tolist()]
 
 
-def _people(
-    parts: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    size_wh: tuple[int, int],
-    links: Mapping[str, set[str]],
-) -> list[tuple[np.ndarray[Any, Any], list[float]]]:
+def _people(results: Sequence[Any], names: Sequence[str], size_wh: tuple[int, int]) -> Labelled:
+    """Joints (K, 3) and the xywh box of each person that one annotator drew."""
+    parts, links = _drawn(results), _links(results)
     side = np.array(size_wh) / 100
     boxes = {p["id"]: _box(p["value"], side) for p in parts if _kind(p) == "rectangle"}
     joints = {key: np.zeros((len(names), 3)) for key in boxes or [""]}
@@ -133,7 +151,7 @@ def _people(
             continue
         xy = np.array([part["value"]["x"], part["value"]["y"]]) * side
         owner = _owner(part, xy, boxes, links)
-        if owner in joints:
+        if owner in joints and _label(part) in names:
             joints[owner][names.index(_label(part))] = [*xy, 2]
     people = []
     for key, rows in joints.items():
