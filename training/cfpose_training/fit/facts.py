@@ -188,12 +188,11 @@ def _odd(
 
 
 def _check_boxes(people: Sequence[Mapping[str, Any]], photos: Sequence[Mapping[str, Any]]) -> None:
-    sizes = {photo["id"]: (photo.get("width"), photo.get("height")) for photo in photos}
+    sizes = {p["id"]: (p["width"], p["height"]) for p in photos if {"width", "height"} <= p.keys()}
     without = [
         person
         for person in people
-        if None not in sizes[person["image_id"]]
-        and clipped_box(person["bbox"], *sizes[person["image_id"]]) is None
+        if (size := sizes.get(person["image_id"])) and clipped_box(person["bbox"], *size) is None
     ]
     if without:
         raise DatasetError(
