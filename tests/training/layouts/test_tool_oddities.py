@@ -100,9 +100,14 @@ def test_a_person_of_two_annotations_is_one(photos: Path, tmp_path: Path) -> Non
         {**plain, "id": 20 + n, "bbox": box, "area": box[2] * box[3], "isbbox": True}
         for n, box in enumerate(boxes)
     ]
+    # of another category
+    record["categories"].append({"id": 4, "name": "cloak", "supercategory": ""})
+    cloak = {**plain, "id": 30, "category_id": 4, "bbox": [15, 15, 50, 40], "area": 2000}
+    record["annotations"].append(cloak)
     said, people = converted(record, photos, tmp_path)
     assert "mended: 1 people whose joints and box were two annotations" in said
-    assert [person["id"] for person in people] == [12, 20, 22]  # the smallest that holds them went
+    # the smallest that holds them went
+    assert [person["id"] for person in people] == [12, 20, 22, 30]
     assert people[0]["bbox"] == [10, 10, 60, 50]
     assert people[0]["area"] == 3000
 

@@ -101,11 +101,11 @@ def _box(person: Mapping[str, Any]) -> list[float] | None:
 
 
 def _joined(people: Sequence[Record], done: Counter[str]) -> list[Record]:
-    """People of joints alone take the smallest box of joints none that holds them."""
+    """People of joints alone take the smallest box of their category without joints around them."""
     free: dict[Any, list[Record]] = {}
     for person in people:
         if not person["num_keypoints"] and _box(person) and not person["iscrowd"]:
-            free.setdefault(person["image_id"], []).append(person)
+            free.setdefault((person.get("image_id"), person.get("category_id")), []).append(person)
     taken: set[int] = set()
     joined = []
     for person in people:
@@ -113,7 +113,7 @@ def _joined(people: Sequence[Record], done: Counter[str]) -> list[Record]:
         if len(xy) and _box(person) is None:
             held = [
                 other
-                for other in free.get(person["image_id"], [])
+                for other in free.get((person.get("image_id"), person.get("category_id")), [])
                 if id(other) not in taken and _holds(other["bbox"], xy)
             ]
             if held:
