@@ -136,7 +136,10 @@ def main() -> None:
         judged["coco"] = part(others, free), place
     model = _file(given.start)
     before = {name: results(model, *where) for name, where in judged.items()}
+    asked = {name: getattr(given, name) for name in ("source", "photos", "measured", "seeds")}
+    words = " ".join(f"--{name} {value}" for name, value in asked.items())
     content = {
+        "command": f"python studies/few_photos.py --data-root DATA {words}",
         "source": given.source, "photos": given.photos, "start": given.start,
         "start_sha256": digest(model), "measured": {
             name: {
