@@ -21,7 +21,7 @@ import numpy as np
 from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.foreign import split_preset
 from cfpose_sdk.errors import DatasetError, ExportError, TrainingError, require
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import what_is_at, write_file
 from cfpose_sdk.keypoints import calibrate
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.checkpoints.initial import open_initial
@@ -186,7 +186,7 @@ class _Fit:
     def _label(self) -> None:
         """Write the labels that the recipe asks for, each by `cfpose-train label`."""
         for step in self.recipe.fit.labels:
-            if (self.root / step.out).is_file():
+            if what_is_at(self.root / step.out) == "file":
                 continue
             command = ["label", "--data-root", str(self.root), "--images", step.images]
             command += ["--out", str(self.root / step.out), "--resume", "--labeller"]
