@@ -88,6 +88,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
         "deploy_size_wh": [0, 0], "evidence": "peak", "box_grid": 0, "oks_window": 0.0,
         "spread_temperature": 1.0, "spread_isotropy": 0.0, "quality_p": 0.0,
         "movenet": None, "head": "simcc", "turn_p": 0.0, "started_from": [],
+        "accumulate": 1, "channels_last": True, "compile": False, "checkpointing": False,
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} <= set(off)
     assert {

@@ -48,7 +48,11 @@ class OptimConfig:
     mild_epochs: int = 0  # the last epochs, augmented as the recipe's [mild_augment] says
     clip_norm: float = 0.0  # gradient norm; 0: off
     ema_decay: float = 0.0  # 0: off
-    precision: Precision = "32-true"
+    precision: Precision = "32-true"  # 16-mixed: float16, with a scaler of its gradients
+    accumulate: int = 1  # parts of a batch, one after the other; batch_size is that of all
+    channels_last: bool = True  # the maps in memory, pixel by pixel; false: channel by channel
+    compile: bool = False  # by torch.compile; the first batches take minutes
+    checkpointing: bool = False  # HRNet's maps are computed anew in the backward pass, not kept
     seed: int = 2025
     workers: int = 0  # loader processes
     final: Literal["last", "best"] = "last"  # epoch that is kept in the end; best: by dev_AP
@@ -339,6 +343,10 @@ def _contradiction(recipe: Recipe) -> str:
     if recipe.teacher is not None and recipe.teacher.optim is not None:
         runs["teacher.optim"] = recipe.teacher.optim
     for name, optim in runs.items():
+        if optim.batch_size % optim.accumulate:
+            return f"{name}: batch_size {optim.batch_size} has no {optim.accumulate} equal parts"
+        if optim.compile and optim.checkpointing:
+            return f"{name}: compile and checkpointing do not go together; leave one of them false"
         if optim.mild_epochs and recipe.mild_augment is None:
             return f"{name}.mild_epochs is {optim.mild_epochs}; give [mild_augment], or leave it 0"
     if recipe.finder is not None:

@@ -57,6 +57,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "cosine_from": Range(0, 1, open_high=True), "mild_epochs": FROM_ZERO,
         "clip_norm": FROM_ZERO, "ema_decay": Range(0, 1, open_high=True),
         "seed": Range(0, 2**63 - 1), "workers": Range(0, 1024),
+        "accumulate": COUNT,
     },
     "PhotoSource": {"repeat": COUNT, "holdout_every": FROM_ZERO},
     "FinderAugmentConfig": {

@@ -26,7 +26,7 @@ from cfpose_training.run.outputs import BEST_FILE, KeptCheckpoints
 
 SPEC = ModelSpec(name="tiny", skeleton=COCO_17, size_wh=(36, 48), trained_on=("nothing",))
 HRNET = HRNetConfig(width=4, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
-TIMES = {"samples_per_s", "load_s_share"}
+TIMES = {"steps_per_s", "samples_per_s", "load_s_share", "memory_gb"}
 
 
 def save(path: Path, module: nn.Module, metrics: Mapping[str, float]) -> None:

@@ -32,6 +32,7 @@ FREE = [
     ("pose", "deploy_box_scale", 1.1),
     ("stage1", "workers", 3),
     ("stage1", "final", "best"),
+    ("stage1", "checkpointing", True),
     ("", "trained_on", ("more",)),
     ("", "license", "other"),
     ("", "finder", None),
@@ -87,7 +88,8 @@ def test_what_does_not_decide_it_may_change(
 def test_every_field_of_a_run_is_recorded_but_the_free_ones(recipe: Recipe) -> None:
     """A field that is added to the options is compared from then on."""
     record = stage1_record(recipe, "stage1")
-    names = {field.name for field in dataclasses.fields(OptimConfig)} - {"workers", "final"}
+    free = {"workers", "final", "checkpointing"}
+    names = {field.name for field in dataclasses.fields(OptimConfig)} - free
     assert {name.removeprefix("stage1.") for name in record if name.startswith("stage1.")} == names
     assert record["pose.hrnet.width"] == "4"
     assert record["sources[0].repeat"] == "2"

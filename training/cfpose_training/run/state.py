@@ -20,10 +20,14 @@ from cfpose_sdk.files import digest
 
 Record = dict[str, str]
 # Of [stage1] and its like: how samples are loaded, and which checkpoint is taken in the end.
-FREE_OPTIM_FIELDS = frozenset({"workers", "final"})
+# Gradients are those of plain backpropagation with checkpointing, too.
+FREE_OPTIM_FIELDS = frozenset({"workers", "final", "checkpointing"})
 # Options that came after runs had been recorded, and the value with which a run is as it was
 # before: a state that lacks one may go on with that.
-LATER_OPTIONS = {"quality_p": "0.0", "turn_p": "0.0", "movenet": "None", "head": "'simcc'"}
+LATER_OPTIONS = {
+    "quality_p": "0.0", "turn_p": "0.0", "movenet": "None", "head": "'simcc'",
+    "accumulate": "1", "channels_last": "True", "compile": "False",
+}  # fmt: skip
 
 
 def recorded(value: object, name: str, free: frozenset[str] = frozenset()) -> Record:
