@@ -16,7 +16,8 @@ import pytest
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training import cli
-from cfpose_training.ablation.run import plan, run_ablation
+from cfpose_training.ablation.jobs import Starts, plan
+from cfpose_training.ablation.run import run_ablation
 from cfpose_training.ablation.schemes import SCHEMES, scheme, seeded
 from cfpose_training.ablation.table import Row, markdown, mean_and_deviation
 from cfpose_training.checkpoints.files import load_pose
@@ -28,6 +29,7 @@ from cfpose_training.pose.evaluation import DevelopmentSet
 from cfpose_training.pose.train import REFINED_FILE, TEACHER_FILE, pose_spec
 from cfpose_training.run.loop import RunOptions
 
+GIVEN = Path("teacher.safetensors")
 TEACHER = """
 [teacher]
 name = "wide"
@@ -92,7 +94,7 @@ def test_the_teachers_recipe_is_the_students_with_its_network(recipe: Recipe) ->
 
 
 def test_equal_runs_are_trained_once(recipe: Recipe) -> None:
-    jobs, trials = plan(recipe, list(SCHEMES), [1, 2], own_teacher=True)
+    jobs, trials = plan(recipe, list(SCHEMES), [1, 2], Starts())
     assert [job.folder for job in jobs if job.folder.startswith("seed2")] == [
         "seed2/stage1-labels",
         "seed2/stage2-gt-on-labels",
@@ -113,12 +115,12 @@ def test_equal_runs_are_trained_once(recipe: Recipe) -> None:
         "seed1/stage1-labels",
         "seed1/stage2-gt-on-labels",
     ]
-    without, _ = plan(recipe, ["baseline", "1"], [1], own_teacher=True)
+    without, _ = plan(recipe, ["baseline", "1"], [1], Starts())
     assert [job.stage for job in without] == ["stage1", "stage2"]
-    given, _ = plan(dataclasses.replace(recipe, teacher=None), ["6"], [1], own_teacher=False)
+    given, _ = plan(dataclasses.replace(recipe, teacher=None), ["6"], [1], Starts(teacher=GIVEN))
     assert [job.stage for job in given] == ["stage1", "stage2"]
     with pytest.raises(TrainingError, match="nothing to run"):
-        plan(recipe, [], [1], own_teacher=True)
+        plan(recipe, [], [1], Starts())
 
 
 def test_several_processes_are_refused_before_anything_is_written(
@@ -126,7 +128,7 @@ def test_several_processes_are_refused_before_anything_is_written(
 ) -> None:
     data = DataOptions(tiny_root, tmp_path / "cache")
     options = RunOptions(tmp_path / "out", accelerator="cpu", devices=2)
-    with pytest.raises(TrainingError, match="runs in one process, got 2 devices"):
+    with pytest.raises(TrainingError, match=r"is one process, got 2 devices.*--jobs 2"):
         run_ablation(recipe, ["baseline"], [1], data, options)
     assert not (tmp_path / "out").exists()
 
@@ -138,9 +140,9 @@ def test_an_own_teacher_with_frozen_blocks_is_refused(recipe: Recipe) -> None:
         recipe, teacher=dataclasses.replace(recipe.teacher, hrnet=None, lite=lite)
     )
     with pytest.raises(TrainingError, match=r"wide keeps its first 3 blocks.*give --teacher"):
-        plan(frozen, ["6"], [1], own_teacher=True)
-    plan(frozen, ["6"], [1], own_teacher=False)
-    plan(frozen, ["1"], [1], own_teacher=True)  # needs none
+        plan(frozen, ["6"], [1], Starts())
+    plan(frozen, ["6"], [1], Starts(teacher=GIVEN))
+    plan(frozen, ["1"], [1], Starts())  # needs none
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -239,7 +241,7 @@ def test_the_whole_table_runs_and_resumes(
     check_the_refiner_moves_joints_to_its_target(recipe, tiny_root, out)
     # what is done is not done again
     for function in ("train_teacher", "train_stage1", "train_stage2"):
-        monkeypatch.setattr(f"cfpose_training.ablation.run.{function}", pytest.fail)
+        monkeypatch.setattr(f"cfpose_training.ablation.jobs.{function}", pytest.fail)
     assert run(SCHEMES, resume=True) == rows
     other = dataclasses.replace(recipe, trained_on=("others",))
     with pytest.raises(TrainingError, match="another recipe or teacher"):

@@ -103,7 +103,6 @@ def some_people(people: People, count: int, visits: int) -> People:
         boxes=people.boxes[chosen],
         joints=people.joints[chosen],
         areas=people.areas[chosen],
-        weight=people.weight[chosen],
         repeat=np.full(len(chosen), -(-visits // len(chosen)), dtype=np.intp),
         joint_weight=people.joint_weight[chosen],
     )
