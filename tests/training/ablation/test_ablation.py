@@ -16,7 +16,7 @@ import pytest
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training import cli
-from cfpose_training.ablation.jobs import Starts, plan
+from cfpose_training.ablation.jobs import Starts, check_starts, plan
 from cfpose_training.ablation.run import run_ablation
 from cfpose_training.ablation.schemes import SCHEMES, scheme, seeded
 from cfpose_training.ablation.table import Row, markdown, mean_and_deviation
@@ -29,7 +29,6 @@ from cfpose_training.pose.evaluation import DevelopmentSet
 from cfpose_training.pose.train import REFINED_FILE, TEACHER_FILE, pose_spec
 from cfpose_training.run.loop import RunOptions
 
-GIVEN = Path("teacher.safetensors")
 TEACHER = """
 [teacher]
 name = "wide"
@@ -94,7 +93,7 @@ def test_the_teachers_recipe_is_the_students_with_its_network(recipe: Recipe) ->
 
 
 def test_equal_runs_are_trained_once(recipe: Recipe) -> None:
-    jobs, trials = plan(recipe, list(SCHEMES), [1, 2], Starts())
+    jobs, trials = plan(recipe, list(SCHEMES), [1, 2], own_teacher=True)
     assert [job.folder for job in jobs if job.folder.startswith("seed2")] == [
         "seed2/stage1-labels",
         "seed2/stage2-gt-on-labels",
@@ -115,12 +114,12 @@ def test_equal_runs_are_trained_once(recipe: Recipe) -> None:
         "seed1/stage1-labels",
         "seed1/stage2-gt-on-labels",
     ]
-    without, _ = plan(recipe, ["baseline", "1"], [1], Starts())
+    without, _ = plan(recipe, ["baseline", "1"], [1], own_teacher=True)
     assert [job.stage for job in without] == ["stage1", "stage2"]
-    given, _ = plan(dataclasses.replace(recipe, teacher=None), ["6"], [1], Starts(teacher=GIVEN))
+    given, _ = plan(dataclasses.replace(recipe, teacher=None), ["6"], [1], own_teacher=False)
     assert [job.stage for job in given] == ["stage1", "stage2"]
     with pytest.raises(TrainingError, match="nothing to run"):
-        plan(recipe, [], [1], Starts())
+        plan(recipe, [], [1], own_teacher=True)
 
 
 def test_several_processes_are_refused_before_anything_is_written(
@@ -139,10 +138,13 @@ def test_an_own_teacher_with_frozen_blocks_is_refused(recipe: Recipe) -> None:
     frozen = dataclasses.replace(
         recipe, teacher=dataclasses.replace(recipe.teacher, hrnet=None, lite=lite)
     )
-    with pytest.raises(TrainingError, match=r"wide keeps its first 3 blocks.*give --teacher"):
-        plan(frozen, ["6"], [1], Starts())
-    plan(frozen, ["6"], [1], Starts(teacher=GIVEN))
-    plan(frozen, ["1"], [1], Starts())  # needs none
+    jobs, _ = plan(frozen, ["6"], [1], own_teacher=True)
+    with pytest.raises(TrainingError, match=r"wide keeps its first 3 blocks.*give --teacher-init"):
+        check_starts(frozen, jobs, Starts())
+    check_starts(frozen, jobs, Starts(teacher_init=Path("lite2.pth")))
+    for given in (False, True):  # a teacher's file is given, or none is needed
+        jobs, _ = plan(frozen, ["1"] if given else ["6"], [1], own_teacher=given)
+        check_starts(frozen, jobs, Starts())
 
 
 def read(path: Path) -> list[dict[str, str]]:

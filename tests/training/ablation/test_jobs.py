@@ -9,7 +9,7 @@ import pytest
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training import cli
-from cfpose_training.ablation.jobs import OUTPUT_FILE, Starts, plan
+from cfpose_training.ablation.jobs import OUTPUT_FILE, Starts, check_starts, plan
 from cfpose_training.ablation.run import run_ablation
 from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
@@ -68,10 +68,11 @@ def test_a_start_that_the_paper_has_is_asked_for(
 ) -> None:
     tiny_recipe.write_text('start = "imagenet"\n' + tiny_recipe.read_text())
     paper = load_recipe(tiny_recipe)
+    jobs, _ = plan(paper, ["5"], [1], own_teacher=True)
     with pytest.raises(TrainingError, match=r"wide starts from ImageNet.*give --teacher-init a f"):
-        plan(paper, ["5"], [1], Starts())
-    plan(paper, ["1"], [1], Starts())  # needs no teacher
-    plan(paper, ["5"], [1], Starts(teacher=Path("t")))
+        check_starts(paper, jobs, Starts(init=Path("w32.pth")))
+    check_starts(paper, jobs, Starts(init=Path("w32.pth"), teacher_init=Path("w48.pth")))
+    check_starts(paper, jobs, Starts(from_scratch=True))
     data = DataOptions(tiny_root, tmp_path / "cache")
     options = RunOptions(tmp_path / "out", accelerator="cpu", threads=1)
     with pytest.raises(TrainingError, match=r"tiny starts from ImageNet.*give --init a file.*SHA"):

@@ -94,13 +94,12 @@ class Workshop:
 
 
 def plan(
-    recipe: Recipe, schemes: Sequence[str], seeds: Sequence[int], starts: Starts
+    recipe: Recipe, schemes: Sequence[str], seeds: Sequence[int], *, own_teacher: bool
 ) -> tuple[list[Job], list[Trial]]:
     """The runs in order, each once, and the trials that they belong to.
 
-    Without a teacher's file the plan trains one first where a scheme needs one. Raises
-    TrainingError for an unknown scheme, a teacher that the recipe does not describe, and for starts
-    that the recipe needs and nobody gives.
+    With `own_teacher` the plan trains a teacher first where a scheme needs one. Raises
+    TrainingError for an unknown scheme, or a teacher that the recipe does not describe.
     """
     if not schemes or not seeds:
         raise TrainingError(f"nothing to run: schemes {list(schemes)}, seeds {list(seeds)}")
@@ -116,12 +115,19 @@ def plan(
                 last = jobs.setdefault(second.folder, second)
             trials.append(Trial(name, seed, last))
     ordered = list(jobs.values())
-    if starts.teacher is None and any(job.taught for job in ordered):
+    if own_teacher and any(job.taught for job in ordered):
         ordered.insert(0, Job(TEACHER_FOLDER, "teacher", recipe))
-        swapped = teacher_recipe(recipe)  # refuses a recipe without a teacher
-        option = "--teacher-init"
-        check_start(swapped, starts.teacher_init, option=option, from_scratch=starts.from_scratch)
+        teacher_recipe(recipe)  # refuses one without a teacher
     return ordered, trials
+
+
+def check_starts(recipe: Recipe, jobs: Sequence[Job], starts: Starts) -> None:
+    """Raise TrainingError where a run needs weights to begin on that nobody gives."""
+    scratch = starts.from_scratch
+    if any(job.stage == "teacher" for job in jobs):
+        swapped, option = teacher_recipe(recipe), "--teacher-init"
+        check_start(swapped, starts.teacher_init, option=option, from_scratch=scratch)
+    check_start(recipe, starts.init, from_scratch=scratch)
 
 
 def _stage1_job(recipe: Recipe, seed: int) -> Job:

@@ -21,7 +21,15 @@ from torch import nn
 from cfpose_bench.accuracy.crowdpose import OPEC_12
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.files import write_file
-from cfpose_training.ablation.jobs import Job, Starts, Trial, Workshop, plan, run_jobs
+from cfpose_training.ablation.jobs import (
+    Job,
+    Starts,
+    Trial,
+    Workshop,
+    check_starts,
+    plan,
+    run_jobs,
+)
 from cfpose_training.ablation.table import LEVELS, Row, require_plotting, write_tables
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import Recipe
@@ -31,7 +39,7 @@ from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.nets.pose_net import RefinedPoseNet
 from cfpose_training.pose.evaluation import DevelopmentSet, Predictions
 from cfpose_training.pose.protocol import PaperPhotos, Protocol
-from cfpose_training.pose.train import check_start, development_set, pose_spec
+from cfpose_training.pose.train import development_set, pose_spec
 from cfpose_training.run.devices import device_type
 from cfpose_training.run.loop import LOG_FILE, RunOptions
 from cfpose_training.sources import with_joints
@@ -66,8 +74,8 @@ def run_ablation(
             f"runs train at once: --jobs {options.devices}"
         )
     recipe = with_joints(recipe, data.root)
-    jobs, trials = plan(recipe, schemes, seeds, starts)
-    check_start(recipe, starts.init, from_scratch=starts.from_scratch)
+    jobs, trials = plan(recipe, schemes, seeds, own_teacher=starts.teacher is None)
+    check_starts(recipe, jobs, starts)
     dev = development_set(recipe, pose_spec(recipe), data)
     if dev is None:
         raise TrainingError("the recipe holds out no photos: set holdout_every of one source")

@@ -179,7 +179,7 @@ def ablation(arguments: argparse.Namespace) -> int:
     if dry_run:
         _say_files((role.replace("_", "'s "), path) for role, path in files.items())
         print(f"  {protocol.text}")
-        for job in plan(recipe, schemes, seeds, starts)[0]:
+        for job in plan(recipe, schemes, seeds, own_teacher=starts.teacher is None)[0]:
             done = (out / job.checkpoint).is_file()
             print(f"{'done  ' if done else 'to run'} {out / job.checkpoint}")
         return 0
