@@ -25,8 +25,8 @@ LEVELS = {  # crowd index from (included) and to (excluded)
     "medium": (0.2, 0.8),
     "hard": (0.8, math.inf),
 }
-OPEC_12 = "opec-12"
 Evaluator = Literal["own", "opec-12"]  # own: that of the data set's authors
+OPEC_12: Literal["opec-12"] = "opec-12"
 OPEC_JOINTS = 12
 
 

@@ -7,6 +7,7 @@ folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -236,18 +237,18 @@ class _Team:
     def _end(self, answer: Connection) -> str:
         """Take a run's answer. Raises TrainingError where it failed."""
         process, job, place = self._at_work.pop(answer)
-        try:
-            kind, text = answer.recv()
-        except EOFError:
-            kind, text = "failed", "its process ended without a word"
+        said: Answer = "failed", "its process ended without a word"
+        with contextlib.suppress(EOFError):
+            said = answer.recv()
+        kind, text = said
         answer.close()
         process.join()
         self._free.append(place)
         if kind in ("failed", "stopped"):
             log = self._workshop.options.folder / job.folder / OUTPUT_FILE
             raise TrainingError(f"the run {job.folder} {kind}: {text or 'a signal'}; see {log}")
-        said = "ends" if kind == "done" else "is out of time"
-        print(f"run {self._numbers[job.folder]} of {self._total} {said}: {job.folder}", flush=True)
+        end = "ends" if kind == "done" else "is out of time"
+        print(f"run {self._numbers[job.folder]} of {self._total} {end}: {job.folder}", flush=True)
         return kind
 
     def _stop(self) -> None:
