@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cfpose_bench import peer_commands
+from cfpose_bench.accuracy.crowdpose import OPEC_12
+from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_bench.data.dataset import DATA_VARIABLE, KeypointDataset, find_dataset
 from cfpose_bench.measurement import physical_cores
 from cfpose_bench.report.page import write_page
@@ -103,6 +105,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         rounds=options.rounds,
         repeats=options.repeats,
         seed=options.seed,
+        evaluator=options.protocol or "own",
     )
     return Plan(
         models=tuple(dict.fromkeys(options.model or ["default"])),
@@ -128,6 +131,11 @@ def _check_bounds(bounds: Bounds, plan: Plan, dataset: KeypointDataset) -> None:
         raise InputError("--max-drift needs --reference FP32.onnx to drift from")
     if bounds.min_ap is not None and not dataset.has_keypoints:
         raise InputError(f"--min-ap needs keypoints; the data set {dataset.name} has boxes only")
+    if plan.protocol.evaluator == OPEC_12 and not is_crowdpose(dataset.annotations):
+        raise InputError(
+            f"--protocol {OPEC_12} is CrowdPose's, and {dataset.name} is not: its photos have no "
+            f"crowdIndex"
+        )
     if bounds.baseline is not None and what_is_at(bounds.baseline) != "file":
         raise InputError(f"--baseline {bounds.baseline} does not exist")
     if bounds.baseline is not None:
@@ -143,9 +151,15 @@ def _heading(protocol: Mapping[str, Any]) -> str:
         + (f"; {missing} annotated photos are missing and take no part" if missing else "")
         + (f"; {others} photos have no annotation and take no part" if others else "")
         + (f"; {resumed} predictions are of an earlier run" if resumed else "")
-        + f"; OKS-NMS {suppressed}; {'' if protocol['flip_test'] else 'no '}flip test; "
+        + f"; OKS-NMS {suppressed}; {_flip_test(protocol)}; "
         f"{protocol['threads']} threads; times are medians a photo"
     )
+
+
+def _flip_test(protocol: Mapping[str, Any]) -> str:
+    inside = ", ".join(protocol.get("flip_test_inside", ()))
+    plain = "flip test" if protocol["flip_test"] else "no flip test"
+    return f"{plain}, but inside the graph of {inside}" if inside else plain
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,10 +203,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="where person boxes come from: the annotations, the detector, or a file; may be "
         "repeated (default: gt)")
     add("--preset", choices=PRESETS, help="a whole protocol; see docs/measure.md")
+    add("--protocol", choices=(OPEC_12,),
+        help="CrowdPose on its first 12 joints, as OPEC-Net evaluates; without it, on all 14")
     add("--detector", help="file of the detector for `--boxes detector`; without it, the bundled "
         "finder")
     add("--flip-test", action="store_true",
-        help="average the joints of each photo and of its mirror image")
+        help="average the joints of each photo and of its mirror image; a graph that does so "
+        "inside is not flipped again")
     add("--joint-threshold", type=float, metavar="T",
         help="a pose's score is the mean of its joints' above T; without it, of all joints")
     add("--no-oks-nms", action="store_true",

@@ -156,8 +156,9 @@ def open_model(
     """Open a cfpose artifact, or a foreign network adopted into one, in this process.
 
     `find` opens a detector too (`detector`, or the bundled finder), for photos without boxes.
-    `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and BackendError as
-    the runtime does, InputError for a precision that it does not have.
+    `flip_test`: the photo's mirror image is predicted too, but of a graph that averages both views
+    itself. `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and
+    BackendError as the runtime does, InputError for a precision that it does not have.
     """
     finder = CountedFinder(open_finder(detector, device, threads)) if find else None
     if name.peer == YOLO_POSE:
@@ -172,7 +173,8 @@ def open_model(
         if finder is not None:
             finder.close()
 
-    model = FlipTested(opened.model) if flip_test else opened.model
+    outside = flip_test and not opened.facts.flips_inside
+    model = FlipTested(opened.model) if outside else opened.model
     return OpenModel(opened.facts, model, close, finder)
 
 
@@ -220,5 +222,7 @@ def _cfpose(
         provider=estimator.info.provider,
         size_wh=estimator.spec.size_wh,
         is_peer=name.peer is not None,
+        flips_inside=estimator.spec.flip_test,
+        calibration=estimator.spec.calibration,
     )
     return OpenModel(facts, estimator, estimator.close)
