@@ -17,6 +17,7 @@ import numpy as np
 from cfpose_sdk.backends import Backend, Device, HeldImage, RuntimeOptions, open_backend
 from cfpose_sdk.backends.bundled import BUNDLED_MODEL as BUNDLED_MODEL
 from cfpose_sdk.backends.bundled import model_file
+from cfpose_sdk.backends.tuned import Precision, Tuned, chosen
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import (
     BUNDLED_FINDER,
@@ -52,6 +53,7 @@ class EstimatorInfo:
     detector: str
     calibrated: bool = True  # whether confidence and covariance were fitted on labelled photos
     fallen: str = ""  # nodes of the pose model that run on the CPU although a GPU was asked for
+    tuned: str = ""  # how `cfpose tune` has both networks run; "": as the options say
 
 
 class PoseEstimator:
@@ -65,7 +67,9 @@ class PoseEstimator:
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
     people; on a GPU the frame is uploaded once for the finder and all chunks.
-    `options` are of the pose model's runtime, see `RuntimeOptions`.
+    `options` are of the pose model's runtime, see `RuntimeOptions`. `precision` "tuned": pose model
+    and bundled finder run as `cfpose tune` found fastest on this machine; None never changes a
+    precision.
     `max_people`: of those that the detector finds in an image, only so many are kept, the best
     scored. `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead
     of raising. It can be pickled, and opens its files anew in the other process. Raises
@@ -85,6 +89,7 @@ class PoseEstimator:
         options: RuntimeOptions | None = None,
         allow_fallback: bool = False,
         max_people: int | None = None,
+        precision: Precision | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_people", max_people)):
             if value is not None and value < 1:
@@ -92,17 +97,20 @@ class PoseEstimator:
         self._arguments: dict[str, Any] = {
             "detector": detector, "detector_options": detector_options, "device": device,
             "batch_size": batch_size, "threads": threads, "options": options,
-            "allow_fallback": allow_fallback, "max_people": max_people,
+            "allow_fallback": allow_fallback, "max_people": max_people, "precision": precision,
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
         self._model = model
-        self._backend = _open_model(model, options, running)
+        given = BUNDLED_MODEL if model is None else model
+        self._tuned = chosen(given, precision, device, options)
+        self._backend = _open_model(given, options, running, self._tuned)
         try:
             self._network = PoseNetwork(self._backend, batch_size)
             self._detector = LazyDetector(
-                detector, detector_options, running, max_people, beside=self._backend
-            )
+                detector, detector_options, running, max_people, beside=self._backend,
+                tuned=self._tuned,
+            )  # fmt: skip
         except BaseException:
             if self._backend is not model:
                 self._backend.close()
@@ -116,7 +124,7 @@ class PoseEstimator:
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
             self._detector.description,
-            self.spec.calibrated, backend.fallen,
+            self.spec.calibrated, backend.fallen, self._tuned.told if self._tuned else "",
         )  # fmt: skip
 
     def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
@@ -242,15 +250,21 @@ class PoseEstimator:
 
 
 def _open_model(
-    model: PathLike | Backend | None, options: RuntimeOptions | None, running: Running
+    model: PathLike | Backend, options: RuntimeOptions | None, running: Running, tuned: Tuned | None
 ) -> Backend:
-    """The backend of a file, of a bundled model (None: the default), or the caller's own."""
+    """The backend of a file, of a bundled model, or the caller's own."""
+    if tuned is not None:
+        running = _tuned_running(running, tuned, tuned.setting.pose.device)
+        return open_backend(tuned.model, **running, options=tuned.options)
     if not isinstance(model, Backend):
-        path = BUNDLED_MODEL if model is None else model_file(model)
-        return open_backend(path, **running, options=options)
+        return open_backend(model_file(model), **running, options=options)
     if options is not None:
         raise InputError("options belong to a model's file, not to an open Backend")
     return model
+
+
+def _tuned_running(running: Running, tuned: Tuned, device: Device) -> Running:
+    return {**running, "device": device, "threads": tuned.threads(running["threads"])}
 
 
 def _is_bundled(detector: OpenDetector) -> bool:
@@ -283,8 +297,9 @@ class LazyDetector:
         max_people: int | None = None,
         *,
         beside: Backend | None = None,
+        tuned: Tuned | None = None,
     ) -> None:
-        self._max_people, self._beside = max_people, beside
+        self._max_people, self._beside, self._tuned = max_people, beside, tuned
         if callable(detector) and options is not None:
             raise InputError("detector_options belong to a detector's file, not to a callable")
         self._options, self._running = options or DetectorOptions(), running
@@ -337,7 +352,8 @@ class LazyDetector:
             if self._closed:
                 raise BackendError("this detector is closed; open another PoseEstimator")
             if self._detector is None:
-                finder = PersonFinder(**self._finder_options(), **self._bundled_running())
+                path = None if self._tuned is None else self._tuned.finder
+                finder = PersonFinder(path, **self._finder_options(), **self._bundled_running())
                 self._detector = self._opened = finder
                 if finder.device == "cpu" and (why := self._why_not_along()):
                     warnings.warn(f"people are found on the CPU{why}", RuntimeWarning, stacklevel=4)
@@ -359,6 +375,8 @@ class LazyDetector:
 
     def _bundled_running(self) -> Running:
         """How the bundled finder runs: as the pose model does, where that is no engine."""
+        if self._tuned is not None:
+            return _tuned_running(self._running, self._tuned, self._tuned.setting.finder.device)
         return {**self._running, "device": "auto"} if self._is_engine else self._running
 
     @property

@@ -25,7 +25,11 @@ from cfpose_sdk.errors import ExportError, InputError, require
 
 PART = "backbone"  # of a module's dotted name
 # of the backbone, and never quantised: few channels with wide ranges, and little to gain
-STEM = ("bn1", "bn2", "conv1", "conv2", "layer1", "body.conv_stem", "body.bn0")
+STEM = (
+    "bn1", "bn2", "conv1", "conv2", "layer1",  # HRNet
+    "body.conv_stem", "body.bn0",  # EfficientNet-Lite
+    "stem", "first",  # MobileNet, as of MoveNet
+)  # fmt: skip
 PERCENTILE = 100.0  # of an activation's magnitudes; what lies beyond saturates
 BINS = 2048
 BATCH = 16

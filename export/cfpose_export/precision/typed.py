@@ -77,6 +77,9 @@ def rounded_constant(
 LOWERED = ("backbone", "head")  # parts of a module's dotted name whose nodes run low
 LOWERED_OF_FINDER = ("body", "laterals", "smooths", "heat")
 KEPT = ("sampler", "refiner", "normalise")  # and parts that never do
+# and in one type: the depthwise convolution behind a MobileNet's stem, whose few channels have
+# ranges far apart; bf16's 8 bits of mantissa there cost more than in all other layers together
+KEPT_OF: Mapping[str, tuple[str, ...]] = {"fp16": (), "bf16": ("first",)}
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ def plan(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str
     low, unfit = set(), {}
     for index, node in enumerate(nodes):
         module = scope(node)
-        if not _is_low(module, lowered) or belongs(module, keep) or node.name in keep:
+        if not _is_low(module, lowered, KEPT_OF[precision]):
+            continue
+        if belongs(module, keep) or node.name in keep:
             continue
         if not any(types.get(name) == TensorProto.FLOAT for name in node.output):
             continue  # integers, shapes
@@ -231,9 +236,9 @@ def lowered_parts(model: onnx.ModelProto) -> tuple[str, ...]:
     return LOWERED_OF_FINDER if is_finder(model) else LOWERED
 
 
-def _is_low(module: str, lowered: Collection[str]) -> bool:
+def _is_low(module: str, lowered: Collection[str], kept: Collection[str]) -> bool:
     parts = module.split(".")
-    return any(p in parts for p in lowered) and not any(p in parts for p in KEPT)
+    return any(p in parts for p in lowered) and not any(p in parts for p in (*KEPT, *kept))
 
 
 def at_least_one(chosen: Plan, precision: str) -> Plan:
