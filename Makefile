@@ -15,7 +15,8 @@ DATA = ../shared/data
 CASES = ../shared/cases
 ONLY =
 REPORT = benchmarks/results/coco-val-340-cpu.json
-RUNTIMES = benchmarks/results/runtimes-cpu.json
+# gets runtimes-KIND.json, by the kind of CPU that make runtimes runs on
+RUNTIMES = benchmarks/results
 FRAME = studies/results/frame-input-dev.json
 # An environment with rtmlib; made where it is missing.
 RTMLIB = out/rtmlib
@@ -119,7 +120,7 @@ soak: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 	$(BIN)/python -m cfpose_bench.tables cfpose_sdk/models cfpose_sdk/models/README.md
-	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
+	$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md
 	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
 	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
 

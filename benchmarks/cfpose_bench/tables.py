@@ -3,7 +3,8 @@
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
 `cfpose-bench runtimes`, between the same marks of `runtimes`, and for that of
-`studies/frame_input.py` of `frame`, or, for a folder of model files, of `files`.
+`studies/frame_input.py` of `frame`, or, for a folder of model files, of `files`. A folder with
+`runtimes-KIND.json` gives the records of all kinds of CPUs side by side.
 """
 
 from __future__ import annotations
@@ -126,11 +127,12 @@ def fill(document: str, block: str, marks: tuple[str, str] = (BEGIN, END)) -> st
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill the documents named after the report."""
     report, *documents = map(Path, sys.argv[1:] if argv is None else argv)
-    record = {} if report.is_dir() else json.loads(report.read_text(encoding="utf-8"))
-    if report.is_dir():
+    runs = sorted(report.glob("runtimes-*.json")) if report.is_dir() else [report]
+    record, *others = [json.loads(path.read_text(encoding="utf-8")) for path in runs] or [{}]
+    if not runs:
         block, marks = files_block(report), FILES
     elif "tasks" in record:
-        block, marks = runtimes_block(record), RUNTIMES
+        block, marks = runtimes_block([record, *others]), RUNTIMES
     elif "peak_rss_mib_3840x2160" in record:
         block, marks = frame_block(record), FRAME
     else:

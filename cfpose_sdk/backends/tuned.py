@@ -26,7 +26,7 @@ from cfpose_sdk.files import cache_folder, digest, digest_of, shown
 FORMAT = 1
 ROOM = "tuned"  # of the cache
 Precision = Literal["tuned"]
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")  # that run the networks
+_PACKAGES = ("cfpose-sdk", "onnxruntime", "onnxruntime-gpu", "openvino")  # that run the networks
 # what tells kinds of CPUs apart, by Linux' names
 FLAGS = (
     "amx_bf16", "amx_int8", "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimd",
@@ -103,9 +103,7 @@ def machine() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Versions of what runs the networks; absent ones are left out."""
-    import cfpose_sdk
-
-    found = {"cfpose": cfpose_sdk.__version__}
+    found = {}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

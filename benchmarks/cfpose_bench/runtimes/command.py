@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from cfpose_bench.data.annotations import read_json
 from cfpose_bench.data.dataset import PEOPLE_FILE
-from cfpose_bench.measurement import cpu_flags, environment
+from cfpose_bench.measurement import cpu_flags, cpu_kind, environment
 from cfpose_bench.models.workers import ProcessWorker
 from cfpose_bench.report.report import write_json
 from cfpose_bench.runtimes.contestants import (
@@ -91,7 +92,11 @@ def measure(plan: Plan) -> dict[str, Any]:
     tasks += _default_tasks(plan, photo, left_out)
     flags = cpu_flags()
     record = {
-        "environment": {**environment(), "cpu_features": [f for f in FEATURES if f in flags]},
+        "environment": {
+            **environment(),
+            "cpu_kind": cpu_kind(flags, platform.machine()),
+            "cpu_features": [f for f in FEATURES if f in flags],
+        },
         "protocol": _protocol(plan, photo, len(boxes)),
         "tasks": tasks,
         "first_result": started,
@@ -220,7 +225,9 @@ def add_command(commands: Commands) -> None:
         help="of every task; without it 8, 6, 4 for 1, 5, 20 people")
     add("--starts", type=number(1, whole=True), default=7,
         help="processes of the first result (default: 7)")
-    add("--json", type=Path, help="write the record here")
+    add("--json", type=Path,
+        help="write the record here; a folder gets runtimes-KIND.json, by the kind of CPU: amx, "
+        "avx512, avx2, arm, other")
     # fmt: on
 
 
@@ -240,6 +247,7 @@ def _runtimes(options: argparse.Namespace) -> int:
         plan = replace(plan, rounds=dict.fromkeys(plan.people, rounds))
     record = measure(plan)
     if target is not None:
-        write_json(record, target)
+        kind = record["environment"]["cpu_kind"]
+        write_json(record, target / f"runtimes-{kind}.json" if target.is_dir() else target)
     print(runtimes_block(record))
     return 0

@@ -19,7 +19,7 @@ from cfpose_export.precision.deployed import precision_of, reference_of
 from cfpose_export.precision.gate import LIMITS, Limits, problems_of
 from cfpose_export.proof.compare import BATCH, compare_graphs, joined
 from cfpose_export.proof.crops import HARD_COUNT, ProofSet, read_hard
-from cfpose_export.proof.runtimes import FULL_FINDER, LOW_FINDER, compare_finders, judge_finders
+from cfpose_export.proof.runtimes import FULL_FINDER, LOW_FINDERS, compare_finders, judge_finders
 from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
 from cfpose_sdk.backends.base import ArithmeticPrecision
 from cfpose_sdk.commands import number
@@ -154,7 +154,7 @@ def _finder(exact: Backend, candidate: Backend, precision: str, photos: Path | N
     spec = FinderSpec.from_json(exact.metadata[FINDER_KEY])
     agreement = compare_finders(exact, candidate, spec, photos)
     try:
-        judge_finders(agreement, FULL_FINDER if precision == "fp32" else LOW_FINDER)
+        judge_finders(agreement, LOW_FINDERS.get(precision, FULL_FINDER))
     except ExportError as error:
         problems: tuple[str, ...] = (str(error),)
     else:

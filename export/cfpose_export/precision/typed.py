@@ -77,9 +77,13 @@ def rounded_constant(
 LOWERED = ("backbone", "head")  # parts of a module's dotted name whose nodes run low
 LOWERED_OF_FINDER = ("body", "laterals", "smooths", "heat")
 KEPT = ("sampler", "refiner", "normalise")  # and parts that never do
-# and in one type: the depthwise convolution behind a MobileNet's stem, whose few channels have
-# ranges far apart; bf16's 8 bits of mantissa there cost more than in all other layers together
-KEPT_OF: Mapping[str, tuple[str, ...]] = {"fp16": (), "bf16": ("first",)}
+# and in one type, as of `belongs` but anywhere in the name: the first layers of MobileNet and of
+# EfficientNet-Lite, whose few channels have ranges far apart. bf16's 8 bits of mantissa cost more
+# there than in all other layers together
+KEPT_OF: Mapping[str, tuple[str, ...]] = {
+    "fp16": (),
+    "bf16": ("first", "body.", "body.conv_stem", "body.bn0", "body.blocks.0", "body.blocks.1"),
+}
 
 
 @dataclass(frozen=True)
@@ -237,8 +241,10 @@ def lowered_parts(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def _is_low(module: str, lowered: Collection[str], kept: Collection[str]) -> bool:
-    parts = module.split(".")
-    return any(p in parts for p in lowered) and not any(p in parts for p in (*KEPT, *kept))
+    parts, dotted = module.split("."), f".{module}."
+    if any(dotted.endswith(f".{k}") if k.endswith(".") else f".{k}." in dotted for k in kept):
+        return False
+    return any(p in parts for p in lowered) and not any(p in parts for p in KEPT)
 
 
 def at_least_one(chosen: Plan, precision: str) -> Plan:

@@ -200,3 +200,13 @@ def _scale(model: onnx.ModelProto, factor: float) -> None:
     ):
         array = numpy_helper.to_array(tensors[name]) * np.float32(by)
         tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+
+
+def test_what_bf16_leaves_alone() -> None:
+    """The depthwise convolution behind a MobileNet's stem is float32 in bf16, and low in fp16."""
+    model = small(np.ones((4, 2)), "pose.backbone.first.depthwise")
+    product = [n.name for n in model.graph.node].index("product")
+    assert product in plan(model, "fp16").low
+    assert product not in plan(model, "bf16").low
+    other = small(np.ones((4, 2)), "pose.backbone.stages.0.0.depthwise")
+    assert product in plan(other, "bf16").low
