@@ -28,7 +28,7 @@ PART = "backbone"  # of a module's dotted name
 STEM = (
     "bn1", "bn2", "conv1", "conv2", "layer1",  # HRNet
     "body.conv_stem", "body.bn0",  # EfficientNet-Lite
-    "stem", "first", "stages.0",  # MobileNet, as of MoveNet
+    "stem", "first", "stages.0", "stages.1.0.expand",  # MobileNet, as of MoveNet
 )  # fmt: skip
 PERCENTILE = 100.0  # of an activation's magnitudes; what lies beyond saturates
 BINS = 2048
