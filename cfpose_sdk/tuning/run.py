@@ -18,6 +18,7 @@ from cfpose_sdk.backends.bundled import BUNDLED_MODEL
 from cfpose_sdk.backends.tuned import (
     ROOM,
     Setting,
+    Way,
     plain,
     record_of,
     signed,
@@ -34,6 +35,7 @@ DEFAULT = Setting()  # what `PoseEstimator()` does where nothing was tuned
 MOST_PHOTOS = 16
 FINALISTS = 4  # beside the default
 ROUNDS = 8
+FLOAT32 = Way().types
 Report = Callable[[str], None]
 
 
@@ -168,24 +170,39 @@ def _proof_photos(trial: Trial, photos: Sequence[Path], work: Workplace) -> Path
 
 
 def _rows(proofs: Proofs, report: Report) -> Iterator[Row]:
-    """Every pair of ways in one runtime, with every number of threads; the default first."""
+    """Pairs of ways in one runtime, with every number of threads; the default first."""
     report("proving what the networks are in other runtimes and precisions")
     finders = list(proofs.ways("finder"))
+    poses = []
     for pose in proofs.ways("pose"):
-        report(f"proven: {pose.way.name}" if not pose.problem else f"refused: {pose.way.name}")
-        for finder in finders:
-            if not _belong_together(pose, finder):
-                continue
+        report(f"{'refused' if pose.problem else 'proven'}: {pose.way.name}")
+        poses.append(pose)
+    lowered = {p.way.device for p in poses if p.way.types != FLOAT32 and not p.problem}
+    for pose in poses:
+        for finder in _partners(pose, finders, pose.way.device in lowered):
             problem = "; ".join(filter(None, (pose.problem, finder.problem)))
             for threads in _threads() if not problem else (None,):
                 yield Row(Setting(pose.way, finder.way, threads), pose.drift, problem)
 
 
-def _belong_together(pose: ProvenWay, finder: ProvenWay) -> bool:
-    """In one runtime, whose threads both use; a refused finder only beside its own precision."""
-    if pose.way.device != finder.way.device:
-        return False
-    return not finder.problem or finder.way.types == pose.way.types
+def _partners(pose: ProvenWay, finders: Sequence[ProvenWay], lowered: bool) -> Iterator[ProvenWay]:
+    """The finder's ways that are tried beside one of the pose network, in its runtime.
+
+    A refused network has one row, to say why. `lowered`: a lower precision of the pose network
+    passed there, so that float32 needs no lower finder beside it.
+    """
+    near = [finder for finder in finders if finder.way.device == pose.way.device]
+    passed = [finder for finder in near if not finder.problem]
+    same = [finder for finder in near if finder.way.types == pose.way.types]
+    if pose.problem:
+        yield from (passed or near)[:1]
+        return
+    yield from (finder for finder in same if finder.problem)
+    alike = any(not finder.problem for finder in same)
+    for finder in passed:
+        lower_beside_float32 = finder.way.types != FLOAT32 and not lowered
+        if finder in same or not alike or lower_beside_float32:
+            yield finder
 
 
 def _threads() -> tuple[int | None, ...]:

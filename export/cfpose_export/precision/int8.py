@@ -56,12 +56,17 @@ def calibrate(model: onnx.ModelProto, crops: Crops, percentile: float = PERCENTI
     with tempfile.TemporaryDirectory() as folder, _silent():
         path = Path(folder) / "model.onnx"
         onnx.save_model(model, path)
+        options: dict[str, Any] = {"symmetric": True}
+        method = CalibrationMethod.MinMax  # the largest magnitudes, inside the graph: much faster
+        if percentile < 100:
+            method = CalibrationMethod.Percentile
+            options |= {"num_bins": BINS, "percentile": percentile}
         calibrator = create_calibrator(
             path,
             ["Conv"],
             str(Path(folder) / "augmented.onnx"),
-            CalibrationMethod.Percentile,
-            extra_options={"symmetric": True, "num_bins": BINS, "percentile": percentile},
+            method,
+            extra_options=options,
         )
         for start in range(0, len(crops), BATCH):  # all batches at once would fill the memory
             calibrator.collect_data(_Reader(crops[start : start + BATCH]))

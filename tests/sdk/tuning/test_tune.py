@@ -101,6 +101,32 @@ def test_the_fastest_that_passes_is_kept(
     assert "tuned is OpenVINO bf16, finder float32: 2.00 times" in text
 
 
+def names_of(poses: list[ProvenWay], finders: list[ProvenWay]) -> list[str]:
+    class Given:
+        def ways(self, network: str) -> list[ProvenWay]:
+            return poses if network == "pose" else finders
+
+    return [row.setting.name for row in run._rows(Given(), lambda step: None)]  # type: ignore[arg-type]
+
+
+def test_which_pairs_are_tried() -> None:
+    plain, full, bf16 = ProvenWay(Way(), {}), ProvenWay(OPENVINO, {}), ProvenWay(BF16, {})
+    int8 = ProvenWay(INT8, {})
+    refused = ProvenWay(BF16, {}, "boxes differ")
+    ov, low = "OpenVINO float32", "OpenVINO bf16"
+    base = ["onnxruntime float32", ov]
+    assert names_of([plain, full, bf16], [plain, full, bf16]) == [*base, low]
+    # a finder that was refused is said, and float32 stands in for it
+    pairs = [f"{low}", f"{low}, finder float32"]
+    assert names_of([plain, full, bf16], [plain, full, refused]) == [*base, *pairs]
+    # a lower finder beside float32 where no lower pose network passed
+    alone = [f"{ov}, finder bf16", f"{low}, finder float32"]
+    assert names_of([plain, full, refused], [plain, full, bf16]) == [*base, *alone]
+    # finders have no int8: both are tried
+    both = ["OpenVINO int8, finder float32", "OpenVINO int8, finder bf16"]
+    assert names_of([plain, full, int8], [plain, full, bf16]) == [*base, *both]
+
+
 def test_nothing_slower_is_kept(
     pose_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
