@@ -12,6 +12,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -72,11 +73,12 @@ class Trial:
             "photos": [str(photo) for photo in job.photos],
             "people": job.people,
         }
+        self._log = tempfile.TemporaryFile(dir=work.folder)  # noqa: SIM115  (lives as it does)
         self._child = subprocess.Popen(
             [sys.executable, "-c", _RUN, json.dumps(words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
             encoding="utf-8",
             env=work.environment,
@@ -101,6 +103,7 @@ class Trial:
     def close(self) -> None:
         """End the process."""
         end(self._child)
+        self._log.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         assert self._child.stdin is not None
@@ -115,7 +118,10 @@ class Trial:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:
-            raise BackendError(f"{self.setting.name}: its process ended with {self._child.wait()}")
+            code = self._child.wait()
+            self._log.seek(0)
+            last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise BackendError(f"{self.setting.name}: its process ended with {code}: {last}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BackendError(f"{self.setting.name}: {answer['error']}")

@@ -32,7 +32,7 @@ STEM = (
 )  # fmt: skip
 PERCENTILE = 100.0  # of an activation's magnitudes; what lies beyond saturates
 BINS = 2048
-BATCH = 16
+BATCH = 4  # crops at once: every value of the graph is held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def calibrate(model: onnx.ModelProto, crops: Crops, percentile: float = PERCENTI
             method,
             extra_options=options,
         )
-        for start in range(0, len(crops), BATCH):  # all batches at once would fill the memory
+        for start in range(0, len(crops), BATCH):
             calibrator.collect_data(_Reader(crops[start : start + BATCH]))
         tensors = calibrator.compute_data()
     return Ranges(tensors, len(crops))

@@ -184,6 +184,8 @@ def test_a_real_setting_is_timed(pose_model: Path, root: Path, tmp_path: Path) -
         trial.close()
         with pytest.raises(BackendError, match=r"onnxruntime float32: .*does not exist"):
             Trial(Setting(), Job(tmp_path / "no.onnx", work.folder, photos), work)
+        with pytest.raises(BackendError, match=r"its process ended with 1: TypeError: .*int"):
+            Trial(Setting(), Job(pose_model, work.folder, photos, "x"), work)  # type: ignore[arg-type]
 
 
 def test_the_users_photos(pose_model: Path, root: Path, tmp_path: Path) -> None:
