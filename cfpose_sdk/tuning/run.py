@@ -60,7 +60,7 @@ class TuneOptions:
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A setting: what its proofs and its turns said."""
 
