@@ -91,7 +91,7 @@ runtimes: $(VENV)/.dev $(RTMLIB)/bin/python out/w32.onnx out/w32-int8.onnx
 	$(BIN)/cfpose-bench runtimes --w32 out/w32.onnx --w32-int8 out/w32-int8.onnx \
 		--detector $(DATA)/labellers/yolox_nano.onnx \
 		--thunder $(DATA)/labellers/movenet_thunder.onnx \
-		--peer-python $(RTMLIB)/bin/python $(FLAGS) --json $(RUNTIMES)
+		--peer-python $(RTMLIB)/bin/python $(FLAGS) --results $(RUNTIMES)
 
 $(RTMLIB)/bin/python: | $(VENV)/.dev
 	$(BIN)/cfpose-bench peers install rtmlib $(RTMLIB)

@@ -34,7 +34,7 @@ from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
 from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.files import demo_photos
+from cfpose_sdk.files import check_output_folder, demo_photos
 from cfpose_sdk.media.image import read_image
 
 if TYPE_CHECKING:
@@ -225,15 +225,18 @@ def add_command(commands: Commands) -> None:
         help="of every task; without it 8, 6, 4 for 1, 5, 20 people")
     add("--starts", type=number(1, whole=True), default=7,
         help="processes of the first result (default: 7)")
-    add("--json", type=Path,
-        help="write the record here; a folder gets runtimes-KIND.json, by the kind of CPU: amx, "
-        "avx512, avx2, arm, other")
+    add("--json", type=Path, help="write the record here")
+    add("--results", type=Path, metavar="DIR",
+        help="write it here as runtimes-KIND.json, by the kind of CPU: amx, avx512, avx2, arm, "
+        "other")
     # fmt: on
 
 
 def _runtimes(options: argparse.Namespace) -> int:
     """Measure, write the record, print the tables; returns 0, whatever the goals say."""
-    rounds, target = options.rounds, options.json
+    rounds, target, folder = options.rounds, options.json, options.results
+    if folder is not None:
+        check_output_folder("--results", folder)
     plan = Plan(
         w32=options.w32,
         w32_int8=options.w32_int8,
@@ -247,7 +250,8 @@ def _runtimes(options: argparse.Namespace) -> int:
         plan = replace(plan, rounds=dict.fromkeys(plan.people, rounds))
     record = measure(plan)
     if target is not None:
-        kind = record["environment"]["cpu_kind"]
-        write_json(record, target / f"runtimes-{kind}.json" if target.is_dir() else target)
-    print(runtimes_block(record))
+        write_json(record, target)
+    if folder is not None:
+        write_json(record, folder / f"runtimes-{record['environment']['cpu_kind']}.json")
+    print(runtimes_block([record]))
     return 0
