@@ -11,6 +11,7 @@ network.
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -175,7 +176,7 @@ def _groups(steps: Iterator[Step], most: int) -> Iterator[list[Step]]:
                 yield group
                 group, held = [], 0
             group.append(step)
-            held += 0 if isinstance(step[0], Unread) else step[0].image.nbytes
+            held += 0 if isinstance(step[0], Unread) else math.prod(step[0].image.shape)  # uint8
             del step
             if len(group) >= most or held >= _GROUP_BYTES:
                 yield group
