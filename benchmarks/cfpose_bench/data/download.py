@@ -57,10 +57,15 @@ COCO_VAL = (
 )
 
 
-def coco_cache() -> Path:
-    """Where COCO is kept: below $CFPOSE_CACHE, else ~/.cache/cfpose."""
+def cache_folder() -> Path:
+    """Where cfpose keeps what it can make or fetch again: $CFPOSE_CACHE, else ~/.cache/cfpose."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "cfpose") / "coco"
+    return Path(chosen) if chosen else Path.home() / ".cache" / "cfpose"
+
+
+def coco_cache() -> Path:
+    """Where COCO is kept."""
+    return cache_folder() / "coco"
 
 
 def fetch_archives(

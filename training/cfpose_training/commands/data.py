@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+UNCACHED = Path("none")  # of --cache: photos are read at each use
+
+
 def minutes(text: str) -> float:
     """A type of argparse's arguments: a number above 0, infinity included."""
     try:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfpose_sdk.commands import number
-from cfpose_training.commands.data import given, minutes, names, numbers, whole_number
+from cfpose_training.commands.data import (
+    UNCACHED,
+    given,
+    minutes,
+    names,
+    numbers,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from cfpose_training.commands.data import Commands
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
     from cfpose_training.run.loop import RunOptions
 
 # the options that `_data_options` and `_run_options` take
-DATA = ("data_root", "out", "cache")
+DATA = ("data_root", "cache")
 RUN = ("out", "resume", "max_minutes", "devices", "accelerator", "threads", "keep_last")
 
 
@@ -192,10 +199,13 @@ def _start(name: Path | None) -> Path | None:
     return None if name is None else model_file(name)
 
 
-def _data_options(*, data_root: Path, out: Path, cache: Path | None) -> DataOptions:
+def _data_options(*, data_root: Path, cache: Path | None) -> DataOptions:
     from cfpose_training.data.crop_dataset import DataOptions
+    from cfpose_training.data.photo_cache import photo_folder
 
-    return DataOptions(data_root, cache or out / "cache")
+    if cache is None:
+        return DataOptions(data_root, photo_folder(data_root))
+    return DataOptions(data_root, None if cache == UNCACHED else cache)
 
 
 def _run_options(*, out: Path, **options: Any) -> RunOptions:
@@ -250,7 +260,13 @@ def _place_parser() -> argparse.ArgumentParser:
         "--data-root", type=Path, required=True, help="folder that the recipe's paths start from"
     )
     place.add_argument("--out", type=Path, required=True, help="folder of this run")
-    place.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
+    place.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER|none",
+        help="folder of decoded photos; none: read the photos at each use; without it, a folder "
+        "below $CFPOSE_CACHE (~/.cache/cfpose) that all runs over this data root share",
+    )
     place.add_argument(
         "--threads", type=whole_number(0), default=0, help="CPU threads; 0: PyTorch chooses"
     )

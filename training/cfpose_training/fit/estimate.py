@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cfpose_training.config import Recipe
 from cfpose_training.data.crop_dataset import DataOptions
+from cfpose_training.data.photo_cache import photo_folder
 from cfpose_training.fit.plan import measure_pace
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.train import pose_spec
@@ -49,7 +50,7 @@ def estimate_text(recipe: Recipe, file: Path) -> str:
     root = file.parent / recipe.fit.data_root
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(Path(folder))
-        pace = measure_pace(recipe, DataOptions(root, Path(folder) / "cache"), options)
+        pace = measure_pace(recipe, DataOptions(root, photo_folder(root)), options)
     minutes = pace.minutes(recipe.stage1.epochs)
     gigabytes = training_bytes(recipe) / 2**30
     return (

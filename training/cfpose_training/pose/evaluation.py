@@ -39,7 +39,9 @@ class Predictions:
 class DevelopmentSet:
     """The held-out photos of one source, with ground-truth boxes."""
 
-    def __init__(self, source: Source, root: Path, spec: ModelSpec, cache_folder: Path) -> None:
+    def __init__(
+        self, source: Source, root: Path, spec: ModelSpec, cache_folder: Path | None
+    ) -> None:
         self.spec = spec
         self.people: People = load_people([source], root, spec.skeleton, held_out=True)
         self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
