@@ -9,6 +9,7 @@ from typing import Any
 
 from cfpose_training.commands.data import UNCACHED, add_convert, add_data, add_label
 from cfpose_training.commands.fit import add_fit, add_own
+from cfpose_training.commands.reproduce import add_reproduce
 from cfpose_training.commands.stages import add_stages
 
 
@@ -60,4 +61,5 @@ def _parser() -> argparse.ArgumentParser:
     add_own(add_data(commands))
     add_label(commands)
     add_fit(commands)
+    add_reproduce(commands)
     return parser

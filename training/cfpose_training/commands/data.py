@@ -92,6 +92,15 @@ def add_data(commands: Commands) -> Commands:
     check.set_defaults(run=check_data)
     check.add_argument("folder", type=Path, help="data root")
     check.add_argument("--recipe", type=Path, help="check what this recipe needs")
+    fetch = actions.add_parser(
+        "fetch",
+        help="bring the paper's public files into a data root, and say how to get the others; exit "
+        "code 1 when some are to be got by hand",
+    )
+    fetch.set_defaults(run=fetch_data)
+    fetch.add_argument("what", choices=("coco", "crowdpose", "boxes", "imagenet-hrnet"))
+    fetch.add_argument("--into", type=Path, required=True, help="data root")
+    fetch.add_argument("--mirror", default="", help="another host than the publishers'")
     speed = actions.add_parser(
         "speed", help="measure samples per second of stage 1's loader and of its network"
     )
@@ -177,6 +186,19 @@ def check_data(arguments: argparse.Namespace) -> int:
         check = check_recipe(load_recipe(recipe_file), folder)
     print(check.text)
     return 0 if check.is_usable else 1
+
+
+def fetch_data(arguments: argparse.Namespace) -> int:
+    """Run `data fetch`; returns the exit code."""
+    from cfpose_training.archives.catalogue import SETS
+    from cfpose_training.archives.fetch import fetch_set
+
+    what, root, mirror = arguments.what, arguments.into, arguments.mirror
+
+    by_hand = fetch_set(SETS[what], root, mirror=mirror)
+    for sentence in by_hand:
+        print(f"BY HAND: {sentence}")
+    return 1 if by_hand else 0
 
 
 def measure_data_speed(arguments: argparse.Namespace) -> int:
