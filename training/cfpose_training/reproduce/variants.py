@@ -85,7 +85,7 @@ def _table(values: dict[str, Any], place: tuple[str, ...]) -> list[str]:
             for each in value:
                 title = ".".join((*place, name))
                 below += ["", f"[[{title}]]", *_table(_own(each), (*place, name))]
-        elif value is not None and value != () and value != "":
+        elif value is not None:
             lines.append(f"{name} = {_value(value)}")
     return lines + below
 
