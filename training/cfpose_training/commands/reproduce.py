@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--table {number} is not of {dataset}; it has {', '.join(map(str, tables))}"
         )
+    if arguments.from_official and dataset != "coco":
+        raise InputError("--from-official is for coco: SimCC published no weights for CrowdPose")
     if not dry_run:
         _need("--out", out)
         if not miniature:

@@ -20,7 +20,7 @@ def planned(options: Options) -> tuple[Options, Plan, Recipe]:
     if options.miniature:
         root = options.out / miniature.DATA_FOLDER
         options = dataclasses.replace(options, data_root=root, boxes="", imagenet=None)
-        recipe = miniature.small(recipe)
+        recipe = recipe if options.official else miniature.small(recipe)
     else:
         recipe = in_layout(recipe, options.dataset, options.data_root)
     return options, make_plan(options, recipe), recipe

@@ -136,6 +136,8 @@ def markdown(found: Sequence[Figure], options: Options) -> str:
 
 def heading(options: Options) -> str:
     """What the table is, and what it is not."""
+    if options.miniature and options.official:
+        return "Published checkpoints on drawn people; figures mean nothing beside the paper's."
     if options.miniature:
         return (
             "Miniature: drawn people, tiny networks and a few steps. It shows that the plan runs "
