@@ -17,6 +17,7 @@ from cfpose_training.reproduce.estimate import (
 )
 from cfpose_training.reproduce.miniature import IN_SHORT
 from cfpose_training.reproduce.plan import Options, Plan, boxes_of
+from cfpose_training.reproduce.steps import Journal
 from cfpose_training.reproduce.table import heading
 from cfpose_training.reproduce.targets import FIGURES, TEST_DEV, Target
 
@@ -24,8 +25,10 @@ from cfpose_training.reproduce.targets import FIGURES, TEST_DEV, Target
 def describe(plan: Plan, options: Options, recipe: Recipe, tflops: float | None) -> str:
     """The whole text; `tflops`: what a card sustains, in place of the listed cards."""
     lines = [heading(options), *_targets(plan, options), "", f"{len(plan.steps)} steps:"]
+    records = Journal.open(options.out).records
     for number, step in enumerate(plan.steps, start=1):
-        lines += [f"{number:3} {step.name}", f"      {step.command}"]
+        done = " (done)" if records.get(step.name, {}).get("done") else ""
+        lines += [f"{number:3} {step.name}{done}", f"      {step.command}"]
     lines += ["    table", f"      writes {options.out / 'table.md'}, .csv and .json"]
     lines += [f"{len(options.seeds)} seed(s), {options.devices} step(s) side by side, one a device"]
     if len(options.seeds) == 1 and not options.official:
@@ -34,7 +37,10 @@ def describe(plan: Plan, options: Options, recipe: Recipe, tflops: float | None)
         )
     if options.from_scratch:
         lines.append("from scratch: random weights, where the paper starts from ImageNet's")
-    lines += ["", *(_miniature() if options.miniature else _costs(plan, options, recipe, tflops))]
+    if options.miniature:
+        lines += [] if options.official else ["", IN_SHORT]
+    else:
+        lines += ["", *_costs(plan, options, recipe, tflops)]
     return "\n".join(lines)
 
 
@@ -49,10 +55,6 @@ def _figures(target: Target) -> str:
     if not target.figures:
         return "none"
     return ", ".join(f"{name} {target.figures[name]}" for name in FIGURES if name in target.figures)
-
-
-def _miniature() -> list[str]:
-    return [IN_SHORT]
 
 
 def _costs(plan: Plan, options: Options, recipe: Recipe, tflops: float | None) -> list[str]:

@@ -19,7 +19,7 @@ from cfpose_sdk.files import write_file
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.nets.hrnet import HRNet, HRNetConfig
-from cfpose_training.reproduce.plan import BOXES, IMAGENET, IMAGENET_FOLDER
+from cfpose_training.reproduce.plan import BOX_FOLDERS, BOXES, IMAGENET, IMAGENET_FOLDER
 from cfpose_training.reproduce.targets import DatasetName
 
 STUDENT = HRNetConfig(width=4, stem=4, bottlenecks=1, modules=(1, 1, 1), blocks=1)
@@ -74,7 +74,7 @@ def write_data(folder: Path, dataset: DatasetName, recipe: Recipe) -> None:
                 {"image_id": p["image_id"], "category_id": 1, "bbox": p["bbox"], "score": 0.9}
                 for p in record["annotations"]
             ]
-    write_file(folder / BOXES[dataset], json.dumps(boxes))
+    write_file(folder / BOX_FOLDERS[0] / BOXES[dataset], json.dumps(boxes))
     for width, config in ((32, STUDENT), (48, TEACHER)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(width)

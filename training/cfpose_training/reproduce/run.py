@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from cfpose_sdk.errors import require
+from cfpose_sdk.errors import InputError, require
 from cfpose_training.config import Recipe
 from cfpose_training.reproduce import miniature
 from cfpose_training.reproduce.plan import RECIPES, Options, Plan, check_files, make_plan
@@ -35,12 +35,26 @@ def reproduce(options: Options) -> str:
     why = "cfpose-train reproduce, which exports and measures what it trains,"
     require("onnx", "onnxscript", extra="export", why=why)
     require("onnxruntime", extra="cpu", why=why)
+    _check_devices(options)
     options, plan, recipe = planned(options)
     if options.miniature:
-        print(f"cfpose-train: {miniature.IN_SHORT}", file=sys.stderr, flush=True)
+        if not options.official:
+            print(f"cfpose-train: {miniature.IN_SHORT}", file=sys.stderr, flush=True)
         miniature.write_data(options.data_root, options.dataset, recipe)
     check_files(options, plan)
     for name, variant in plan.recipes.items():
         write_variant(options.out / RECIPES / name, variant)
     journal = run_steps(plan.steps, options.out, options.devices)
     return write_table(plan, options, journal.records)
+
+
+def _check_devices(options: Options) -> None:
+    """Raise InputError where a step would get a GPU that is not there, and so the CPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if options.accelerator != "cpu" and 0 < count < options.devices:
+        raise InputError(
+            f"--devices {options.devices}, and PyTorch reaches {count} GPU(s) here; each step "
+            f"takes one"
+        )

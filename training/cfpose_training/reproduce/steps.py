@@ -7,6 +7,7 @@ save their state; the same command then goes on.
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import json
 import os
@@ -25,11 +26,13 @@ from typing import Any
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.files import write_file
 from cfpose_training.reproduce.plan import Step
+from cfpose_training.run.loop import LOG_FILE
 
 JOURNAL_FILE = "plan.json"
 LOCK_FILE = "plan.lock"
 LOGS = "logs"
 CODE = "import sys; from cfpose_sdk.commands import {0}; sys.exit({0}())"
+MEMORY_COLUMN = "memory_gb"  # of a run's log, where it trains on a GPU
 TAIL = 15  # lines of a failed step's log
 
 # step, its device's number, descriptors that it keeps open -> its process
@@ -166,7 +169,8 @@ class _Run:
         del self.running[step.name]
         good = process.returncode == 0 and step.output.is_file()
         seconds = time.monotonic() - begun
-        self.journal.add(step, seconds, usage.ru_maxrss * 1024 / 1e9, done=good)
+        gigabytes = _logged_memory(step) or usage.ru_maxrss * 1024 / 1e9
+        self.journal.add(step, seconds, gigabytes, done=good)
         if good:
             self._say(f"{self._place(step)} is done after {seconds:.0f} s")
         elif not self.stopping:
@@ -194,6 +198,16 @@ class _Run:
 
     def _say(self, text: str) -> None:
         print(f"cfpose-train: {text}", file=sys.stderr, flush=True)
+
+
+def _logged_memory(step: Step) -> float:
+    """The most GB of a GPU that a run's log names; 0 where it names none."""
+    log = step.output.parent / LOG_FILE
+    if step.recipe is None or not log.is_file():
+        return 0.0
+    with log.open(newline="") as file:
+        values = [row.get(MEMORY_COLUMN) or 0.0 for row in csv.DictReader(file)]
+    return max(map(float, values), default=0.0)
 
 
 def _start_in(folder: Path, devices: int) -> Start:

@@ -153,8 +153,8 @@ def notes(options: Options) -> list[str]:
     lines = [
         "Figures in percent. Interval of several seeds: Student's t over them; of one: bootstrap "
         "over photos, which does not hold what another seed would change. Hours: wall clock of all "
-        "training that the row needs, its teacher included. GB: the most main memory of one of "
-        "these processes."
+        "training that the row needs, its teacher included. GB: the most memory that one of "
+        "its processes took: of the GPU where its log names it, else main memory."
     ]
     if options.dataset == "coco" and not options.official:
         lines += ["", TEST_DEV + "."]
