@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from cfpose_sdk.skeleton import COCO_17
 from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
@@ -82,7 +83,11 @@ def test_table_four_goes_on_after_an_interrupt(tmp_path: Path) -> None:
     out, err = (process := reproduce(tmp_path, *one, "b", "--schemes", "1")).communicate()
     assert process.returncode == 0, err
     for row, values in figures(tmp_path / "b").items():
-        assert values == pytest.approx(rows[row], abs=1e-9)
+        assert values == rows[row]
+    last = Path("seed1") / "stage2-gt-on-labels" / "refined.safetensors"
+    two, single = (load_file(tmp_path / name / last) for name in "ab")
+    assert two.keys() == single.keys()
+    assert all(np.array_equal(two[key], single[key]) for key in two)
 
 
 @pytest.mark.parametrize(("width", "config"), [(32, HRNET_W32), (48, HRNET_W48)])
@@ -96,7 +101,7 @@ def test_a_published_layout_is_measured_with_the_vector_flip(
         process := reproduce(tmp_path, "coco", *FAST, "--out", "a", "--from-official", str(file))
     ).communicate()
     assert process.returncode == 0, err
-    assert f"| SimCC-W{width}, published weights |" in out
+    assert f"| SimCC-W{width}, published weights: {file.name} |" in out
     report = json.loads((tmp_path / "a" / "reports" / f"{file.stem}.json").read_text())
     protocol = report["protocol"]
     assert protocol["flip_test"]

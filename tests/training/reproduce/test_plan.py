@@ -214,9 +214,13 @@ def test_a_dry_run_needs_nothing(
 def test_the_people_of_annotations_that_are_here_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = boxes_of(options(data_root=tmp_path))
     write_data(tmp_path, "crowdpose", small(paper_recipe("crowdpose")))
+    assert boxes_of(options(data_root=tmp_path)) == before  # of the plan that is made before
+    check_files(given := options(data_root=tmp_path), planned(data_root=tmp_path))
+    assert imagenet_file(given, 48).is_file()
     command = ["reproduce", "crowdpose", "--dry-run", "--data-root", str(tmp_path)]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "16 people to train on, 8 to measure on (counted in the annotations)" in text
-    assert str(tmp_path / BOXES["crowdpose"]) in text
+    assert before in text

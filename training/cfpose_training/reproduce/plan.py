@@ -192,7 +192,8 @@ class _Maker:
             words += ["--recipe", self._recipe_file(f"w{width}", recipe)]
             name = f"convert {path.stem}"
             self.steps.append(Step(name, "train", tuple(words), place, kind="convert"))
-            target = dataclasses.replace(OFFICIAL[width], key=path.stem)
+            title = f"{OFFICIAL[width].title}: {path.name}"
+            target = dataclasses.replace(OFFICIAL[width], key=path.stem, title=title)
             rows.append(Row(target, (self._export_and_measure(path.stem, place, name),)))
         return Plan(tuple(self.steps), tuple(rows), self.recipes)
 
