@@ -66,9 +66,9 @@ def test_table_four_goes_on_after_an_interrupt(tmp_path: Path) -> None:
     state = tmp_path / "a" / "seed1" / "stage1-labels" / "log.csv"
     while not state.is_file() and process.poll() is None:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert process.returncode == 130, err
+    assert process.returncode == 143, err
     journal = json.loads((tmp_path / "a" / "plan.json").read_text())
     assert journal["check"]["done"]
     out, err = (process := reproduce(tmp_path, *words)).communicate()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,15 @@ def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
         run_steps([step(tmp_path, "a", arguments=("--boxes", "gt"))], tmp_path, 1, Starter())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as ever, also where a shell started the tests with `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_is_handed_on_and_its_time_is_kept(tmp_path: Path) -> None:
     steps = [step(tmp_path, "a"), step(tmp_path, "b")]
     start = Starter(hangs="b")

@@ -163,7 +163,7 @@ class _Run:
         process = self.start(step, device, [self.lock])
         self.running[step.name] = process
         if self.stopping:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         del self.running[step.name]
@@ -188,11 +188,14 @@ class _Run:
         )
 
     def _stop(self) -> None:
-        """Ask the steps under way to save their state and end, and wait for them."""
+        """Ask the steps under way to save their state and end, and wait for them.
+
+        By SIGTERM, which commands take as Ctrl-C: SIGINT is ignored below a shell's `&`.
+        """
         self.stopping = True
         for process in list(self.running.values()):
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
         if self.running:
             self._say("asked the steps under way to save their state; waiting for them")
 
