@@ -152,6 +152,8 @@ def test_all_missing_files_are_named_before_anything_runs(tmp_path: Path) -> Non
     with pytest.raises(DatasetError) as caught:
         check_files(given, plan)
     text = str(caught.value)
+    with pytest.raises(DatasetError, match="nowhere is no folder"):
+        check_files(options(data_root=tmp_path / "nowhere"), plan)
     assert text.startswith("3 files are missing")
     for word in ("hrnet_w32-36af842e.pth", "hrnet_w48-8ef0771d.pth", "--from-scratch",
                  "data fetch imagenet-hrnet", "data fetch boxes", BOXES["crowdpose"]):  # fmt: skip

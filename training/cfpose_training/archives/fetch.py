@@ -26,7 +26,7 @@ RECORD_FILE = "downloads.json"  # below the data root: name -> SHA-256 of what w
 
 
 def fetch_set(files: FileSet, root: Path, *, mirror: str = "") -> list[str]:
-    """Bring what is missing below `root`; returns a sentence for each file that is got by hand.
+    """Bring what is missing below `root`; prints and returns a sentence for each file got by hand.
 
     `mirror` stands in for the publishers' hosts. Raises DatasetError when a host cannot be reached,
     a file is not the published one, or one that is there is another than its name says.
@@ -34,17 +34,19 @@ def fetch_set(files: FileSet, root: Path, *, mirror: str = "") -> list[str]:
     seen = _seen(root)
     todo = [file for file in files.files if not _is_here(file, root)]
     print(files.notice, file=sys.stderr)
-    by_hand = []
+    by_hand = [
+        f"{file.what}: has no stable address; from {file.origin}; put it at "
+        f"{' and '.join(str(root / target) for target in file.targets)}"
+        for file in todo
+        if not file.url
+    ]
+    for sentence in by_hand:
+        print(f"BY HAND: {sentence}", flush=True)
     for file in files.files:
         if file not in todo:
             _check(file, root)
             _say(f"{file.what}: here")
-        elif not file.url:
-            by_hand.append(
-                f"{file.what}: has no stable address; from {file.origin}; put it at "
-                f"{' and '.join(str(root / target) for target in file.targets)}"
-            )
-        else:
+        elif file.url:
             url = file.url
             if mirror:
                 url = mirror.rstrip("/") + urllib.parse.urlparse(url).path

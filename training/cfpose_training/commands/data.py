@@ -195,10 +195,7 @@ def fetch_data(arguments: argparse.Namespace) -> int:
 
     what, root, mirror = arguments.what, arguments.into, arguments.mirror
 
-    by_hand = fetch_set(SETS[what], root, mirror=mirror)
-    for sentence in by_hand:
-        print(f"BY HAND: {sentence}")
-    return 1 if by_hand else 0
+    return 1 if fetch_set(SETS[what], root, mirror=mirror) else 0
 
 
 def measure_data_speed(arguments: argparse.Namespace) -> int:

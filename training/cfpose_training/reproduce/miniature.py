@@ -67,21 +67,27 @@ def write_data(folder: Path, dataset: DatasetName, recipe: Recipe) -> None:
     for source, first, count in zip(recipe.sources, (1, 1001), (TRAIN, TEST), strict=True):
         record, photos = _people(recipe.joints, first, count)
         for name, picture in photos.items():
-            write_file(folder / source.images / name, picture)
-        write_file(folder / source.annotations, json.dumps(record))
+            _write(folder / source.images / name, picture)
+        _write(folder / source.annotations, json.dumps(record).encode())
         if source.holdout_every == 1:
             boxes = [
                 {"image_id": p["image_id"], "category_id": 1, "bbox": p["bbox"], "score": 0.9}
                 for p in record["annotations"]
             ]
-    write_file(folder / BOX_FOLDERS[0] / BOXES[dataset], json.dumps(boxes))
+    _write(folder / BOX_FOLDERS[0] / BOXES[dataset], json.dumps(boxes).encode())
     for width, config in ((32, STUDENT), (48, TEACHER)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(width)
             state = HRNet(config).state_dict()
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)  # under the reference's names, which are ours
-        write_file(folder / IMAGENET_FOLDER / IMAGENET[width], buffer.getvalue())
+        _write(folder / IMAGENET_FOLDER / IMAGENET[width], buffer.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, but for one that is there already: the cache of photos goes by their times."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_file(path, data)
 
 
 def _people(

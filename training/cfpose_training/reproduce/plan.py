@@ -113,10 +113,12 @@ def check_files(options: Options, plan: Plan) -> None:
 
     The data set itself is the first step's to check.
     """
+    if not os.path.isdir(options.data_root):
+        raise DatasetError(f"--data-root {options.data_root} is no folder that is there")
     needed = {}
     boxes = boxes_of(options)
     if boxes != "gt":
-        needed[Path(boxes)] = "person boxes; see: cfpose-train data fetch boxes"
+        needed[Path(boxes)] = "person boxes, or --boxes; see: cfpose-train data fetch boxes"
     kinds = {step.kind for step in plan.steps}
     if not options.from_scratch and kinds & {"teacher", "stage1"}:
         widths = [32, 48] if "teacher" in kinds else [32]
