@@ -9,11 +9,12 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.backends import Backend, Device, HeldImage, RuntimeOptions, open_backend
 from cfpose_sdk.backends.bundled import BUNDLED_MODEL as BUNDLED_MODEL
 from cfpose_sdk.backends.bundled import model_file
@@ -27,10 +28,11 @@ from cfpose_sdk.detectors.base import (
     Running,
     TimedDetections,
     as_detections,
+    as_given,
 )
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
-from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
+from cfpose_sdk.media.frames import Footage, Frame, Picture, Source, load_frame
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.media.names import PathLike
 from cfpose_sdk.media.sources import open_source
@@ -119,8 +121,12 @@ class PoseEstimator:
             self.spec.calibrated, backend.fallen,
         )  # fmt: skip
 
-    def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
+    def predict(self, image: Picture, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
+
+        An image in a GPU's memory (`__cuda_array_interface__`, DLPack) is read there by an engine
+        that takes frames, on the same GPU, and else copied to the host with a warning; a callable
+        detector gets it as it is, and the Poses carry no image.
 
         `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means no people,
         and None runs the detector. Raises ImageError, BoxError.
@@ -128,7 +134,7 @@ class PoseEstimator:
         return self._estimate([load_frame(image)], [boxes])[0]
 
     def predict_batch(
-        self, images: Sequence[Image | PathLike], boxes: Sequence[object] | None = None
+        self, images: Sequence[Picture], boxes: Sequence[object] | None = None
     ) -> list[Poses]:
         """Poses in each of several images of any sizes; the crops of all share batches.
 
@@ -153,6 +159,7 @@ class PoseEstimator:
         smooth: bool | SmoothOptions = False,
         broken: Broken = "warn",
         reconnect_s: float = 0.0,
+        batch_frames: int = 1,
     ) -> PoseStream:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
         or an iterable of arrays and paths.
@@ -165,10 +172,14 @@ class PoseEstimator:
         `broken`: a file, or a frame of a video, that cannot be read is a RuntimeWarning and is
         skipped, or with "raise" ends the stream. `reconnect_s`: a camera or address that is lost is
         opened again for so many seconds, with growing pauses; each gap is a RuntimeWarning, and
-        people get new ids after it.
+        people get new ids after it. `batch_frames`: so many frames of files wait for each other and
+        go through the pose network together, for more frames a second; those of a camera or address
+        never wait.
         Raises InputError now when the source cannot be opened.
         """
-        options = StreamOptions(prefetch, detect_every, track, smooth, broken, reconnect_s)
+        options = StreamOptions(
+            prefetch, detect_every, track, smooth, broken, reconnect_s, batch_frames
+        )
         return self.open_stream(open_source(source, reconnect_s=reconnect_s), options)
 
     def open_stream(
@@ -176,6 +187,8 @@ class PoseEstimator:
     ) -> PoseStream:
         """`stream` for an opened source; `on_broken` gets the error of what cannot be read."""
         self._check_open()
+        if self.spec.input == "frame":  # each runs alone, and may hold memory of a GPU
+            options = replace(options, batch_frames=1)
         return PoseStream(_Engine(self), footage, options, on_broken)
 
     def close(self) -> None:
@@ -217,7 +230,7 @@ class PoseEstimator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+    def _estimate(self, frames: Sequence[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
         detected = (
             DetectedFrame(frame, self._detect(frame.image, boxes))
@@ -227,7 +240,7 @@ class PoseEstimator:
             return [poses for each in detected for poses in estimate(self._network, [each])]
         return estimate(self._network, list(detected))
 
-    def _detect(self, image: Image, boxes: object) -> TimedDetections:
+    def _detect(self, image: Image | GpuImage, boxes: object) -> TimedDetections:
         """The caller's boxes, or where there are none (None) the detector's."""
         if boxes is None:
             return self._detector(image)
@@ -264,8 +277,8 @@ class _Engine:
         self.detect = estimator._detector
         self._estimate = estimator._estimate
 
-    def pose(self, frame: Frame, people: TimedDetections) -> Poses:
-        return self._estimate([frame], [people])[0]
+    def poses(self, frames: Sequence[Frame], people: Sequence[TimedDetections]) -> list[Poses]:
+        return self._estimate(frames, people)
 
 
 class LazyDetector:
@@ -303,12 +316,13 @@ class LazyDetector:
                 beside.finder, **self._finder_options(), **running, beside=beside
             )
 
-    def __call__(self, image: Image) -> TimedDetections:
+    def __call__(self, image: Image | GpuImage) -> TimedDetections:
         """People in a BGR image. Raises BoxError when a callable returns something else."""
         detector = self._open()
         start = time.perf_counter()
         held = self._held(detector, image)
-        people = as_detections(detector(cast(Image, image if held is None else held)))
+        given = as_given(detector, image, self.description) if held is None else held
+        people = as_detections(detector(cast(Image, given)))
         if self._max_people is not None and len(people) > self._max_people:
             kept = np.sort(np.argsort(-people.scores, kind="stable")[: self._max_people])
             people = Detections(people.boxes[kept], people.scores[kept])
@@ -350,7 +364,7 @@ class LazyDetector:
             what="the finder of an engine" if self._is_along else "the bundled finder",
         )
 
-    def _held(self, detector: Detector, image: Image) -> HeldImage | None:
+    def _held(self, detector: Detector, image: Image | GpuImage) -> HeldImage | None:
         """The image in the GPU's memory, where finder and pose model read it there."""
         if self._beside is None or self._beside.store is None:
             return None

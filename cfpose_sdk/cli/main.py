@@ -27,6 +27,7 @@ from cfpose_sdk.streaming.stream import StreamOptions
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+_BATCH_FRAMES = 8
 _CODES = (
     "exit codes: 0: every source was read to its end; 1: some were not, and the results of the "
     "others are written; 2: wrong use, or nothing could be read, and no file is left; 130: "
@@ -205,6 +206,12 @@ def _add_video_options(command: argparse.ArgumentParser) -> None:
         default=0.0,
         help="open a camera or URL that is lost again, for up to so many seconds; ids end there",
     )
+    command.add_argument(
+        "--latency",
+        action="store_true",
+        help="give the poses of each frame at once; without it up to 8 frames of photos and video "
+        "files wait for each other, for more frames a second. Cameras, URLs and --show never wait",
+    )
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -231,6 +238,7 @@ def _predict(options: argparse.Namespace) -> int:
         track=options.track,
         smooth=options.smooth,
         reconnect_s=options.reconnect,
+        batch_frames=1 if options.latency or options.show else _BATCH_FRAMES,
     )
     return predict(
         options.sources,

@@ -54,7 +54,7 @@ _PACKAGES = {
     "cuda-bindings": "tensorrt",
     "pycuda": "pycuda",
     "torch": "train",
-    "onnx": "export",
+    "onnx": "adopt",
     "pycocotools": "bench",
     "ultralytics": "ultralytics",
     "ray": "ray",

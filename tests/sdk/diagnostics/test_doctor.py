@@ -37,7 +37,7 @@ def test_the_bundled_models_give_the_known_answers(model: Path, tmp_path: Path) 
         changed.write_text(json.dumps(known))
         moved = known_answers.pose_parity(estimator, changed)
         assert moved.passed is False
-        assert moved.message.startswith("2.0")
+        assert float(moved.message.split()[0]) == pytest.approx(2, abs=0.05)  # runtimes round
         assert known_answers.finder_parity(finder, changed).passed is False
         assert known_answers.pose_parity(estimator, tmp_path / "absent.json").passed is None
 

@@ -18,6 +18,7 @@ from typing import IO
 from tqdm import tqdm
 
 from cfpose_bench.data.download import fetch
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import digest, write_file
 from cfpose_training.archives.catalogue import FileSet, PublicFile
@@ -90,7 +91,7 @@ def _unpack(path: Path, file: PublicFile, root: Path) -> None:
     found = 0
     try:
         with _members(path) as members:
-            for name, stream in tqdm(members, desc=f"unpacking {path.name}", disable=None):
+            for name, stream in tqdm(members, desc=f"unpacking {path.name}", disable=not watched()):
                 folder = next((f for p, f in file.members.items() if fnmatchcase(name, p)), None)
                 if folder is not None:
                     target = root / folder / PurePosixPath(name).name

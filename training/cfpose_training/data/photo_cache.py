@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cfpose_bench.data.download import cache_folder
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError, require
 from cfpose_sdk.files import sha256, write_file
 from cfpose_sdk.media.image import read_image
@@ -167,7 +168,7 @@ def _write(photos: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
     shapes = []
     try:
         with open(part, "wb") as file:
-            for path in tqdm(photos, desc="decoding photos", unit="photo", disable=None):
+            for path in tqdm(photos, desc="decoding photos", unit="photo", disable=not watched()):
                 image = read_image(path)
                 shapes.append(image.shape[:2])
                 file.write(image.data)

@@ -31,7 +31,7 @@ class NetworkCost(NamedTuple):
 
 
 def network_cost(recipe: Recipe) -> NetworkCost:
-    """Count the network that `recipe.pose` describes; nothing is computed.
+    """Count the network that `recipe.pose` describes.
 
     Multiply-adds are those of convolutions and linear layers, maps the outputs of all layers.
     """
@@ -44,7 +44,9 @@ def network_cost(recipe: Recipe) -> NetworkCost:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 macs += output.numel() * module.weight[0].numel()
 
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("meta"):
+    # on `meta` nothing is computed; the marginal head cannot run there
+    device = torch.device("meta" if recipe.pose.head == "simcc" else "cpu")
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), device:
         network = PoseNet(recipe.pose.backbone, pose_spec(recipe), recipe.pose.head).eval()
         for module in network.modules():
             if not list(module.children()):
