@@ -15,7 +15,8 @@ DATA = ../shared/data
 CASES = ../shared/cases
 ONLY =
 REPORT = benchmarks/results/coco-val-340-cpu.json
-RUNTIMES = benchmarks/results/runtimes-cpu.json
+# gets runtimes-KIND.json, by the kind of CPU that make runtimes runs on
+RUNTIMES = benchmarks/results
 FRAME = studies/results/frame-input-dev.json
 BUILDS = export/results/engine-builds.json
 # An environment with rtmlib; made where it is missing.
@@ -93,7 +94,7 @@ runtimes: $(VENV)/.dev $(RTMLIB)/bin/python out/w32.onnx out/w32-int8.onnx
 	$(BIN)/cfpose-bench runtimes --w32 out/w32.onnx --w32-int8 out/w32-int8.onnx \
 		--detector $(DATA)/labellers/yolox_nano.onnx \
 		--thunder $(DATA)/labellers/movenet_thunder.onnx \
-		--peer-python $(RTMLIB)/bin/python $(FLAGS) --json $(RUNTIMES)
+		--peer-python $(RTMLIB)/bin/python $(FLAGS) --results $(RUNTIMES)
 
 # what was built is kept, so a run that was stopped goes on
 builds: $(VENV)/.dev
@@ -126,7 +127,7 @@ soak: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 	$(BIN)/python -m cfpose_bench.tables cfpose_sdk/models cfpose_sdk/models/README.md
-	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
+	$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md
 	$(BIN)/python -m cfpose_bench.tables $(FRAME) docs/export.md
 	$(BIN)/python -m cfpose_bench.tables $(BUILDS) docs/engine-options.md
 	$(BIN)/python -m cfpose_bench.tables 'benchmarks/results/gpu-*.json' benchmarks/README.md

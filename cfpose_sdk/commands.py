@@ -24,7 +24,7 @@ from cfpose_sdk.errors import CfposeError
 
 
 def cfpose() -> int:
-    """`cfpose predict|serve|bulk|doctor`."""
+    """`cfpose predict|serve|bulk|tune|doctor`."""
     return _run("cfpose", "cfpose_sdk.cli")
 
 

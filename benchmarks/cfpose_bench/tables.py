@@ -4,8 +4,9 @@
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
 `cfpose-bench runtimes`, between the same marks of `runtimes`, and for that of
 `studies/frame_input.py` of `frame`, for that of `studies/engine_builds.py` of `builds`, or, for a
-folder of model files, of `files`. A pattern, `'results/gpu-*.json'`, stands for all that gpu.sh
-wrote, also for nothing, and fills the marks of `gpu`.
+folder of model files, of `files`. A folder with `runtimes-KIND.json` gives the records of all kinds
+of CPUs side by side. A pattern, `'results/gpu-*.json'`, stands for all that gpu.sh wrote, also for
+nothing, and fills the marks of `gpu`.
 """
 
 from __future__ import annotations
@@ -141,11 +142,12 @@ def _block(report: Path) -> tuple[str, tuple[str, str]]:
     """The Markdown of a report, and the marks that it stands between."""
     if "*" in report.name:
         return gpu_block([_read(path) for path in sorted(report.parent.glob(report.name))]), GPU
-    if report.is_dir():
+    runs = sorted(report.glob("runtimes-*.json")) if report.is_dir() else [report]
+    if not runs:
         return files_block(report), FILES
-    record = _read(report)
+    record, *others = map(_read, runs)
     if "tasks" in record:
-        return runtimes_block(record), RUNTIMES
+        return runtimes_block([record, *others]), RUNTIMES
     if "peak_rss_mib_3840x2160" in record:
         return frame_block(record), FRAME
     if "builds" in record:

@@ -18,7 +18,8 @@ from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.bulk import add_bulk
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
-from cfpose_sdk.cli.serve import add_serve, device
+from cfpose_sdk.cli.serve import add_precision, add_serve, device
+from cfpose_sdk.cli.tune import add_tune
 from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
 from cfpose_sdk.media.draw import Colouring, check_style
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     add_serve(commands)
     add_bulk(commands)
+    add_tune(commands)
     _add_doctor(commands)
     return parser
 
@@ -119,6 +121,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         help="device that runs the models: auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N, "
         "openvino (default: %(default)s)",
     )
+    add_precision(command)
     command.add_argument(
         "--allow-fallback",
         action="store_true",
@@ -251,6 +254,7 @@ def _predict(options: argparse.Namespace) -> int:
         show=options.show,
         finding=DetectorOptions(**chosen) if given else None,
         max_people=options.max_people,
+        precision=options.precision,
     )
 
 

@@ -15,6 +15,7 @@ import cv2
 
 from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.foreign import adopted_file, split_preset
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
 from cfpose_sdk.commands import watched
 from cfpose_sdk.detectors import DetectorOptions
@@ -43,6 +44,7 @@ def predict(
     show: bool,
     finding: DetectorOptions | None = None,
     max_people: int | None = None,
+    precision: Precision | None = None,
 ) -> int:
     """Poses of all SOURCEs of the command line into the files asked for; returns the exit code.
 
@@ -63,6 +65,7 @@ def predict(
         allow_fallback=allow_fallback,
         detector_options=finding,
         max_people=max_people,
+        precision=precision,
     ) as estimator:
         run = PredictRun(estimator, outputs.open(), streaming, show, style=outputs.style)
         run.on_stdout = outputs.on_stdout

@@ -18,6 +18,7 @@ import cv2
 
 from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.bundled import DEFAULT, model_file
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.errors import BackendError, InputError, require
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import digest, printable
@@ -49,6 +50,7 @@ class BulkOptions:
     threads: int | None = None
     shard_size: int = 100
     covariance: bool = False
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "shard_size", "max_people"):
@@ -117,9 +119,13 @@ def _plan(options: BulkOptions) -> dict[str, Any]:
             "detector": Path(options.detector).name,
             "detector_sha256": digest(options.detector),
         }
-    with PoseEstimator(options.model, detector=options.detector, device=options.device) as opened:
-        joints = list(opened.spec.skeleton.keypoints)
+    with PoseEstimator(
+        options.model, detector=options.detector, device=options.device, precision=options.precision
+    ) as opened:
+        joints, tuned = list(opened.spec.skeleton.keypoints), opened.info.tuned
     chosen = {"shard_size": options.shard_size, "max_people": options.max_people}
+    if options.precision is not None:  # another tuning gives other digits
+        plan["precision"] = f"{options.precision}: {tuned}"
     return {**plan, **chosen, "covariance": options.covariance, "keypoints": joints}
 
 
@@ -134,6 +140,7 @@ class Poser:
             device=options.device,
             threads=threads,
             max_people=options.max_people,
+            precision=options.precision,
         )
 
     def rows(self, photos: Sequence[str]) -> list[Row]:

@@ -69,7 +69,7 @@ def test_without_one_it_says_that_people_are_found_on_the_cpu(
     gpu: Any, pair: Callable[..., Path], finder_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)
-    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_FINDER", finder_model)
+    monkeypatch.setattr("cfpose_sdk.detectors.lazy.BUNDLED_FINDER", finder_model)
     engine = pair(along=False)
     image = np.full((60, 80, 3), 200, np.uint8)
     with PoseEstimator(engine, device="cuda") as estimator:

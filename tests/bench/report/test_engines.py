@@ -19,7 +19,7 @@ from cfpose_sdk.files import sha256
 @pytest.mark.parametrize("document", ["docs/engine-options.md", "benchmarks/README.md"])
 def test_documents_show_what_was_recorded(root: Path, document: str) -> None:
     text = (root / document).read_text(encoding="utf-8")
-    if document.startswith("export"):
+    if document.startswith("docs"):
         record = json.loads((root / "export/results/engine-builds.json").read_text("utf-8"))
         assert builds_block(record) in text, "run: make tables"
         return

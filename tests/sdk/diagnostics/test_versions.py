@@ -17,6 +17,8 @@ DECLARED = [
     "opencv-python-headless>=4.9",
     'onnxruntime>=1.20; extra == "cpu"',
     'ray[data]>=2.40; extra == "ray"',
+    "pre>=1.26.1",
+    "zeros>=1.26.0",
     "nothing",
 ]
 
@@ -30,6 +32,9 @@ DECLARED = [
         ({"numpy": "1.26", "onnxruntime": "1.9.0"}, {"onnxruntime"}),
         ({"numpy": None, "ray": "2.5"}, {"ray"}),
         ({"onnxruntime": "1.20"}, set()),
+        ({"pre": "1.26rc5"}, {"pre"}),
+        ({"pre": "1.26+cu118"}, {"pre"}),
+        ({"pre": "1.26.1+cu118", "zeros": "1.26"}, set()),
     ],
 )
 def test_what_is_older_than_declared(installed: dict[str, str | None], old: set[str]) -> None:

@@ -12,6 +12,7 @@ from cfpose_sdk.commands import number
 from cfpose_sdk.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from cfpose_training.data.crop_dataset import DataOptions
     from cfpose_training.labels.people import Who
 
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -61,6 +62,16 @@ def whole_number(least: int) -> Callable[[str], int]:
 def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The values of some options by name: the keywords of a call."""
     return {name: getattr(arguments, name) for name in names}
+
+
+def data_options(*, data_root: Path, cache: Path | None) -> DataOptions:
+    """Where a run's photos are; `cache` as of --cache."""
+    from cfpose_training.data.crop_dataset import DataOptions
+    from cfpose_training.data.photo_cache import photo_folder
+
+    if cache is None:
+        return DataOptions(data_root, photo_folder(data_root))
+    return DataOptions(data_root, None if cache == UNCACHED else cache)
 
 
 def add_convert(commands: Commands) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfpose_sdk.commands import number
 from cfpose_training.commands.data import (
-    UNCACHED,
+    data_options,
     given,
     minutes,
     names,
@@ -22,10 +22,9 @@ from cfpose_training.commands.data import (
 if TYPE_CHECKING:
     from cfpose_training.commands.data import Commands
     from cfpose_training.config import OptimConfig, PhotoSource, Source
-    from cfpose_training.data.crop_dataset import DataOptions
     from cfpose_training.run.loop import RunOptions
 
-# the options that `_data_options` and `_run_options` take
+# the options that `data_options` and `_run_options` take
 DATA = ("data_root", "cache")
 RUN = ("out", "resume", "max_minutes", "devices", "accelerator", "threads", "keep_last")
 
@@ -48,15 +47,15 @@ def teacher(arguments: argparse.Namespace) -> int:
 
     recipe, init = load_recipe(arguments.recipe), _start(arguments.init)
     data_root, dry_run = arguments.data_root, arguments.dry_run
-    checkpoint = arguments.out / TEACHER_FILE
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    checkpoint, scratch = arguments.out / TEACHER_FILE, arguments.from_scratch
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     swapped = teacher_recipe(recipe)
     if dry_run:
         title = f"teacher of {swapped.pose.name}"
         _say_run(title, swapped.stage1, [("init", init)], swapped.sources, data_root, checkpoint)
         return 0
-    return _report(train_teacher(recipe, data, run, init=init))
+    return _report(train_teacher(recipe, data, run, init=init, from_scratch=scratch))
 
 
 def stage1(arguments: argparse.Namespace) -> int:
@@ -70,14 +69,14 @@ def stage1(arguments: argparse.Namespace) -> int:
         _start(arguments.init),
     )
     data_root, dry_run = arguments.data_root, arguments.dry_run
-    checkpoint = arguments.out / STUDENT_FILE
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    checkpoint, scratch = arguments.out / STUDENT_FILE, arguments.from_scratch
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         title, files = f"stage1 of {recipe.pose.name}", [("teacher", teacher), ("init", init)]
         _say_run(title, recipe.stage1, files, recipe.sources, data_root, checkpoint)
         return 0
-    return _report(train_stage1(recipe, data, run, teacher, init=init))
+    return _report(train_stage1(recipe, data, run, teacher, init=init, from_scratch=scratch))
 
 
 def stage2(arguments: argparse.Namespace) -> int:
@@ -92,7 +91,7 @@ def stage2(arguments: argparse.Namespace) -> int:
     )
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / REFINED_FILE
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         title, files = f"stage2 of {recipe.pose.name}", [("student", student), ("teacher", teacher)]
@@ -110,7 +109,7 @@ def finder(arguments: argparse.Namespace) -> int:
     recipe, labeller, init = load_recipe(arguments.recipe), arguments.labeller, arguments.init
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / FINDER_FILE
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         if recipe.finder is None:
@@ -132,7 +131,7 @@ def average(arguments: argparse.Namespace) -> int:
 
     recipe, students, finders = load_recipe(arguments.recipe), arguments.student, arguments.finder
     out, threads, dry_run = arguments.out, arguments.threads, arguments.dry_run
-    data = _data_options(**given(arguments, DATA))
+    data = data_options(**given(arguments, DATA))
 
     kind, checkpoints = ("student", students) if students else ("finder", finders)
     target = out / (STUDENT_FILE if kind == "student" else FINDER_FILE)
@@ -156,7 +155,7 @@ def finish(arguments: argparse.Namespace) -> int:
 
     recipe, student, init = load_recipe(arguments.recipe), arguments.student, _start(arguments.init)
     out, threads, share = arguments.out, arguments.threads, arguments.init_share
-    data, dry_run = _data_options(**given(arguments, DATA)), arguments.dry_run
+    data, dry_run = data_options(**given(arguments, DATA)), arguments.dry_run
 
     if dry_run:
         _say_files([("student", student), ("init", init)])
@@ -169,26 +168,30 @@ def finish(arguments: argparse.Namespace) -> int:
 
 def ablation(arguments: argparse.Namespace) -> int:
     """Run `ablation`; returns the exit code."""
-    from cfpose_training.ablation.run import plan, run_ablation
+    from cfpose_training.ablation.jobs import Starts, plan
+    from cfpose_training.ablation.run import run_ablation
     from cfpose_training.ablation.table import MARKDOWN_FILE
     from cfpose_training.config import load_recipe
+    from cfpose_training.pose.protocol import Protocol
 
-    recipe, teacher, init = (
-        load_recipe(arguments.recipe),
-        _start(arguments.teacher),
-        _start(arguments.init),
-    )
-    schemes, seeds = arguments.schemes, arguments.seeds
+    recipe = load_recipe(arguments.recipe)
+    files = {role: _start(getattr(arguments, role)) for role in ("teacher", "teacher_init", "init")}
+    starts = Starts(**files, from_scratch=arguments.from_scratch)
+    protocol = Protocol.of(arguments.preset, arguments.boxes)
+    schemes, seeds, processes = arguments.schemes, arguments.seeds, arguments.jobs
     out, dry_run = arguments.out, arguments.dry_run
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
-        _say_files([("teacher", teacher), ("init", init)])
-        for job in plan(recipe, schemes, seeds, own_teacher=teacher is None)[0]:
+        _say_files((role.replace("_", "'s "), path) for role, path in files.items())
+        print(f"  {protocol.text}")
+        for job in plan(recipe, schemes, seeds, own_teacher=starts.teacher is None)[0]:
             done = (out / job.checkpoint).is_file()
             print(f"{'done  ' if done else 'to run'} {out / job.checkpoint}")
         return 0
-    rows = run_ablation(recipe, schemes, seeds, data, run, teacher, init=init)
+    rows = run_ablation(
+        recipe, schemes, seeds, data, run, starts, processes=processes, protocol=protocol
+    )
     return _report(None if rows is None else out / MARKDOWN_FILE)
 
 
@@ -197,15 +200,6 @@ def _start(name: Path | None) -> Path | None:
     from cfpose_sdk.backends.bundled import model_file
 
     return None if name is None else model_file(name)
-
-
-def _data_options(*, data_root: Path, cache: Path | None) -> DataOptions:
-    from cfpose_training.data.crop_dataset import DataOptions
-    from cfpose_training.data.photo_cache import photo_folder
-
-    if cache is None:
-        return DataOptions(data_root, photo_folder(data_root))
-    return DataOptions(data_root, None if cache == UNCACHED else cache)
 
 
 def _run_options(*, out: Path, **options: Any) -> RunOptions:
@@ -284,7 +278,9 @@ def _run_parser(place: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default=math.inf,
         help="stop after this many minutes; --resume continues",
     )
-    common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
+    common.add_argument(
+        "--accelerator", "--device", default="auto", help="Fabric's: auto, cpu, cuda"
+    )
     common.add_argument("--devices", type=whole_number(1), default=1, help="number of devices")
     common.add_argument(
         "--keep-last",
@@ -303,6 +299,11 @@ def _start_parser() -> argparse.ArgumentParser:
         type=Path,
         help="start from a bundled model (default, cfpose-s, cfpose-m), or from this checkpoint or "
         "graph (ours, SimCC's, HRNet's, mmpose's, EfficientNet-Lite0's, MoveNet's)",
+    )
+    start.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="begin on random weights, which a recipe that starts from ImageNet refuses else",
     )
     return start
 
@@ -379,3 +380,21 @@ def _add_ablation(
     )
     parser.add_argument("--seeds", type=numbers, default=[1, 2], help="comma-separated")
     parser.add_argument("--teacher", type=Path, help="checkpoint to use; none: train one")
+    parser.add_argument(
+        "--teacher-init", type=Path, help="start of the teacher that it trains, as --init"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=whole_number(1),
+        default=1,
+        help="runs that train at once, each in a process with --threads of its own, on a GPU of "
+        "its own where there are several; the table is the same",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=("paper",),
+        help="measure as the paper does: flip test, joints above 0.01, OKS-NMS, given boxes",
+    )
+    parser.add_argument(
+        "--boxes", metavar="gt|F.json", help="of --preset paper: annotated boxes, or a file's"
+    )

@@ -27,6 +27,7 @@ from cfpose_sdk.errors import ArtifactError, DatasetError
 from cfpose_sdk.files import sha256, write_file
 from cfpose_training.config import FinderConfig, PhotoSource
 from cfpose_training.data.photo_cache import PHOTO_SUFFIXES, PhotoCache
+from cfpose_training.data.photo_sizes import SizeWh
 
 LABELLER_SIZE = 416
 LEAST_SCORE = 0.05  # of the boxes that are kept in the cache
@@ -51,6 +52,7 @@ class PhotoTruth:
     people: Float64  # (N, 4) xyxy, all but crowds
     crowds: Float64  # (M, 4)
     counted: Float64  # (P, 4) those of `people` with a labelled keypoint
+    size_wh: SizeWh | None = None  # as annotated
 
 
 def list_photos(source: PhotoSource, root: Path, *, held_out: bool = False) -> list[PhotoTruth]:
@@ -85,6 +87,9 @@ def _annotated_photos(
             people=_xyxy([p for p in by_image[image["id"]] if not p["iscrowd"]]),
             crowds=_xyxy([p for p in by_image[image["id"]] if p["iscrowd"]]),
             counted=_xyxy([p for p in by_image[image["id"]] if is_counted(p)]),
+            size_wh=(image["width"], image["height"])
+            if {"width", "height"} <= image.keys()
+            else None,
         )
         for image in record["images"]
         if _is_held_out(image["id"], source) == held_out

@@ -21,7 +21,7 @@ import numpy as np
 from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.foreign import split_preset
 from cfpose_sdk.errors import DatasetError, ExportError, TrainingError, require
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import what_is_at, write_file
 from cfpose_sdk.keypoints import calibrate
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.checkpoints.initial import open_initial
@@ -136,7 +136,7 @@ class _Fit:
         self.data = DataOptions(self.root, photo_folder(self.root))
         if self.init is not None:
             open_initial(self.init)  # what is no start is named before anything runs
-        check_start(self.recipe.pose, self.init, 'init = "default" or a file, in [fit]')
+        check_start(self.recipe, self.init, remedy='init = "default" or a file, in [fit]')
         if self.recipe.distill.active and self.teacher is None:
             raise TrainingError(
                 "the recipe's [distill] switches a term on; name its teacher in [fit]"
@@ -186,7 +186,7 @@ class _Fit:
     def _label(self) -> None:
         """Write the labels that the recipe asks for, each by `cfpose-train label`."""
         for step in self.recipe.fit.labels:
-            if (self.root / step.out).is_file():
+            if what_is_at(self.root / step.out) == "file":
                 continue
             command = ["label", "--data-root", str(self.root), "--images", step.images]
             command += ["--out", str(self.root / step.out), "--resume", "--labeller"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfpose_sdk.errors import DatasetError, TrainingError
-from cfpose_training.ablation.run import TEACHER_FOLDER, Job, plan
+from cfpose_training.ablation.jobs import TEACHER_FOLDER, Job, plan
 from cfpose_training.config import Recipe, teacher_recipe
 from cfpose_training.pose.train import STUDENT_FILE, TEACHER_FILE
 from cfpose_training.reproduce.targets import OFFICIAL, TEACHER, DatasetName, Table, Target
@@ -224,6 +224,8 @@ class _Maker:
         if job.stage != "stage2" and not options.from_scratch:
             width = 48 if job.stage == "teacher" else 32
             words += ["--init", str(imagenet_file(options, width))]
+        elif job.stage != "stage2":
+            words.append("--from-scratch")
         settings = ["--resume", "--accelerator", options.accelerator]
         settings += ["--threads", str(options.threads)] if options.threads else []
         settings += ["--cache", str(options.cache)] if options.cache is not None else []

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.data.loader import Batches
 from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.curves import CURVES_FILE, write_curves
+from cfpose_training.run.devices import device_type
 from cfpose_training.run.outputs import KeptCheckpoints, Meter, RunLog, SaveCheckpoint
 from cfpose_training.run.state import (
     FREE_OPTIM_FIELDS,
@@ -54,7 +54,7 @@ class RunOptions:
     @property
     def uses_cuda(self) -> bool:
         """Whether batches go to a CUDA device."""
-        return self.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+        return device_type(self.accelerator) == "cuda"
 
 
 def fit(
@@ -152,6 +152,7 @@ class _Run:
                 self.kept.keep(trainer.epoch + 1, trainer.result, figures)
             means = self.meter.means()
             numbers = {"epoch": trainer.epoch + 1, "step": trainer.step}
+            speeds |= trainer.peak_memory()
             self.log.append({**numbers, **speeds, **means, **trainer.epoch_figures, **figures})
             write_curves(self.folder / CURVES_FILE, self.log.rows)
             self._say({**means, **figures})
