@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["CFPOSE_CACHE"] = str(ROOT / ".pytest_cache" / "cfpose")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep what they decode, adopt or fetch in a folder of their own, not in the user's."""
+    os.environ["CFPOSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

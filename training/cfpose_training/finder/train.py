@@ -78,7 +78,7 @@ def train_finder(
     per_epoch = batches_per_epoch(repeat, optim)
     cache = cache_photos([photo.path for photo in photos], data.cache)
     warn_of_sizes(photos, cache)
-    labelled = label_photos(photos, cache, labeller, config, data.cache)
+    labelled = label_photos(photos, cache, labeller, config, data.cache or options.folder)
     dataset = FinderDataset(labelled, cache, config.size_wh, config.augment, optim.seed)
     dev = FinderDevelopmentSet(config, data)
     torch.manual_seed(optim.seed)

@@ -28,10 +28,10 @@ from cfpose_training.checkpoints.initial import open_initial
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.people import load_people
-from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.data.photo_cache import cache_photos, photo_folder
 from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.finish import FINISHED_FILE, finish_student
-from cfpose_training.fit.plan import cache_of, epochs_within, measure_pace, with_epochs
+from cfpose_training.fit.plan import epochs_within, measure_pace, with_epochs
 from cfpose_training.fit.score import Judge, Score
 from cfpose_training.pose.train import (
     REFINED_FILE,
@@ -133,7 +133,7 @@ class _Fit:
         self.root = self.options.data_root or self._path(steps.data_root)
         self.init = self._named(steps.init)
         self.teacher = self._named(steps.teacher)
-        self.data = DataOptions(self.root, cache_of(self.options.out))
+        self.data = DataOptions(self.root, photo_folder(self.root))
         if self.init is not None:
             open_initial(self.init)  # what is no start is named before anything runs
         check_start(self.recipe, self.init, remedy='init = "default" or a file, in [fit]')
