@@ -64,7 +64,7 @@ def simccs_flip_test(network: PoseNet, values: Numbers) -> tuple[Numbers, Number
     images = Normalise()(torch.from_numpy(values)).double()
     with torch.no_grad():
         direct, mirrored = (
-            [np.array(axis) for axis in network.double()(view)[:2]]
+            [axis.numpy().copy() for axis in network.double()(view)[:2]]
             for view in (images, images.flip(3))
         )
     mirrored[0] = mirrored[0][:, :, ::-1].copy()

@@ -168,6 +168,7 @@ def test_a_box_that_is_off_moves_and_scales_the_crop_within_bounds() -> None:
         assert draw(STILL, seed)[0].tolist() == plain.tolist()
 
 
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
 def test_turned_crops_turn_by_any_angle_and_hold_the_person(mirror: float) -> None:
     """A tall person's middle stays in the middle, and the ends of the body inside the crop."""
     config = AugmentConfig(flip_p=mirror, zoom_sigma=0, rotation_p=0, half_body_p=0, turn_p=1.0)

@@ -53,7 +53,7 @@ def network_of(recipe: Path) -> nn.Module:
     torch.manual_seed(3)
     network = PoseNet(HRNET, pose_spec(load_recipe(recipe)))
     for layer in (network.head.mlp_head_x, network.head.mlp_head_y, network.head.final_layer):
-        nn.init.normal_(layer.weight, std=1.0)
+        nn.init.normal_(layer.weight, std=0.2)
     return network.eval()
 
 

@@ -79,7 +79,7 @@ def by_hand(stage: DistillStage, data: dict[str, Tensor]) -> dict[str, Tensor]:
         "fea": gamma * 5e-5 * feature_loss(aligned, taught.taps.quarter, "sum"),
         "l1": gamma * 0.1 * pose_l1(ours, theirs),
         "cst": gamma * 0.1 * structure_loss(ours, theirs, limbs, stage.limb_weights),
-        "logit": gamma * 0.1 * logit_loss(logits, taught[:2], 1.0),
+        "logit": gamma * 0.1 * logit_loss(logits, taught[:2]),
     }
 
 
