@@ -228,7 +228,7 @@ def _screen(rows: Sequence[Row], job: Job, work: Workplace, report: Report) -> N
 
 def _finalists(rows: Sequence[Row]) -> list[Row]:
     """The default, the fastest of the others, and of those in float32 the fastest."""
-    ranked = sorted((row for row in rows[1:] if row.ms is not None), key=lambda row: row.ms or 0.0)
+    ranked = sorted((row for row in rows[1:] if row.turns), key=lambda row: row.turns[0].best_ms)
     full = [row for row in ranked if row.is_float32][:1]
     best = ranked[:FINALISTS]
     return [rows[0], *best, *(row for row in full if row not in best)]

@@ -56,6 +56,11 @@ class Turn:
     memory_mb: float | None  # peak of the process so far, in 10⁶ bytes; None where not told
 
     @property
+    def best_ms(self) -> float:
+        """The fastest pass: what else the machine does disturbs it least."""
+        return min(self.ms)
+
+    @property
     def median_ms(self) -> float:
         """Of its passes."""
         return float(np.median(self.ms))

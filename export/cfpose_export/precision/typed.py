@@ -78,11 +78,19 @@ LOWERED = ("backbone", "head")  # parts of a module's dotted name whose nodes ru
 LOWERED_OF_FINDER = ("body", "laterals", "smooths", "heat")
 KEPT = ("sampler", "refiner", "normalise")  # and parts that never do
 # and in one type, as of `belongs` but anywhere in the name: the first layers of MobileNet and of
-# EfficientNet-Lite, whose few channels have ranges far apart. bf16's 8 bits of mantissa cost more
-# there than in all other layers together
+# EfficientNet-Lite, whose few channels have ranges far apart (bf16's 8 bits of mantissa cost more
+# there than in all other layers together), and the last of a finder, which would shift all scores
 KEPT_OF: Mapping[str, tuple[str, ...]] = {
     "fp16": (),
-    "bf16": ("first", "body.", "body.conv_stem", "body.bn0", "body.blocks.0", "body.blocks.1"),
+    "bf16": (
+        "first",
+        "body.",
+        "body.conv_stem",
+        "body.bn0",
+        "body.blocks.0",
+        "body.blocks.1",
+        "heat.1",
+    ),
 }
 
 
