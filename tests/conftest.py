@@ -15,6 +15,8 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=10
 settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parents[1]
+# what this user tuned, or adopted, must not decide what a test sees
+os.environ["CFPOSE_CACHE"] = str(ROOT / ".pytest_cache" / "cfpose")
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cfpose_bench import peer_commands
+from cfpose_bench.accuracy.crowdpose import OPEC_12
+from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_bench.data.dataset import DATA_VARIABLE, KeypointDataset, find_dataset
 from cfpose_bench.measurement import physical_cores
+from cfpose_bench.models.open import TUNED
 from cfpose_bench.report.page import write_page
 from cfpose_bench.report.report import (
     Bounds,
@@ -26,6 +29,7 @@ from cfpose_bench.report.report import (
 from cfpose_bench.run.protocol import PRESETS, Protocol, with_preset
 from cfpose_bench.run.session import Plan, measure
 from cfpose_bench.runtimes import command as runtimes_command
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import check_command_outputs, what_is_at
 
@@ -103,15 +107,28 @@ def _plan(options: argparse.Namespace) -> Plan:
         rounds=options.rounds,
         repeats=options.repeats,
         seed=options.seed,
+        evaluator=options.protocol or "own",
     )
     return Plan(
-        models=tuple(dict.fromkeys(options.model or ["default"])),
+        models=tuple(
+            dict.fromkeys(map(_as_tuned(options.precision), options.model or ["default"]))
+        ),
         protocol=with_preset(protocol, options.preset, boxes),
         reference=options.reference,
         work=options.work if options.resume else None,
         peer_python=options.peer_python,
         in_process=options.in_process,
     )
+
+
+def _as_tuned(precision: str | None) -> Callable[[str], str]:
+    """The name of a model under `--precision`: of cfpose's artifacts, not of peers."""
+
+    def name(text: str) -> str:
+        is_ours = ":" not in text and precision is not None
+        return f"{TUNED}:{text}" if is_ours else text
+
+    return name
 
 
 def _bounds(options: argparse.Namespace) -> Bounds:
@@ -128,6 +145,11 @@ def _check_bounds(bounds: Bounds, plan: Plan, dataset: KeypointDataset) -> None:
         raise InputError("--max-drift needs --reference FP32.onnx to drift from")
     if bounds.min_ap is not None and not dataset.has_keypoints:
         raise InputError(f"--min-ap needs keypoints; the data set {dataset.name} has boxes only")
+    if plan.protocol.evaluator == OPEC_12 and not is_crowdpose(dataset.annotations):
+        raise InputError(
+            f"--protocol {OPEC_12} is CrowdPose's, and {dataset.name} is not: its photos have no "
+            f"crowdIndex"
+        )
     if bounds.baseline is not None and what_is_at(bounds.baseline) != "file":
         raise InputError(f"--baseline {bounds.baseline} does not exist")
     if bounds.baseline is not None:
@@ -143,9 +165,15 @@ def _heading(protocol: Mapping[str, Any]) -> str:
         + (f"; {missing} annotated photos are missing and take no part" if missing else "")
         + (f"; {others} photos have no annotation and take no part" if others else "")
         + (f"; {resumed} predictions are of an earlier run" if resumed else "")
-        + f"; OKS-NMS {suppressed}; {'' if protocol['flip_test'] else 'no '}flip test; "
+        + f"; OKS-NMS {suppressed}; {_flip_test(protocol)}; "
         f"{protocol['threads']} threads; times are medians a photo"
     )
+
+
+def _flip_test(protocol: Mapping[str, Any]) -> str:
+    inside = ", ".join(protocol.get("flip_test_inside", ()))
+    plain = "flip test" if protocol["flip_test"] else "no flip test"
+    return f"{plain}, but inside the graph of {inside}" if inside else plain
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,22 +211,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", action="append", metavar="M",
         help="an artifact, a bundled model by its name, a foreign network with its preset of "
         "cfpose-export adopt (movenet:F.onnx), yolopose:F.onnx, rtmlib:F.onnx, "
-        "ultralytics:F.pt, or adapter:A.py:F; may be repeated (default: default)")
+        "ultralytics:F.pt, adapter:A.py:F, or tuned:M; may be repeated (default: default)")
     add("--reference", metavar="M", help="the FP32 artifact that drift is measured from")
     add("--boxes", action="append", metavar="gt|detector|F.json",
         help="where person boxes come from: the annotations, the detector, or a file; may be "
         "repeated (default: gt)")
     add("--preset", choices=PRESETS, help="a whole protocol; see docs/measure.md")
+    add("--protocol", choices=(OPEC_12,),
+        help="CrowdPose on its first 12 joints, as OPEC-Net evaluates; without it, on all 14")
     add("--detector", help="file of the detector for `--boxes detector`; without it, the bundled "
         "finder")
     add("--flip-test", action="store_true",
-        help="average the joints of each photo and of its mirror image")
+        help="average the joints of each photo and of its mirror image; a graph that does so "
+        "inside is not flipped again")
     add("--joint-threshold", type=float, metavar="T",
         help="a pose's score is the mean of its joints' above T; without it, of all joints")
     add("--no-oks-nms", action="store_true",
         help="keep repeated poses of a person, which detected boxes may give")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where models run (default: %(default)s)")
+    add("--precision", choices=get_args(Precision),
+        help="tuned: cfpose's own models run as `cfpose tune` found fastest here; for one of "
+        "several alone write --model tuned:M")
     add("--threads", type=int, help="CPU threads of a model; without it, one a physical core")
     add("--rounds", type=int, default=10,
         help="blocks of photos between which models take turns (default: %(default)s)")

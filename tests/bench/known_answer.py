@@ -24,12 +24,17 @@ class KnowsTheAnswer:
     delay_ms = 0.0
     repeats = 1  # how often the detector finds each person
     skeleton = COCO_17
+    flips_inside = False
+    calibration = (1.0, 0.0)
 
     def __init__(
         self, model: Any, *, detector: Any = None, device: str = "auto", threads: int | None = None
     ) -> None:
         self.folder = Path(__file__).parent if model is None else Path(model).parent
-        self.spec = SimpleNamespace(skeleton=self.skeleton, precision="fp32", size_wh=(192, 256))
+        self.spec = SimpleNamespace(
+            skeleton=self.skeleton, precision="fp32", size_wh=(192, 256),
+            flip_test=self.flips_inside, calibration=self.calibration,
+        )  # fmt: skip
         self.info = SimpleNamespace(provider="StandIn", model=__file__)
         self.closed = False
 

@@ -81,13 +81,15 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
     assert cut == before
     off = {
         "dropout_p": 0.0, "dropout_side": [0.2, 0.4], "softmax_beta": 1.0, "cosine_from": 0.0,
-        "mild_epochs": 0, "alpha_auto": 0.0, "alpha_auto_batches": 20, "teacher_flip": False,
-        "teacher_confidence": False, "mild_augment": None, "final": "last",
+        "mild_epochs": 0, "alpha_auto": 0.0, "teacher_flip": False,
+        "teacher_confidence": False, "mild_augment": None,
         "lite": None, "files": "*", "contrast": 0.0, "brightness": 0.0,
         "body": "lite0", "box_sigma": 0.0, "teacher_bf16": False, "mosaic_p": 0.0,
         "deploy_size_wh": [0, 0], "evidence": "peak", "box_grid": 0, "oks_window": 0.0,
-        "spread_temperature": 1.0, "spread_isotropy": 0.0, "quality_p": 0.0,
+        "spread_temperature": 1.0, "spread_isotropy": 0.0,
         "movenet": None, "head": "simcc", "turn_p": 0.0, "started_from": [],
+        "accumulate": 1, "channels_last": True, "compile": False, "checkpointing": False,
+        "start": "any", "arithmetic": "cfpose",
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} <= set(off)
     assert {
@@ -204,7 +206,7 @@ def in_miniature(name: str, tiny: Recipe) -> Recipe:
         teacher=dataclasses.replace(
             recipe.teacher, hrnet=dataclasses.replace(tiny.pose.hrnet, width=8)
         ),
-        distill=dataclasses.replace(recipe.distill, alpha_auto=0.3, alpha_auto_batches=2),
+        distill=dataclasses.replace(recipe.distill, alpha_auto=0.3),
         stage1=dataclasses.replace(recipe.stage1, **run, warmup_steps=3),
         stage2=stage2,
         sources=tuple(dataclasses.replace(source, repeat=1) for source in tiny.sources),
@@ -212,9 +214,10 @@ def in_miniature(name: str, tiny: Recipe) -> Recipe:
 
 
 def test_the_improved_profile_runs_in_miniature(
-    tiny_recipe: Path, tiny_root: Path, tmp_path: Path
+    tiny_recipe: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Teacher, student and refiner with every switch on, in bfloat16 as the profile asks."""
+    monkeypatch.setattr("cfpose_training.stages.stage1.ALPHA_BATCHES", 2)
     recipe = in_miniature("improved-coco", load_recipe(tiny_recipe))
     assert recipe.stage1.precision == "bf16-mixed"
     data = DataOptions(tiny_root, tmp_path / "cache")

@@ -48,10 +48,13 @@ class OptimConfig:
     mild_epochs: int = 0  # the last epochs, augmented as the recipe's [mild_augment] says
     clip_norm: float = 0.0  # gradient norm; 0: off
     ema_decay: float = 0.0  # 0: off
-    precision: Precision = "32-true"
+    precision: Precision = "32-true"  # 16-mixed: float16, with a scaler of its gradients
+    accumulate: int = 1  # parts of a batch, one after the other; batch_size is that of all
+    channels_last: bool = True  # the maps in memory, pixel by pixel; false: channel by channel
+    compile: bool = False  # by torch.compile; the first batches take minutes
+    checkpointing: bool = False  # HRNet's maps are computed anew in the backward pass, not kept
     seed: int = 2025
     workers: int = 0  # loader processes
-    final: Literal["last", "best"] = "last"  # epoch that is kept in the end; best: by dev_AP
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ class FinderConfig:
         return self.deploy_size_wh if any(self.deploy_size_wh) else self.size_wh
 
 
+# hrnet: boxes and mirrored crops to the pixel as HRNet's and SimCC's training has them; see
+# `people.clipped_box` and `augment.random_transform`
+Arithmetic = Literal["cfpose", "hrnet"]
 LimbWeights = Literal["uniform", "inv_sigma", "inv_length", "inv_var"]
 GcnTarget = Literal["off", "gt", "teacher", "mix"]
 
@@ -115,7 +121,6 @@ class Source:
     annotations: str
     images: str
     repeat: int = 1  # how often an epoch visits each person
-    weight: float = 1.0  # of its people in the loss
     holdout_every: int = 0  # photos with id % holdout_every == 0 are kept for development; 0: none
     files: str = "*"  # only photos whose file_name fits this pattern
 
@@ -135,7 +140,6 @@ class AugmentConfig:
     contrast: float = 0.0  # pixel values are scaled by 1 ± this, each colour channel by its own
     brightness: float = 0.0  # and moved by up to this, of 255, likewise
     box_sigma: float = 0.0  # each edge of the box is off, by this share of the box's side
-    quality_p: float = 0.0  # worse pictures: blurred, noisy, compressed, see augment.lower_quality
     turn_p: float = 0.0  # turned by any angle instead: handstands and people lying down
 
 
@@ -164,7 +168,7 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Stage-1 distillation, eq. (1)-(3): L_KL + gamma (alpha L_fea + beta (L1 + L_cst)).
+    """Stage-1 distillation, with eq. (1) and (2): L_KL + gamma (alpha L_fea + beta (L1 + L_cst)).
 
     Poses are in crop pixels; each term is summed over joints and averaged over crops, which is the
     scale of `smoothed` labels. Labels whose KL is a mean over joints need alpha, beta and
@@ -179,15 +183,12 @@ class DistillConfig:
     # > 0: epoch 1 sets alpha so that, at the student's map, the gradient of alpha L_fea is this
     # share of the KL's; the mean over its first batches stays for the rest of the run
     alpha_auto: float = 0.0
-    alpha_auto_batches: int = 20
     beta: float = 0.1
     fea_reduction: Literal["sum", "mean"] = "sum"  # mean: eq. (1) to the letter; then 5e-5 is inert
     tau: float = 2.0  # of both soft-argmaxes
-    cst_ratio: float = 1.0  # of L_cst to L1
     cst_weights: LimbWeights = "uniform"  # w_ij, mean 1; the paper does not define them
     cst_form: Literal["length", "vector"] = "length"  # vector: direction counts too
     logit_weight: float = 0.1
-    logit_temperature: float = 1.0
     teacher_flip: bool = False  # poses and bins: mean probability of the crop and its mirror image
     teacher_confidence: bool = False  # L1, L_cst: joints weigh as the teacher is sure of them
     teacher_bf16: bool = False  # its forward pass; faster on CPUs with AVX512-BF16 and on GPUs
@@ -207,6 +208,7 @@ class PoseConfig:
     lite: LiteConfig | None = None
     movenet: MoveNetConfig | None = None
     head: HeadName = "simcc"
+    arithmetic: Arithmetic = "cfpose"  # of the boxes and mirrored crops that it learns from
     size_wh: tuple[int, int] = (192, 256)
     split_ratio: float = 2.0
     box_scale: float = 1.25  # of the training crops
@@ -269,10 +271,21 @@ class RefinerConfig:
     output: OutputKind = "absolute"
     output_weights: tuple[float, float, float] = (0.3, 0.5, 1.0)
     sample_at: SampleAt = "initial"
-    integral_head: bool = False  # only sample_at="integral" reads it
     refine: RefineMode = "all"  # low_conf: only joints scored below `refine_below` are replaced
     refine_below: float = 0.0  # raw score
     init_noise_px: float = 0.0  # Gaussian noise on the coarse pose, in training only
+
+
+# Options of before, and what stands in their place.
+REMOVED = {
+    "cst_ratio": "L_cst weighs as L1 does, as eq. (2) has it; leave it out",
+    "logit_temperature": "kd_logit compares the bins as they are; leave it out",
+    "alpha_auto_batches": "alpha_auto is measured on 20 batches; leave it out",
+    "integral_head": 'sample_at = "integral" brings that head along; leave it out',
+    "weight": "give a source's annotations joint_weights, or repeat the others",
+    "quality_p": "no recipe gained from worse pictures; leave it out",
+    "final": "best.safetensors is kept beside the last epoch's network; take it from there",
+}
 
 
 @dataclass(frozen=True)
@@ -294,6 +307,8 @@ class Recipe:
     mild_augment: AugmentConfig | None = None  # of each run's last `mild_epochs`
     trained_on: tuple[str, ...] = ()
     license: str = ""
+    # imagenet: teacher and student need the weights of --init, or --from-scratch in their place
+    start: Literal["any", "imagenet"] = "any"
     # files of others that --init takes, known by their SHA-256: their names, sources and terms
     started_from: tuple[Start, ...] = ()
 
@@ -311,6 +326,10 @@ def load_recipe(path: str | Path) -> Recipe:
         if {"skeleton", "joints"} <= table.keys():
             raise TrainingError("both skeleton and [joints] say which joints it has; give one")
         recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
+    except dacite.UnexpectedDataError as error:
+        gone = [f"{key} is no option any more: {REMOVED[key]}" for key in error.keys & set(REMOVED)]
+        why = "; ".join(sorted(gone)) or str(error)
+        raise TrainingError(f"the recipe {path} is not usable: {why}") from error
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (
@@ -339,6 +358,10 @@ def _contradiction(recipe: Recipe) -> str:
     if recipe.teacher is not None and recipe.teacher.optim is not None:
         runs["teacher.optim"] = recipe.teacher.optim
     for name, optim in runs.items():
+        if optim.batch_size % optim.accumulate:
+            return f"{name}: batch_size {optim.batch_size} has no {optim.accumulate} equal parts"
+        if optim.compile and optim.checkpointing:
+            return f"{name}: compile and checkpointing do not go together; leave one of them false"
         if optim.mild_epochs and recipe.mild_augment is None:
             return f"{name}.mild_epochs is {optim.mild_epochs}; give [mild_augment], or leave it 0"
     if recipe.finder is not None:

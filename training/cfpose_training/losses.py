@@ -3,7 +3,7 @@
     SimCC's label losses  `simcc_loss`
     eq. (1), features     `feature_loss`
     eq. (2), pose         `pose_l1`; its second term, structure (limbs): `structure_loss`
-    eq. (3), decay        `decay`, gamma(t)
+    gamma(t)              `decay`, of eq. (1) and (2) in the loss of stage 1
     eq. (6)-(7), stage 2  `refinement_loss`, on the poses that RefinerStage makes
     not in the paper      `logit_loss`
 
@@ -100,7 +100,7 @@ LENGTH_EPSILON = 1e-6  # px², keeps the gradient of a limb of length 0 finite
 
 
 def decay(epoch: int, epochs: int) -> float:
-    """Eq. (3): gamma(t) = 1 - (t - 1) / T, the factor of both distillation terms; t from 1."""
+    """gamma(t) = 1 - (t - 1) / T, the factor of both distillation terms; t from 1."""
     return 1 - (epoch - 1) / epochs
 
 
@@ -152,19 +152,14 @@ def structure_loss(
     return (difference * weights).sum() / len(student)
 
 
-def logit_loss(
-    student_xy: tuple[Tensor, Tensor], teacher_xy: tuple[Tensor, Tensor], temperature: float
-) -> Tensor:
-    """T² KL(teacher || student) of the bins softened by T, over both axes and all joints.
-
-    Hinton et al., "Distilling the Knowledge in a Neural Network"; on SimCC bins as in DWPose.
-    """
+def logit_loss(student_xy: tuple[Tensor, Tensor], teacher_xy: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(teacher || student) of the bins, over both axes and all joints, as in DWPose."""
     total = student_xy[0].new_zeros((), dtype=full_precision(student_xy[0]).dtype)
     for student, teacher in zip(student_xy, teacher_xy, strict=True):
-        log_student = F.log_softmax(full_precision(student) / temperature, dim=-1)
-        log_teacher = F.log_softmax(full_precision(teacher) / temperature, dim=-1)
+        log_student = F.log_softmax(full_precision(student), dim=-1)
+        log_teacher = F.log_softmax(full_precision(teacher), dim=-1)
         total = total + F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return total * temperature**2 / len(student_xy[0])
+    return total / len(student_xy[0])
 
 
 def _limb_vectors(poses: Tensor, limbs: Sequence[Pair]) -> Tensor:

@@ -57,6 +57,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "cosine_from": Range(0, 1, open_high=True), "mild_epochs": FROM_ZERO,
         "clip_norm": FROM_ZERO, "ema_decay": Range(0, 1, open_high=True),
         "seed": Range(0, 2**63 - 1), "workers": Range(0, 1024),
+        "accumulate": COUNT,
     },
     "PhotoSource": {"repeat": COUNT, "holdout_every": FROM_ZERO},
     "FinderAugmentConfig": {
@@ -72,22 +73,20 @@ RANGES: dict[str, dict[str, Range]] = {
         "frozen": Range(0, 64), "box_grid": Range(0, 64),
     },
     "FitConfig": {"init_share": Range(0, 1, open_high=True)},
-    "Source": {"repeat": COUNT, "weight": FROM_ZERO, "holdout_every": FROM_ZERO},
+    "Source": {"repeat": COUNT, "holdout_every": FROM_ZERO},
     "AugmentConfig": {
         "flip_p": SHARE, "zoom_sigma": Range(0, 1, open_high=True), "rotation_p": SHARE,
         "rotation_sigma_deg": Range(0, 180), "half_body_p": SHARE,
         "half_body_min_joints": FROM_ZERO, "dropout_p": SHARE, "dropout_side": SHARE,
         "turn_p": SHARE,
         "contrast": SHARE, "brightness": Range(0, 255), "box_sigma": Range(0, MAX_BOX_SIGMA),
-        "quality_p": SHARE,
     },
     "LabelConfig": {
         "epsilon": Range(0, 1, open_high=True), "sigma_bins": POSITIVE, "softmax_beta": POSITIVE,
     },
     "DistillConfig": {
-        "alpha": FROM_ZERO, "alpha_auto": FROM_ZERO, "alpha_auto_batches": COUNT,
-        "beta": FROM_ZERO, "tau": POSITIVE, "cst_ratio": FROM_ZERO, "logit_weight": FROM_ZERO,
-        "logit_temperature": POSITIVE,
+        "alpha": FROM_ZERO, "alpha_auto": FROM_ZERO,
+        "beta": FROM_ZERO, "tau": POSITIVE, "logit_weight": FROM_ZERO,
     },
     "PoseConfig": {
         "size_wh": SIDE, "split_ratio": Range(0, 64, open_low=True),

@@ -1,4 +1,7 @@
-"""Accuracy of person boxes: AP and recall at IoU .5, by pycocotools."""
+"""Accuracy of person boxes, by pycocotools: AP, and AP and recall at IoU .5.
+
+What is known of published boxes, too: figures of a paper are comparable on its own boxes alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 MAX_BOXES = 100  # a photo, by score
+IOUS = np.linspace(0.5, 0.95, 10)
+COCO_VAL_PHOTOS = 5000
+# of the person detections that HRNet and SimCC give out for val2017, as HRNet's README has it
+PUBLISHED_AP = 0.564
+PUBLISHED_FILE = "COCO_val2017_detections_AP_H_56_person.json"
+NEAR = 0.002  # of two box APs that are those of the same boxes: one is rounded
 
 
 def box_accuracy(
@@ -20,7 +29,7 @@ def box_accuracy(
     boxes: Mapping[int, NDArray[np.floating]],
     image_ids: Sequence[int],
 ) -> dict[str, float | int] | None:
-    """AP50, recall50 of (N, 4) xyxy boxes, or (N, 5) with scores, by photo.
+    """AP, AP50, recall50 of (N, 4) xyxy boxes, or (N, 5) with scores, by photo.
 
     Truth is every annotated person, with keypoints or without; crowd regions are ignored. None
     without annotated people.
@@ -33,12 +42,36 @@ def box_accuracy(
         return None
     results = _results(boxes, wanted, truth["categories"][0]["id"])
     evaluation = _evaluate(truth, people, results, wanted)
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     return {
-        "AP50": max(0.0, float(evaluation.eval["precision"].mean())),
-        "recall50": max(0.0, float(evaluation.eval["recall"].mean())),
+        "AP": max(0.0, float(precision.mean())),
+        "AP50": max(0.0, float(precision[0].mean())),
+        "recall50": max(0.0, float(recall[0].mean())),
         "people": len(counted),
         "boxes": len(results),
     }
+
+
+def note_on_boxes(name: str, photos: int, crowdpose: bool, ap: float | None) -> str:
+    """What the AP of given boxes says beside what is published of the paper's; "" where they agree.
+
+    `name` and `photos` are of the data set.
+    """
+    if crowdpose:
+        return "no AP is published of CrowdPose's YOLOv3 boxes, so these are not checked"
+    if "val2017" not in name and name != "coco-val":
+        return f"an AP is published for COCO val2017's boxes, not for {name}: these are unchecked"
+    if photos != COCO_VAL_PHOTOS:
+        return (
+            f"AP {PUBLISHED_AP:.3f} is published for the boxes of {COCO_VAL_PHOTOS} photos, and "
+            f"{photos} are measured: these are unchecked"
+        )
+    if ap is not None and abs(ap - PUBLISHED_AP) <= NEAR:
+        return ""
+    return (
+        f"they have AP {0.0 if ap is None else ap:.3f}, those of HRNet's and SimCC's figures "
+        f"({PUBLISHED_FILE}) {PUBLISHED_AP:.3f}: the papers' figures are not comparable"
+    )
 
 
 def _results(
@@ -70,7 +103,7 @@ def _evaluate(
     results: list[dict[str, Any]],
     wanted: set[int],
 ) -> COCOeval:
-    """pycocotools' evaluation at IoU .5, over boxes of all sizes."""
+    """pycocotools' evaluation at IoU .50:.05:.95, over boxes of all sizes."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth, detections = COCO(), COCO()
         ground_truth.dataset = {**truth, "annotations": people}
@@ -79,7 +112,7 @@ def _evaluate(
         detections.createIndex()
         evaluation = COCOeval(ground_truth, detections, "bbox")
         evaluation.params.imgIds = sorted(wanted)
-        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.params.iouThrs = IOUS
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.params.maxDets = [MAX_BOXES]

@@ -177,6 +177,19 @@ def evaluate(
     DatasetError when the annotations, the results and the skeleton do not fit each other.
     """
     truth = read_annotations(annotations)
+    return evaluate_read(truth, results, skeleton, image_ids, bootstrap=bootstrap, seed=seed)
+
+
+def evaluate_read(
+    truth: dict[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    skeleton: Skeleton,
+    image_ids: Sequence[int] | None = None,
+    *,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> Accuracy:
+    """`evaluate` of annotations that `read_annotations` has read."""
     check_skeleton(truth, skeleton)
     known = {image["id"] for image in truth["images"]}
     selected = known if image_ids is None else set(image_ids)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import digest, write_file
 
@@ -105,8 +106,7 @@ def fetch(url: str, path: Path, size: int) -> None:
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     tries, problem = 0, ""
-    # disable=None: a progress bar on a terminal, nothing when piped
-    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not watched()) as bar:
         while (have := part.stat().st_size if part.exists() else 0) < size:
             bar.update(have - bar.n)
             if tries == TRIES:

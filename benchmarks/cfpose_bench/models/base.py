@@ -33,6 +33,8 @@ class Facts:
     is_peer: bool = False
     one_stage: bool = False  # detects the people itself, whatever boxes there are
     needs_boxes: bool = False  # cannot open cfpose's detectors
+    flips_inside: bool = False  # its graph averages each crop with its mirror image
+    calibration: tuple[float, float] = (1.0, 0.0)  # of its confidence, see ModelSpec
 
 
 def plain_poses(poses: Poses) -> dict[str, Any]:

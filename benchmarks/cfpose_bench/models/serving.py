@@ -67,6 +67,8 @@ class ServedModel:
             "provider": opened.facts.provider,
             "size_wh": opened.facts.size_wh,
             "one_stage": opened.facts.one_stage,
+            "flips_inside": opened.facts.flips_inside,
+            "calibration": opened.facts.calibration,
         }
 
     def predict(self, image: str, boxes: Any) -> Record:

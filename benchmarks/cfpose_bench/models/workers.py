@@ -129,6 +129,8 @@ class ProcessWorker:
             is_peer=name.peer is not None,
             one_stage=answer.get("one_stage", False),
             needs_boxes=name.adapter is not None,
+            flips_inside=answer.get("flips_inside", False),
+            calibration=tuple(answer.get("calibration", (1.0, 0.0))),
         )
 
     def predict(self, image: Any, /, boxes: Any = None) -> Poses:

@@ -1,7 +1,8 @@
 """Wrappers of a model: the flip test, and a detector that returns exactly N boxes.
 
-SimCC's own flip test averages the vectors before decoding (`cfpose_training.nets.flip`). A graph
-that ships gives keypoints only, so here the two sets of coordinates and confidences are averaged.
+SimCC's own flip test averages the vectors before decoding. `cfpose-export onnx --flip-test` puts it
+into the graph, and such a graph is not flipped here. Another graph gives keypoints only, so the two
+sets of coordinates and confidences are averaged.
 """
 
 from __future__ import annotations

@@ -169,6 +169,7 @@ SAME: Mapping[str, Any] = {
     "preset": None,
     "flip_test": False,
     "joint_threshold": None,
+    "evaluator": None,
     "oks_nms_area": "box",
     "detector": None,
     "detector_threshold": None,

@@ -22,8 +22,10 @@ from cfpose_bench.accuracy.oks import OKS_NMS, oks_nms, padded_area, pose_scores
 from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos
 from cfpose_bench.data.json_lines import JsonLines, read_whole_lines
 from cfpose_bench.models.base import PoseModel, plain_poses, poses_of
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError, ImageError, InputError
 from cfpose_sdk.files import digest_of
+from cfpose_sdk.keypoints import raw_score
 from cfpose_sdk.results import Poses
 from cfpose_sdk.skeleton import Skeleton
 
@@ -92,8 +94,7 @@ def predict_dataset(
     """
     for image_id in [next(iter(dataset.photos))] * warmup:
         predict_photo(model, dataset, image_id, boxes)
-    # disable=None: a progress bar on a terminal, nothing when piped
-    bar = tqdm(dataset.photos, desc=label, unit="photo", disable=None)
+    bar = tqdm(dataset.photos, desc=label, unit="photo", disable=not watched())
     photos = {image_id: predict_photo(model, dataset, image_id, boxes) for image_id in bar}
     return join_photos(
         photos, dataset, skeleton, joint_threshold=joint_threshold, oks_threshold=oks_threshold
@@ -108,13 +109,15 @@ def join_photos(
     joint_threshold: float | None = None,
     oks_threshold: float | None = OKS_NMS,
     padded_to: tuple[int, int] | None = None,
+    calibration: tuple[float, float] = (1.0, 0.0),
 ) -> Predictions:
     """COCO results of the poses of many photos.
 
     A pose's score is its box's times the mean of its joints' above `joint_threshold` (None: of all
-    joints). `oks_threshold` None keeps repeated poses; `padded_to`, a crop's (width, height), takes
-    the area of the padded box for OKS-NMS instead of the box's own. A damaged photo is reported and
-    counts as one without poses.
+    joints); `calibration` is taken off the confidence first, see `raw_score`. `oks_threshold` None
+    keeps repeated poses; `padded_to`, a crop's (width, height), takes the area of the padded box
+    for OKS-NMS instead of the box's own. A damaged photo is reported and counts as one without
+    poses.
     """
     results: list[dict[str, Any]] = []
     unreadable = [dataset.photos[i].name for i, poses in photos.items() if poses is None]
@@ -122,8 +125,9 @@ def join_photos(
         if poses is None:
             continue
         entries = poses.to_coco(image_id)
-        if joint_threshold is not None:
-            scores = pose_scores(poses.box_scores, poses.confidence, joint_threshold)
+        if joint_threshold is not None or calibration != (1.0, 0.0):
+            joints = raw_score(poses.confidence.astype(np.float64), calibration)
+            scores = pose_scores(poses.box_scores, joints, joint_threshold)
             entries = [{**r, "score": float(s)} for r, s in zip(entries, scores, strict=True)]
         if oks_threshold is not None:
             entries = suppress_repeats(entries, skeleton, oks_threshold, padded_to)

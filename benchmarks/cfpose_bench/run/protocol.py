@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cfpose_bench.accuracy.coco import MAX_POSES
+from cfpose_bench.accuracy.crowdpose import OPEC_12, Evaluator
 from cfpose_bench.accuracy.oks import OKS_NMS, SIMCC_JOINT_THRESHOLD
 from cfpose_sdk.backends import Device
 from cfpose_sdk.errors import InputError
@@ -24,6 +25,7 @@ class Protocol:
     detector: str | None = None  # the detector's file; None is the bundled finder
     flip_test: bool = False
     joint_threshold: float | None = None  # joints that count in a pose's score; None: all
+    raw_scores: bool = False  # joints count by their raw score, without the calibration
     suppress_repeats: bool = True  # by OKS-NMS, where `oks_nms` says so
     padded_oks: bool = False  # the area of OKS-NMS: of the padded box, not of the box
     threads: int = 1
@@ -34,6 +36,7 @@ class Protocol:
     bootstrap: int = 1000
     seed: int = 0
     preset: str | None = None
+    evaluator: Evaluator = "own"  # opec-12: CrowdPose on its first 12 joints, as OPEC-Net does
 
     def __post_init__(self) -> None:
         least_of = {"threads": 1, "rounds": 1, "warmup": 0, "repeats": 0, "seed": 0}
@@ -58,10 +61,12 @@ class Protocol:
         record = {
             "preset": self.preset,
             "boxes": "+".join(map(box_label, self.boxes)),
-            "score": "box score × mean joint confidence; the score of a ground-truth box is 1",
+            "score": f"box score × mean joint {'raw score' if self.raw_scores else 'confidence'}; "
+            "the score of a ground-truth box is 1",
             "joint_threshold": self.joint_threshold,
             "flip_test": self.flip_test,
-            "flip_test_method": "mean of both views' keypoints" if self.flip_test else None,
+            "flip_test_method": self._flip_test_method(),
+            "evaluator": OPEC_12 if self.evaluator == OPEC_12 else None,
             "oks_nms": {box_label(source): self.oks_nms(source) for source in self.boxes},
             "oks_nms_area": "padded box" if self.padded_oks else "box",
             "max_poses": MAX_POSES,
@@ -75,13 +80,19 @@ class Protocol:
         }
         return {key: value for key, value in record.items() if value is not None}
 
+    def _flip_test_method(self) -> str | None:
+        if not self.flip_test:
+            return None
+        return "in the graph" if self.preset == "paper" else "mean of both views' keypoints"
+
 
 def with_preset(protocol: Protocol, preset: str | None, boxes: tuple[str, ...] | None) -> Protocol:
     """The protocol under a preset; `boxes` are those of the command line, None without any.
 
-    `paper`: that of the paper's tables I (COCO val) and III (CrowdPose): flip test, joints above
-    0.01, OKS-NMS 0.9 over padded boxes, and the published boxes, which must be given. Table II is
-    test-dev, which only COCO's server can evaluate. `deployed`: the detector's boxes, no flip test.
+    `paper`: that of the paper's tables I (COCO val) and III (CrowdPose): flip test by the SimCC
+    vectors, which a graph must do inside, joints above a raw score of 0.01, OKS-NMS 0.9 over padded
+    boxes, and the published boxes, which must be given. Table II is test-dev, which only COCO's
+    server can evaluate. `deployed`: the detector's boxes, no flip test.
     """
     if preset == "paper":
         if not boxes or "detector" in boxes:
@@ -102,6 +113,7 @@ def with_preset(protocol: Protocol, preset: str | None, boxes: tuple[str, ...] |
             preset=preset,
             flip_test=True,
             joint_threshold=SIMCC_JOINT_THRESHOLD,
+            raw_scores=True,
             padded_oks=True,
         )
     if preset == "deployed":

@@ -133,6 +133,7 @@ def _join(
         joint_threshold=protocol.joint_threshold,
         oks_threshold=oks_threshold,
         padded_to=(facts.size_wh or (192, 256)) if protocol.padded_oks else None,
+        calibration=facts.calibration if protocol.raw_scores else (1.0, 0.0),
     )
 
 
@@ -161,14 +162,18 @@ def accuracy_of(
     skeleton: Skeleton,
     protocol: Protocol,
 ) -> Accuracy:
-    """CrowdPose's protocol for its annotations, COCO's for all others."""
+    """CrowdPose's protocol for its annotations, COCO's for all others.
+
+    Raises DatasetError where OPEC-Net's evaluator is asked for and the photos are not CrowdPose's.
+    """
     shared: dict[str, Any] = {
         "image_ids": dataset.image_ids,
         "bootstrap": protocol.bootstrap,
         "seed": protocol.seed,
     }
     if is_crowdpose(dataset.annotations) and skeleton == CROWDPOSE_14:
-        return evaluate_crowdpose(dataset.annotations, results, **shared)
+        evaluator = protocol.evaluator
+        return evaluate_crowdpose(dataset.annotations, results, evaluator=evaluator, **shared)
     return evaluate(dataset.annotations, results, skeleton=skeleton, **shared)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cfpose_bench.accuracy.boxes import box_accuracy
+from cfpose_bench.accuracy.boxes import box_accuracy, note_on_boxes
 from cfpose_bench.accuracy.coco import check_skeleton
+from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_bench.data.box_files import check_photos, read_box_file
 from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos
 from cfpose_bench.data.gaps import notes, sentences
@@ -26,6 +27,7 @@ from cfpose_bench.run.rounds import Run, people_timings, run_rounds
 from cfpose_bench.run.rows import row_of, with_people
 from cfpose_sdk import __version__
 from cfpose_sdk.arrays import Float64
+from cfpose_sdk.backends.tuned import read_tuned
 from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, digest_of
@@ -150,6 +152,22 @@ def note_boxes(
     known = {image["id"] for image in dataset.annotations["images"]}
     facts["photos_not_in_dataset"] = sum(image_id not in known for image_id in boxes)
     record.setdefault("box_accuracy", {})[box_label(source)] = facts
+    if record.get("preset") == "paper":
+        photos, crowded = len(dataset.photos), is_crowdpose(dataset.annotations)
+        note = note_on_boxes(dataset.name, photos, crowded, facts.get("AP"))
+        if note:
+            facts["note"] = note
+            say(f"{box_label(source)}: {note}")
+
+
+def note_flips(runs: Sequence[Run], record: dict[str, Any]) -> None:
+    """Say, and write into the protocol, whose graphs average both views themselves."""
+    inside = [run.label for run in runs if run.worker.facts.flips_inside]
+    if not inside or record.get("preset") == "paper":  # which asks for no other
+        return
+    record["flip_test_inside"] = inside
+    asked = "are not flipped again" if record["flip_test"] else "are, though nobody asked for it"
+    say(f"flip-tested inside their graphs, and {asked}: {', '.join(inside)}")
 
 
 @dataclass(frozen=True)
@@ -185,6 +203,7 @@ def measure(plan: Plan, dataset: KeypointDataset) -> tuple[list[Row], dict[str, 
             _open(plan, name, label, setting, dataset, opened)
             for name, label in zip(names, _labels(names), strict=True)
         ]
+        note_flips(runs, record)
         detected = detect_for_peers(runs, dataset, protocol, setting, plan.in_process)
         rows: list[Row] = []
         for source in protocol.boxes:
@@ -214,7 +233,26 @@ def _open(
             f"--model {name.text}: peers in processes of their own have no flip test; omit "
             f"--flip-test and --preset paper"
         )
+    _check_preset(plan.protocol, label, worker)
     return Run(label, worker, is_reference=name.text == plan.reference)
+
+
+def _check_preset(protocol: Protocol, label: str, worker: Worker) -> None:
+    """Raise InputError where a model cannot be measured as the papers are."""
+    if protocol.preset != "paper":
+        return
+    if not worker.facts.flips_inside:
+        how = "cfpose-export adopt" if worker.facts.is_peer else "cfpose-export onnx"
+        raise InputError(
+            f"--preset paper averages SimCC's vectors (or heat maps) of both views before they are "
+            f"decoded, which a graph does inside, and {label} does not: write it with {how} "
+            f"--flip-test; --flip-test without a preset averages the joints"
+        )
+    if worker.facts.calibration[0] == 0:
+        raise InputError(
+            f"--preset paper needs raw scores, and the confidence of {label} has no slope: it is "
+            f"{worker.facts.calibration} whatever the score; export it uncalibrated"
+        )
 
 
 def _one_source(
@@ -235,7 +273,7 @@ def _one_source(
             own = boxes_for(model.worker, boxes, detected)
             store = None
             if plan.work is not None:
-                key = _key(model.worker.name, source, own, plan, dataset)
+                key = _key(model.worker, source, own, plan, dataset)
                 store = opened.enter_context(
                     closing(Store(plan.work, key, model.worker.facts.skeleton))
                 )
@@ -299,20 +337,21 @@ def _labels(names: Sequence[ModelName]) -> list[str]:
 
 
 def _key(
-    name: ModelName, source: str, boxes: Boxes | None, plan: Plan, dataset: KeypointDataset
+    worker: Worker, source: str, boxes: Boxes | None, plan: Plan, dataset: KeypointDataset
 ) -> dict[str, Any]:
     """All that decides what a model predicts for a photo."""
-    protocol = plan.protocol
+    protocol, name = plan.protocol, worker.name
     finder = Path(protocol.detector) if protocol.detector else BUNDLED_FINDER
     shown = {} if boxes is None else {str(i): np.asarray(b).tolist() for i, b in boxes.items()}
     return {
         "cfpose": __version__,
         "model": digest(*name.files),
+        "tuned": read_tuned(name.path).told if name.tuned else None,
         "adapter": None if name.adapter is None else digest(name.adapter),
         "boxes": digest_of(shown),
         "finder": digest(*files_of(finder)) if source == "detector" else None,
         "photos": digest_of({str(i): str(path.resolve()) for i, path in dataset.photos.items()}),
-        "flip_test": protocol.flip_test,
+        "flip_test": protocol.flip_test and not worker.facts.flips_inside,
         "threads": protocol.threads,
         "device": protocol.device,
         "rounds": protocol.rounds,

@@ -106,6 +106,40 @@ def test_only_the_twenty_best_poses_of_a_photo_count(crowd: Build, pose: Build) 
     assert evaluate_crowdpose(truth, [*wrong[1:], pose(one, 0.5)]).AP == pytest.approx(1 / 20)
 
 
+def test_opecs_evaluator_compares_twelve_joints(crowd: Build, pose: Build) -> None:
+    """A head far away costs CrowdPose's own evaluator OKS, and OPEC-Net's nothing."""
+    truth = crowd([0.1, 0.5])
+    poses = [pose(person) for person in truth["annotations"]]
+    poses[0]["keypoints"][36::3] = [900.0, 900.0]  # x of head and neck
+    own = evaluate_crowdpose(truth, poses)
+    opec = evaluate_crowdpose(truth, poses, evaluator="opec-12")
+    assert own.AP_easy == pytest.approx((12 / 14 > THRESHOLDS).mean())
+    assert (opec.AP, opec.AP_easy) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert opec.instances == own.instances == 2
+    # the mean over joints is one of twelve: a wrist that is off costs more there
+    wrist = [pose(person) for person in truth["annotations"]]
+    for one in wrist:
+        one["keypoints"][12] = one["keypoints"][15] = 900.0
+    twelve = evaluate_crowdpose(truth, wrist, evaluator="opec-12")
+    assert twelve.AP == pytest.approx((10 / 12 > THRESHOLDS).mean())
+    with pytest.raises(DatasetError, match="36 numbers"):
+        evaluate_crowdpose(truth, [{**poses[0], "keypoints": [0.0] * 51}], evaluator="opec-12")
+
+
+def test_opecs_evaluator_counts_whoever_has_a_head(crowd: Build, pose: Build) -> None:
+    """Who has a labelled head alone counts among fourteen joints, so also among twelve: a pose in
+    twice the box is right, as OPEC-Net's copy has it for people without its joints.
+    """
+    truth = crowd([0.5])
+    (one,) = truth["annotations"]
+    near = pose(one)
+    one["keypoints"][:36] = [0.0] * 36
+    one["num_keypoints"] = 2
+    far = {**near, "keypoints": [x + 5000 for x in near["keypoints"]]}
+    assert evaluate_crowdpose(truth, [near], evaluator="opec-12").AP == pytest.approx(1.0)
+    assert evaluate_crowdpose(truth, [far], evaluator="opec-12").AP == 0.0
+
+
 def test_a_restriction_to_photos_holds_in_every_level(crowd: Build, pose: Build) -> None:
     truth = crowd([0.1, 0.1, 0.9])
     found = evaluate_crowdpose(truth, [pose(truth["annotations"][0])], image_ids=[1, 3])
@@ -207,7 +241,10 @@ def test_the_command_measures_it(
     crowdpose_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class StandIn(Diagonal):
-        spec = SimpleNamespace(skeleton=CROWDPOSE_14, precision="fp32", size_wh=(192, 256))
+        spec = SimpleNamespace(
+            skeleton=CROWDPOSE_14, precision="fp32", size_wh=(192, 256),
+            flip_test=False, calibration=(1.0, 0.0),
+        )  # fmt: skip
         info = SimpleNamespace(provider="StandIn", model=__file__)
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -218,6 +255,8 @@ def test_the_command_measures_it(
     target = crowdpose_root / "report.json"
     arguments = ["--dataset", "crowdpose", "--data-root", str(crowdpose_root)]
     arguments += ["--in-process", "--repeats", "0"]
+    assert main([*arguments, "--protocol", "opec-12", "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["protocol"]["evaluator"] == "opec-12"
     assert main([*arguments, "--joint-threshold", "0.01", "--json", str(target)]) == 0
     report = json.loads(target.read_text())
     (row,) = report["models"]
@@ -228,6 +267,6 @@ def test_the_command_measures_it(
         0.01,
     )
     assert "AP_hard" in capsys.readouterr().out
-    StandIn.spec = SimpleNamespace(skeleton=COCO_17, precision="fp32", size_wh=(192, 256))
+    StandIn.spec = SimpleNamespace(**{**vars(StandIn.spec), "skeleton": COCO_17})
     with pytest.raises(DatasetError, match="14 keypoints"):
         main(arguments)

@@ -16,7 +16,8 @@ import pytest
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_training import cli
-from cfpose_training.ablation.run import plan, run_ablation
+from cfpose_training.ablation.jobs import Starts, check_starts, plan
+from cfpose_training.ablation.run import run_ablation
 from cfpose_training.ablation.schemes import SCHEMES, scheme, seeded
 from cfpose_training.ablation.table import Row, markdown, mean_and_deviation
 from cfpose_training.checkpoints.files import load_pose
@@ -126,7 +127,7 @@ def test_several_processes_are_refused_before_anything_is_written(
 ) -> None:
     data = DataOptions(tiny_root, tmp_path / "cache")
     options = RunOptions(tmp_path / "out", accelerator="cpu", devices=2)
-    with pytest.raises(TrainingError, match="runs in one process, got 2 devices"):
+    with pytest.raises(TrainingError, match=r"is one process, got 2 devices.*--jobs 2"):
         run_ablation(recipe, ["baseline"], [1], data, options)
     assert not (tmp_path / "out").exists()
 
@@ -137,10 +138,13 @@ def test_an_own_teacher_with_frozen_blocks_is_refused(recipe: Recipe) -> None:
     frozen = dataclasses.replace(
         recipe, teacher=dataclasses.replace(recipe.teacher, hrnet=None, lite=lite)
     )
-    with pytest.raises(TrainingError, match=r"wide keeps its first 3 blocks.*give --teacher"):
-        plan(frozen, ["6"], [1], own_teacher=True)
-    plan(frozen, ["6"], [1], own_teacher=False)
-    plan(frozen, ["1"], [1], own_teacher=True)  # needs none
+    jobs, _ = plan(frozen, ["6"], [1], own_teacher=True)
+    with pytest.raises(TrainingError, match=r"wide keeps its first 3 blocks.*give --teacher-init"):
+        check_starts(frozen, jobs, Starts())
+    check_starts(frozen, jobs, Starts(teacher_init=Path("lite2.pth")))
+    for given in (False, True):  # a teacher's file is given, or none is needed
+        jobs, _ = plan(frozen, ["1"] if given else ["6"], [1], own_teacher=given)
+        check_starts(frozen, jobs, Starts())
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -239,7 +243,7 @@ def test_the_whole_table_runs_and_resumes(
     check_the_refiner_moves_joints_to_its_target(recipe, tiny_root, out)
     # what is done is not done again
     for function in ("train_teacher", "train_stage1", "train_stage2"):
-        monkeypatch.setattr(f"cfpose_training.ablation.run.{function}", pytest.fail)
+        monkeypatch.setattr(f"cfpose_training.ablation.jobs.{function}", pytest.fail)
     assert run(SCHEMES, resume=True) == rows
     other = dataclasses.replace(recipe, trained_on=("others",))
     with pytest.raises(TrainingError, match="another recipe or teacher"):

@@ -83,7 +83,7 @@ def test_the_table_has_its_levels(
         assert row.AP_hard is not None
         assert row.AP_medium is None  # no photo of that level is held out
     title = (out / "ablation.md").read_text().splitlines()[0]
-    assert "| AP75 | AP easy | AP hard | error % |" in title
+    assert "| AP75 | AP easy | AP hard | AP of 12 joints | error % |" in title
     with open(out / "ablation.csv", newline="") as file:
         written = list(csv.DictReader(file))
     assert [record["AP_medium"] for record in written] == ["", ""]
@@ -91,6 +91,7 @@ def test_the_table_has_its_levels(
         [row.AP_easy for row in rows], abs=1e-5
     )
     stored = json.loads(next(out.rglob(RESULT_FILE)).read_text())
-    assert {"AP_easy", "AP_medium", "AP_hard"} <= stored.keys()
+    assert {"AP_easy", "AP_medium", "AP_hard", "AP_opec"} <= stored.keys()
+    assert all(row.AP_opec is not None for row in rows)
     resumed = RunOptions(out, resume=True)
     assert run_ablation(crowd_recipe, ["baseline", "1"], [1], data, resumed) == rows

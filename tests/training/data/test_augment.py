@@ -11,7 +11,6 @@ from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import AugmentConfig
 from cfpose_training.data.augment import (
     coarse_dropout,
-    lower_quality,
     random_transform,
     rotation_deg,
 )
@@ -169,37 +168,6 @@ def test_a_box_that_is_off_moves_and_scales_the_crop_within_bounds() -> None:
         assert draw(STILL, seed)[0].tolist() == plain.tolist()
 
 
-def test_a_worse_picture_keeps_its_size_and_what_it_shows_its_place() -> None:
-    rng = np.random.default_rng(0)
-    crop = np.zeros((128, 96, 3), dtype=np.uint8)
-    cv2.circle(crop, (40, 70), 9, (200, 150, 100), -1)
-    config = AugmentConfig(quality_p=1)
-    changed = 0
-    for _ in range(40):
-        worse = lower_quality(crop, config, rng)
-        assert worse.shape == crop.shape
-        assert worse.dtype == np.uint8
-        changed += not np.array_equal(worse, crop)
-        mass = np.clip(worse[..., 0].astype(float) - 60, 0, None)  # above the noise
-        at = np.array([(mass.sum(axis=i) * np.arange(n)).sum() for i, n in ((0, 96), (1, 128))])
-        assert np.abs(at / mass.sum() - (40, 70)).max() < 0.3
-    assert 30 <= changed < 40  # an eighth of the draws choose nothing
-    assert crop.max() == 200  # the one that was given is as it was
-
-
-def test_worse_pictures_come_as_often_as_asked() -> None:
-    crop = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
-    rng = np.random.default_rng(1)
-    config = AugmentConfig(quality_p=0.4)
-    share = np.mean([lower_quality(crop, config, rng) is not crop for _ in range(500)])
-    assert 0.4 * 7 / 8 - 0.07 < share < 0.4 + 0.07
-    assert np.array_equal(*(lower_quality(crop, config, np.random.default_rng(5)) for _ in "ab"))
-    before = rng.bit_generator.state
-    assert lower_quality(crop, AugmentConfig(), rng) is crop
-    assert rng.bit_generator.state == before  # recipes without it draw what they drew
-
-
-@pytest.mark.parametrize("mirror", [0.0, 1.0])
 def test_turned_crops_turn_by_any_angle_and_hold_the_person(mirror: float) -> None:
     """A tall person's middle stays in the middle, and the ends of the body inside the crop."""
     config = AugmentConfig(flip_p=mirror, zoom_sigma=0, rotation_p=0, half_body_p=0, turn_p=1.0)

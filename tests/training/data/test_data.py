@@ -22,7 +22,7 @@ from cfpose_training.data.people import load_people
 from cfpose_training.data.photo_cache import cache_photos
 
 SPEC = ModelSpec(name="t", skeleton=COCO_17, size_wh=(36, 48))
-SOURCE = Source("people", "people.json", "images", repeat=2, weight=0.5, holdout_every=5)
+SOURCE = Source("people", "people.json", "images", repeat=2, holdout_every=5)
 
 
 def dataset(root: Path, augment: AugmentConfig) -> CropDataset:
@@ -56,10 +56,10 @@ def test_crowds_and_people_without_joints_are_left_out(tiny_root: Path) -> None:
     assert not {1, 2, 3} & set(load_people([SOURCE], tiny_root, COCO_17).image_ids)
 
 
-def test_unlabelled_joints_have_no_weight_and_labelled_ones_the_sources(tiny_root: Path) -> None:
+def test_unlabelled_joints_have_no_weight_and_labelled_ones_one(tiny_root: Path) -> None:
     edit(tiny_root, lambda record: record["annotations"][0]["keypoints"].__setitem__(5, 0))
     item = dataset(tiny_root, AugmentConfig(0, 0, 0, 0, 0))[(0, 0, 0)]
-    assert item["weight"].tolist() == [0.5, 0.0] + [0.5] * 15
+    assert item["weight"].tolist() == [1.0, 0.0] + [1.0] * 15
 
 
 def test_joints_weigh_as_their_annotation_says_and_swap_when_mirrored(tiny_root: Path) -> None:
@@ -67,10 +67,10 @@ def test_joints_weigh_as_their_annotation_says_and_swap_when_mirrored(tiny_root:
     edit(tiny_root, lambda record: record["annotations"][0].update(joint_weights=weights))
     plain = dataset(tiny_root, AugmentConfig(0, 0, 0, 0, 0))
     mirrored = dataset(tiny_root, AugmentConfig(1, 0, 0, 0, 0))
-    assert plain[(0, 0, 0)]["weight"].tolist() == [0.5 * weight for weight in weights]
+    assert plain[(0, 0, 0)]["weight"].tolist() == weights
     swapped = [0.25, 0.5, *[1.0] * 13, 0.0, 1.0]
-    assert mirrored[(0, 0, 0)]["weight"].tolist() == [0.5 * weight for weight in swapped]
-    assert plain[(0, 1, 0)]["weight"].tolist() == [0.5] * 17
+    assert mirrored[(0, 0, 0)]["weight"].tolist() == swapped
+    assert plain[(0, 1, 0)]["weight"].tolist() == [1.0] * 17
 
 
 @pytest.mark.parametrize("weights", [[1.0] * 16, [1.0] * 16 + [1.5], [1.0] * 16 + [None], 0.5])

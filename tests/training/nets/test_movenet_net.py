@@ -126,11 +126,11 @@ def test_frozen_stages_do_not_learn() -> None:
 
 
 def test_frozen_stages_need_a_start(root: Path) -> None:
-    pose = load_recipe(root / "training/recipes/cfpose-m.toml").pose
+    recipe = load_recipe(root / "training/recipes/cfpose-m.toml")
     with pytest.raises(TrainingError, match="--init MoveNet Thunder's ONNX file"):
-        check_start(pose, None)
-    assert pose.movenet is not None
-    check_start(dataclasses.replace(pose, movenet=MoveNetConfig("thunder", frozen=0)), None)
+        check_start(recipe, None)
+    free = dataclasses.replace(recipe.pose, movenet=MoveNetConfig("thunder", frozen=0))
+    check_start(dataclasses.replace(recipe, pose=free), None)
 
 
 def test_its_pixels_are_movenets(root: Path) -> None:

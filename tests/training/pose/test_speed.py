@@ -62,13 +62,17 @@ def test_waiting_for_data_is_told_from_work(clock: Clock) -> None:
     for _ in meter.waiting(slow_batches(clock, 0.25, 8)):
         clock.now += 0.75
         meter.add({"loss": 1.0}, 4)
-    assert meter.speeds() == pytest.approx({"samples_per_s": 4.0, "load_s_share": 0.25})
+    assert meter.speeds() == pytest.approx(
+        {"steps_per_s": 1.0, "samples_per_s": 4.0, "load_s_share": 0.25}
+    )
     clock.now += 1000  # between two processes
     later = Meter(meter.state() | {"elapsed_s": 8.0})
     for _ in later.waiting(slow_batches(clock, 0.75, 8)):
         clock.now += 0.25
         later.add({"loss": 2.0, "rare": 5.0}, 4)
-    assert later.speeds() == pytest.approx({"samples_per_s": 4.0, "load_s_share": 0.5})
+    assert later.speeds() == pytest.approx(
+        {"steps_per_s": 1.0, "samples_per_s": 4.0, "load_s_share": 0.5}
+    )
     assert later.means() == {"loss": 1.5, "rare": 5.0}
 
 

@@ -246,7 +246,7 @@ def test_a_look_at_an_epochs_first_batch_leaves_no_trace(tmp_path: Path) -> None
             break
     assert looks == CONFIG.epochs
     assert weights(part) == expected
-    times = {"samples_per_s", "load_s_share"}
+    times = {"steps_per_s", "samples_per_s", "load_s_share", "memory_gb"}
     assert [
         {k: v for k, v in row.items() if k not in times} for row in rows(tmp_path / "parts")
     ] == [{k: v for k, v in row.items() if k not in times} for row in logged]

@@ -20,6 +20,7 @@ from cfpose_training.pose.train import train_stage1, train_stage2
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.run.state import (
     LATER_OPTIONS,
+    REMOVED_OPTIONS,
     STATE_FILE,
     differences,
     recorded,
@@ -31,7 +32,7 @@ FREE = [
     ("pose", "name", "other"),
     ("pose", "deploy_box_scale", 1.1),
     ("stage1", "workers", 3),
-    ("stage1", "final", "best"),
+    ("stage1", "checkpointing", True),
     ("", "trained_on", ("more",)),
     ("", "license", "other"),
     ("", "finder", None),
@@ -87,7 +88,8 @@ def test_what_does_not_decide_it_may_change(
 def test_every_field_of_a_run_is_recorded_but_the_free_ones(recipe: Recipe) -> None:
     """A field that is added to the options is compared from then on."""
     record = stage1_record(recipe, "stage1")
-    names = {field.name for field in dataclasses.fields(OptimConfig)} - {"workers", "final"}
+    free = {"workers", "checkpointing"}
+    names = {field.name for field in dataclasses.fields(OptimConfig)} - free
     assert {name.removeprefix("stage1.") for name in record if name.startswith("stage1.")} == names
     assert record["pose.hrnet.width"] == "4"
     assert record["sources[0].repeat"] == "2"
@@ -115,6 +117,39 @@ def test_a_state_from_before_an_option_goes_on_without_it(recipe: Recipe, stage:
     for name in later:
         assert differences(before, now | {name: "0.5"}) == [f"{name} was not there, now 0.5"]
     assert len(differences(now, before)) == len(later)  # an older cfpose does not know it
+
+
+def test_a_state_with_an_option_that_is_gone_goes_on_where_it_was_off(recipe: Recipe) -> None:
+    """Another value of it is refused by name, as nothing can act on it any more."""
+    now = stage1_record(recipe, "stage1")
+    gone = {
+        "distill.cst_ratio": "1.0", "distill.logit_temperature": "1.0",
+        "distill.alpha_auto_batches": "20", "sources[0].weight": "1.0", "augment.quality_p": "0.0",
+        "stage2.integral_head": "False",
+    }  # fmt: skip
+    assert {name.rpartition(".")[2] for name in gone} == set(REMOVED_OPTIONS)
+    assert not {name for name in now if name.rpartition(".")[2] in REMOVED_OPTIONS}
+    assert differences(now | gone, now) == []
+    for name in gone:
+        found = differences(now | gone | {name: "0.5"}, now)
+        assert found == [f"{name} was 0.5, now no option any more"]
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "why"),
+    [
+        ("[stage1]", 'final = "best"', r"final is no option any more: best\.safetensors"),
+        ("[augment]", "quality_p = 0.0", "quality_p is no option any more"),
+        ("[stage2]", "integral_head = true", r'integral_head is no .*sample_at = "integral"'),
+        ("[[sources]]", "weight = 1.0", "weight is no option any more.*joint_weights"),
+    ],
+)
+def test_a_recipe_with_an_option_that_is_gone_is_refused_by_name(
+    tiny_recipe: Path, table: str, line: str, why: str
+) -> None:
+    tiny_recipe.write_text(tiny_recipe.read_text().replace(table, f"{table}\n{line}", 1))
+    with pytest.raises(TrainingError, match=why):
+        load_recipe(tiny_recipe)
 
 
 def test_files_are_told_by_their_content(tmp_path: Path) -> None:

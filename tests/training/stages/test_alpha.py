@@ -30,7 +30,13 @@ from cfpose_training.stages.base import Stage
 from cfpose_training.stages.stage1 import DistillStage, feature_gradient_norms
 from tests.training.distill_cases import EVERYTHING, WIDE, batch, pose_net
 
-AUTO = dataclasses.replace(EVERYTHING, alpha_auto=0.3, alpha_auto_batches=3)
+AUTO = dataclasses.replace(EVERYTHING, alpha_auto=0.3)
+
+
+@pytest.fixture(autouse=True)
+def few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alpha is measured on three batches, not on twenty."""
+    monkeypatch.setattr("cfpose_training.stages.stage1.ALPHA_BATCHES", 3)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def teacher(arguments: argparse.Namespace) -> int:
 
     recipe, init = load_recipe(arguments.recipe), _start(arguments.init)
     data_root, dry_run = arguments.data_root, arguments.dry_run
-    checkpoint = arguments.out / TEACHER_FILE
+    checkpoint, scratch = arguments.out / TEACHER_FILE, arguments.from_scratch
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     swapped = teacher_recipe(recipe)
@@ -49,7 +49,7 @@ def teacher(arguments: argparse.Namespace) -> int:
         title = f"teacher of {swapped.pose.name}"
         _say_run(title, swapped.stage1, [("init", init)], swapped.sources, data_root, checkpoint)
         return 0
-    return _report(train_teacher(recipe, data, run, init=init))
+    return _report(train_teacher(recipe, data, run, init=init, from_scratch=scratch))
 
 
 def stage1(arguments: argparse.Namespace) -> int:
@@ -63,14 +63,14 @@ def stage1(arguments: argparse.Namespace) -> int:
         _start(arguments.init),
     )
     data_root, dry_run = arguments.data_root, arguments.dry_run
-    checkpoint = arguments.out / STUDENT_FILE
+    checkpoint, scratch = arguments.out / STUDENT_FILE, arguments.from_scratch
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         title, files = f"stage1 of {recipe.pose.name}", [("teacher", teacher), ("init", init)]
         _say_run(title, recipe.stage1, files, recipe.sources, data_root, checkpoint)
         return 0
-    return _report(train_stage1(recipe, data, run, teacher, init=init))
+    return _report(train_stage1(recipe, data, run, teacher, init=init, from_scratch=scratch))
 
 
 def stage2(arguments: argparse.Namespace) -> int:
@@ -162,26 +162,30 @@ def finish(arguments: argparse.Namespace) -> int:
 
 def ablation(arguments: argparse.Namespace) -> int:
     """Run `ablation`; returns the exit code."""
-    from cfpose_training.ablation.run import plan, run_ablation
+    from cfpose_training.ablation.jobs import Starts, plan
+    from cfpose_training.ablation.run import run_ablation
     from cfpose_training.ablation.table import MARKDOWN_FILE
     from cfpose_training.config import load_recipe
+    from cfpose_training.pose.protocol import Protocol
 
-    recipe, teacher, init = (
-        load_recipe(arguments.recipe),
-        _start(arguments.teacher),
-        _start(arguments.init),
-    )
-    schemes, seeds = arguments.schemes, arguments.seeds
+    recipe = load_recipe(arguments.recipe)
+    files = {role: _start(getattr(arguments, role)) for role in ("teacher", "teacher_init", "init")}
+    starts = Starts(**files, from_scratch=arguments.from_scratch)
+    protocol = Protocol.of(arguments.preset, arguments.boxes)
+    schemes, seeds, processes = arguments.schemes, arguments.seeds, arguments.jobs
     out, dry_run = arguments.out, arguments.dry_run
     data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
-        _say_files([("teacher", teacher), ("init", init)])
-        for job in plan(recipe, schemes, seeds, own_teacher=teacher is None)[0]:
+        _say_files((role.replace("_", "'s "), path) for role, path in files.items())
+        print(f"  {protocol.text}")
+        for job in plan(recipe, schemes, seeds, own_teacher=starts.teacher is None)[0]:
             done = (out / job.checkpoint).is_file()
             print(f"{'done  ' if done else 'to run'} {out / job.checkpoint}")
         return 0
-    rows = run_ablation(recipe, schemes, seeds, data, run, teacher, init=init)
+    rows = run_ablation(
+        recipe, schemes, seeds, data, run, starts, processes=processes, protocol=protocol
+    )
     return _report(None if rows is None else out / MARKDOWN_FILE)
 
 
@@ -268,7 +272,9 @@ def _run_parser(place: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default=math.inf,
         help="stop after this many minutes; --resume continues",
     )
-    common.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda")
+    common.add_argument(
+        "--accelerator", "--device", default="auto", help="Fabric's: auto, cpu, cuda"
+    )
     common.add_argument("--devices", type=whole_number(1), default=1, help="number of devices")
     common.add_argument(
         "--keep-last",
@@ -287,6 +293,11 @@ def _start_parser() -> argparse.ArgumentParser:
         type=Path,
         help="start from a bundled model (default, cfpose-s, cfpose-m), or from this checkpoint or "
         "graph (ours, SimCC's, HRNet's, mmpose's, EfficientNet-Lite0's, MoveNet's)",
+    )
+    start.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="begin on random weights, which a recipe that starts from ImageNet refuses else",
     )
     return start
 
@@ -363,3 +374,21 @@ def _add_ablation(
     )
     parser.add_argument("--seeds", type=numbers, default=[1, 2], help="comma-separated")
     parser.add_argument("--teacher", type=Path, help="checkpoint to use; none: train one")
+    parser.add_argument(
+        "--teacher-init", type=Path, help="start of the teacher that it trains, as --init"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=whole_number(1),
+        default=1,
+        help="runs that train at once, each in a process with --threads of its own, on a GPU of "
+        "its own where there are several; the table is the same",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=("paper",),
+        help="measure as the paper does: flip test, joints above 0.01, OKS-NMS, given boxes",
+    )
+    parser.add_argument(
+        "--boxes", metavar="gt|F.json", help="of --preset paper: annotated boxes, or a file's"
+    )

@@ -1,4 +1,4 @@
-"""Random crops of one person: box, zoom, rotation, half body, mirror; colours, quality, a hole.
+"""Random crops of one person: box, zoom, rotation, half body, mirror; colours, a hole.
 
 Source: HRNet's JointsDataset, as SimCC uses it. One affine map does the first five, so a crop is
 resampled once. `box` moves the edges, as a detector's boxes are not exact. The hole is RTMPose's
@@ -8,8 +8,6 @@ Cutout").
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +15,8 @@ from numpy.typing import NDArray
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import crop_transforms
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_training.config import AugmentConfig
+from cfpose_training.config import Arithmetic, AugmentConfig
 
-SHRINK = (1.0, 3.0)  # by as much a crop of lower quality is shrunk, before it grows again
-NOISE = (0.0, 12.0)  # deviation, of 255
-JPEG_QUALITY = (30, 95)
 HALF_BODY_SCALE = 1.5  # of the tight box around the chosen half; there is no other margin
 
 
@@ -33,10 +28,14 @@ def random_transform(
     box_scale: float,
     config: AugmentConfig,
     rng: np.random.Generator,
+    arithmetic: Arithmetic = "cfpose",
 ) -> tuple[Float64, bool]:
     """Draw the (2, 3) map from photo to crop for an xyxy `box` with `joints` (K, 3) x, y, v.
 
-    Returns it and whether it mirrors (then left and right joints must be swapped).
+    Returns it and whether it mirrors (then left and right joints must be swapped). `hrnet`: as
+    HRNet does, the photo is mirrored before it is cut, x → w − 1 − x. The box's centre stays at
+    W / 2 of the crop, so a crop's pixel goes to W − x there, and not to W − 1 − x as in the flip
+    test.
     """
     labelled = joints[:, 2] > 0
     if labelled.sum() > config.half_body_min_joints and rng.random() < config.half_body_p:
@@ -59,7 +58,7 @@ def random_transform(
     mirrored = bool(rng.random() < config.flip_p)
     if mirrored:
         transform[0] *= -1
-        transform[0, 2] += size_wh[0] - 1
+        transform[0, 2] += size_wh[0] - (arithmetic == "cfpose")
     return transform, mirrored
 
 
@@ -77,34 +76,6 @@ def colour_jitter(
     levels = np.clip(np.rint(gain * (np.arange(256) - 127.5) + 127.5 + shift), 0, 255)
     table = np.ascontiguousarray(levels.T[None], dtype=np.uint8)  # (1, 256, 3), as cv2.LUT reads it
     return np.asarray(cv2.LUT(crop, table), dtype=np.uint8)
-
-
-def lower_quality(
-    crop: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """The crop (H, W, 3), or with probability `quality_p` the crop as a worse picture shows it.
-
-    Each with probability 0.5, in this order: made smaller and larger again, as a small person is;
-    sensor noise; JPEG. No joint moves. Draws no random number when `quality_p` is 0.
-    """
-    if not config.quality_p or rng.random() >= config.quality_p:
-        return crop
-    shrunk, noisy, packed = rng.random(3) < 0.5
-    worse: NDArray[Any] = crop
-    height, width = crop.shape[:2]
-    if shrunk:
-        factor = rng.uniform(*SHRINK)
-        small = max(1, round(width / factor)), max(1, round(height / factor))
-        worse = cv2.resize(worse, small, interpolation=cv2.INTER_AREA)
-        worse = cv2.resize(worse, (width, height), interpolation=cv2.INTER_LINEAR)
-    if noisy:
-        noise = rng.standard_normal(crop.shape, dtype=np.float32) * np.float32(rng.uniform(*NOISE))
-        worse = np.clip(np.rint(worse + noise), 0, 255).astype(np.uint8)
-    if packed:
-        quality = int(rng.integers(*JPEG_QUALITY, endpoint=True))
-        _, data = cv2.imencode(".jpg", worse, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        worse = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
-    return worse
 
 
 def coarse_dropout(

@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import crop_transforms, extract_crops, transform_points
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.config import AugmentConfig, LabelConfig
+from cfpose_training.config import Arithmetic, AugmentConfig, LabelConfig
 from cfpose_training.data.augment import (
     coarse_dropout,
     colour_jitter,
-    lower_quality,
     random_transform,
     rotation_deg,
 )
@@ -62,6 +61,7 @@ class CropDataset(Dataset[Batch]):
         *,
         mild: AugmentConfig | None = None,
         mild_from: int = 0,
+        arithmetic: Arithmetic = "cfpose",
     ) -> None:
         self.people = people
         self.cache = cache
@@ -70,6 +70,7 @@ class CropDataset(Dataset[Batch]):
         self.labels = labels
         self.seed = seed
         self.mild, self.mild_from = mild, mild_from
+        self.arithmetic = arithmetic
 
     def __getitem__(self, address: tuple[int, int, int]) -> Batch:
         epoch, person, visit = address
@@ -79,12 +80,11 @@ class CropDataset(Dataset[Batch]):
         augment = self.augment if self.mild is None or epoch < self.mild_from else self.mild
         transform, mirrored = random_transform(
             people.boxes[person], joints, spec.skeleton, spec.size_wh, spec.box_scale,
-            augment, rng,
+            augment, rng, self.arithmetic,
         )  # fmt: skip
         crop = extract_crops(self.cache[int(people.photo[person])], transform[None], spec.size_wh)
-        crop = lower_quality(colour_jitter(crop[0], augment, rng), augment, rng)
-        crop = coarse_dropout(crop, augment, rng)
-        weight = (joints[:, 2] > 0) * people.joint_weight[person] * people.weight[person]
+        crop = coarse_dropout(colour_jitter(crop[0], augment, rng), augment, rng)
+        weight = (joints[:, 2] > 0) * people.joint_weight[person]
         xy = transform_points(transform[None], joints[None, :, :2])[0]
         if mirrored:  # the map has mirrored the positions already
             xy, weight = xy[spec.skeleton.flip_order], weight[spec.skeleton.flip_order]

@@ -83,10 +83,12 @@ def epoch_batches(
     size = optim.batch_size
 
     def batches(epoch: int, start: int, shard: Shard) -> Iterable[Batch]:
-        if size % shard.world:
+        pieces = shard.world * optim.accumulate
+        if size % pieces:
             raise TrainingError(
-                f"batch_size {size} does not divide among {shard.world} processes; "
-                f"take a multiple of {shard.world}"
+                f"batch_size {size} does not divide among {shard.world} processes"
+                + (f", each in {optim.accumulate} parts" if optim.accumulate > 1 else "")
+                + f"; take a multiple of {pieces}"
             )
         sampler = EpochSampler(repeat, optim.seed, epoch, start * size, multiple=size, shard=shard)
         return DataLoader(

@@ -16,7 +16,7 @@ from cfpose_bench.data.annotations import is_counted
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.skeleton import Skeleton
-from cfpose_training.config import Source
+from cfpose_training.config import Arithmetic, Source
 from cfpose_training.sources import read_source
 
 AT_JOINT_PX = 1.0  # a box within this of the outermost joints is made of them; tools round
@@ -32,9 +32,8 @@ class People:
     boxes: Float64  # (N, 4) xyxy, clipped to the photo
     joints: Float64  # (N, K, 3) x, y in photo pixels, and v
     areas: Float64  # (N,) of the person in the photo, square pixels, as annotated
-    weight: Float64  # (N,) in the loss
     repeat: NDArray[np.intp]  # (N,) visits an epoch
-    joint_weight: Float64  # (N, K) of each joint in the loss, beside `weight`; in [0, 1]
+    joint_weight: Float64  # (N, K) of each joint in the loss, in [0, 1]
     sizes_wh: tuple[tuple[int, int], ...] = ()  # P, as annotated
 
     def __len__(self) -> int:
@@ -52,14 +51,20 @@ class _Person:
 
 
 def load_people(
-    sources: Sequence[Source], root: Path, skeleton: Skeleton, *, held_out: bool = False
+    sources: Sequence[Source],
+    root: Path,
+    skeleton: Skeleton,
+    *,
+    held_out: bool = False,
+    arithmetic: Arithmetic = "cfpose",
 ) -> People:
     """All people in `sources` with a labelled joint; crowd regions are left out.
 
     An annotation may carry `joint_weights`, K numbers in [0, 1] that multiply its joints' weight in
     the loss, as `cfpose-train label` writes them; without, all are 1. `held_out` gives the
-    development photos of each source instead of its training photos. Raises DatasetError for
-    annotations that are missing, malformed, or share no joint with the skeleton.
+    development photos of each source instead of its training photos. `arithmetic`: of the boxes,
+    see `clipped_box`. Raises DatasetError for annotations that are missing, malformed, or share no
+    joint with the skeleton.
     """
     photos: list[Path] = []
     image_ids: list[int] = []
@@ -69,7 +74,7 @@ def load_people(
         index: dict[int, int] = {}
         for image, person in _read_source(source, root, skeleton, held_out=held_out):
             size_wh = _photo_wh(source.annotations, image)
-            box = clipped_box(person["bbox"], *size_wh)
+            box = clipped_box(person["bbox"], *size_wh, arithmetic)
             if box is None:
                 continue
             if image["id"] not in index:
@@ -95,8 +100,7 @@ def _read_source(
     images = {
         image["id"]: image
         for image in record["images"]
-        if is_held_out(image["id"], source) == held_out
-        and fnmatchcase(image["file_name"], source.files)
+        if in_source(image, source, held_out=held_out)
     }
     for person in record["annotations"]:
         image = images.get(person["image_id"])
@@ -117,10 +121,15 @@ def _in_arrays(
         boxes=floats((person.box for person in people), 4),
         joints=floats((person.joints for person in people), joints, 3),
         areas=floats(person.area for person in people),
-        weight=floats(person.source.weight for person in people),
         repeat=np.array([person.source.repeat for person in people], dtype=np.intp),
         joint_weight=floats((person.joint_weight for person in people), joints),
     )
+
+
+def in_source(image: Mapping[str, Any], source: Source, *, held_out: bool) -> bool:
+    """Whether an annotated photo is one of a source's training, or of its development photos."""
+    chosen = is_held_out(image["id"], source) == held_out
+    return chosen and fnmatchcase(image["file_name"], source.files)
 
 
 def is_held_out(image_id: int, source: Source) -> bool:
@@ -152,10 +161,20 @@ def _photo_wh(label: str, image: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def clipped_box(
-    bbox: Sequence[float], width: int, height: int
+    bbox: Sequence[float], width: int, height: int, arithmetic: Arithmetic = "cfpose"
 ) -> tuple[float, float, float, float] | None:
-    """xywh → xyxy, clipped to the photo; None when the box is wholly outside."""
+    """xywh → xyxy, clipped to the photo; None when the box is wholly outside.
+
+    `hrnet`: as HRNet's and SimCC's training has boxes, from the centre of the first pixel to that
+    of the last one: a side is a pixel shorter, a box ends at width − 1, and one that begins left of
+    the photo moves into it.
+    """
     x, y, w, h = bbox
+    if arithmetic == "hrnet":
+        left, top = max(0.0, x), max(0.0, y)
+        right = min(width - 1.0, left + max(0.0, w - 1))
+        bottom = min(height - 1.0, top + max(0.0, h - 1))
+        return (left, top, right, bottom) if right > left and bottom > top else None
     left, top = max(0.0, x), max(0.0, y)
     right, bottom = min(float(width), x + w), min(float(height), y + h)
     return (left, top, right, bottom) if right > left and bottom > top else None

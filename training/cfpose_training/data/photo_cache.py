@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import UnfinishedFile, sha256, write_file
 from cfpose_sdk.media.image import read_image
@@ -83,7 +84,7 @@ def _write(photos: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
     """Write the pixels first and the index last: without an index the pixels are not used."""
     shapes = []
     with UnfinishedFile(pixels_path) as unfinished, open(unfinished.part, "wb") as file:
-        for path in tqdm(photos, desc="decoding photos", unit="photo", disable=None):
+        for path in tqdm(photos, desc="decoding photos", unit="photo", disable=not watched()):
             image = read_image(path)
             shapes.append(image.shape[:2])
             file.write(image.data)

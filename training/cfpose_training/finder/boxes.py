@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.boxes import iou_matrix
+from cfpose_sdk.commands import watched
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import OpenDetector
 from cfpose_sdk.errors import ArtifactError, DatasetError
@@ -140,7 +141,9 @@ def _detect_all(
     if not kept.is_file():
         rows: list[list[list[float]]] = []
         with contextlib.closing(open_labeller(labeller)) as detector:
-            for index in tqdm(range(len(paths)), desc="labelling", unit="photo", disable=None):
+            for index in tqdm(
+                range(len(paths)), desc="labelling", unit="photo", disable=not watched()
+            ):
                 detections = detector(cache[index])
                 scored = np.column_stack([detections.boxes, detections.scores])
                 rows.append(scored.tolist())

@@ -70,8 +70,6 @@ def train_finder(
     if config is None:
         raise TrainingError("the recipe has no [finder] table")
     optim = config.optim
-    if optim.final == "best":
-        raise TrainingError("final = 'best' is for poses, by dev_AP; the finder takes 'last'")
     visits = [
         (p, source.repeat) for source in config.sources for p in list_photos(source, data.root)
     ]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_bench.data.gaps import AREA_OF_BOX, notes
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.image import read_image
@@ -214,7 +215,7 @@ def _decoded(
             f"{missing[0]}; give the folder that the file names start from as --images"
         )
     hashes, wrong = [], []
-    for photo in tqdm(chosen, desc="looking at photos", unit="photo", disable=None):
+    for photo in tqdm(chosen, desc="looking at photos", unit="photo", disable=not watched()):
         image = read_image(images / photo["file_name"])
         hashes.append(photo_bits(image))
         size = photo.get("width"), photo.get("height")

@@ -136,7 +136,7 @@ class _Fit:
         self.data = DataOptions(self.root, cache_of(self.options.out))
         if self.init is not None:
             open_initial(self.init)  # what is no start is named before anything runs
-        check_start(self.recipe.pose, self.init, 'init = "default" or a file, in [fit]')
+        check_start(self.recipe, self.init, remedy='init = "default" or a file, in [fit]')
         if self.recipe.distill.active and self.teacher is None:
             raise TrainingError(
                 "the recipe's [distill] switches a term on; name its teacher in [fit]"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.media.image import Image, read_image
 from cfpose_training.data.people import ends_at_joints
@@ -160,7 +161,7 @@ def _photo_maps(
 ) -> dict[Any, Callable[[Points], Points]]:
     """How points move on each photo that is not as annotated; its record gets the new size."""
     maps: dict[Any, Callable[[Points], Points]] = {}
-    for photo in tqdm(photos, desc="looking at photos", unit="photo", disable=None):
+    for photo in tqdm(photos, desc="looking at photos", unit="photo", disable=not watched()):
         path = images / photo["file_name"]
         image = read_image(path)
         real = image.shape[1], image.shape[0]

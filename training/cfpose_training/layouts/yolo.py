@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.image import read_image
@@ -46,7 +47,7 @@ def read_yolo(path: Path, names: Sequence[str] = ()) -> tuple[Record, Path]:
         raise DatasetError(f"{path} names no photos: neither of its train, val and test has any")
     images: list[Record] = []
     people: list[Record] = []
-    for number, photo in enumerate(tqdm(photos, unit="photo", disable=None), start=1):
+    for number, photo in enumerate(tqdm(photos, unit="photo", disable=not watched()), start=1):
         height, width = read_image(photo).shape[:2]
         name = photo.relative_to(root).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})

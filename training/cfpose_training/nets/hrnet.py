@@ -6,11 +6,14 @@ Parameter names are those of the reference implementation, so its weights load u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class HRNet(nn.Module):
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # in training: maps inside modules are computed again, not kept
         stem, width = config.stem, config.width
         channels = [width * 2**b for b in range(4)]
         self.conv1 = nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False)
@@ -197,20 +201,44 @@ class HRNet(nn.Module):
     def forward(self, images: Tensor) -> Taps:
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
-        x = self.layer1(x)
+        x = self._run(self.layer1, x)
         maps = [self.transition1["0"](x), self.transition1["1"](x)]
         for module in self.stage2:
-            maps = module(maps)
+            maps = self._run(module, maps)
         maps = [*maps, self.transition2["2"](maps[-1])]
         for module in self.stage3:
-            maps = module(maps)
+            maps = self._run(module, maps)
         maps = [*maps, self.transition3["3"](maps[-1])]
         *fused, last = self.stage4
         for module in fused:
-            maps = module(maps)
+            maps = self._run(module, maps)
         assert isinstance(last, ExchangeModule)
-        branches = last.run_branches(maps)
+        branches = self._run(last, maps, last.run_branches)
         return Taps(sixteenth=branches[2], eighth=branches[1], quarter=last.fuse(branches)[0])
+
+    def _run(self, module: nn.Module, maps: Any, call: Callable[[Any], Any] | None = None) -> Any:
+        """The module's maps (or those of `call`, a method of it), kept or to be computed again."""
+        call = call or module
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return call(maps)
+        return checkpoint(
+            call, maps, use_reentrant=False, preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), still_norms(module)),
+        )  # fmt: skip
+
+
+@contextmanager
+def still_norms(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside neither move their running statistics nor count: they saw the batch."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    before = [(part, part.momentum, part.num_batches_tracked) for part in norms]
+    for part in norms:
+        part.momentum, part.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for part, momentum, count in before:
+            part.momentum, part.num_batches_tracked = momentum, count
 
 
 def init_convolutions(module: nn.Module, std: float = 0.001) -> None:

@@ -131,6 +131,7 @@ class Normalise(nn.Module):
 
     mean: Tensor
     std: Tensor
+    channels_last = True  # how the images lie in memory: as the crops do, or channel by channel
 
     def __init__(
         self,
@@ -145,7 +146,8 @@ class Normalise(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         # float first: TensorRT does not move uint8 tensors
-        return (crops.float().permute(0, 3, 1, 2).flip(1) - self.mean) / self.std
+        images = (crops.float().permute(0, 3, 1, 2).flip(1) - self.mean) / self.std
+        return images if self.channels_last else images.contiguous()
 
 
 NEGLIGIBLE = 1e-12  # of a starting weight

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cfpose_bench.accuracy.coco import Accuracy, evaluate
-from cfpose_bench.accuracy.crowdpose import evaluate_crowdpose
+from cfpose_bench.accuracy.crowdpose import Evaluator, evaluate_crowdpose
 from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.crops import invert_transforms, transform_points
 from cfpose_sdk.skeleton import CROWDPOSE_14
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.config import Source
+from cfpose_training.config import Arithmetic, Source
 from cfpose_training.data.crop_dataset import plain_crops
 from cfpose_training.data.people import People, load_people
 from cfpose_training.data.photo_cache import PhotoCache, cache_photos
@@ -39,9 +41,18 @@ class Predictions:
 class DevelopmentSet:
     """The held-out photos of one source, with ground-truth boxes."""
 
-    def __init__(self, source: Source, root: Path, spec: ModelSpec, cache_folder: Path) -> None:
-        self.spec = spec
-        self.people: People = load_people([source], root, spec.skeleton, held_out=True)
+    def __init__(
+        self,
+        source: Source,
+        root: Path,
+        spec: ModelSpec,
+        cache_folder: Path,
+        arithmetic: Arithmetic = "cfpose",
+    ) -> None:
+        self.spec, self.source = spec, source
+        self.people: People = load_people(
+            [source], root, spec.skeleton, held_out=True, arithmetic=arithmetic
+        )
         self.cache: PhotoCache = cache_photos(self.people.photos, cache_folder)
         self.annotations: dict[str, Any] = read_source(source, root, spec.skeleton)
 
@@ -52,28 +63,45 @@ class DevelopmentSet:
         people, cache = self.people, self.cache
         return predict_people(network, people, cache, self.spec, batch_size, flipped=flipped)
 
-    def accuracy(self, predictions: Predictions) -> Accuracy:
-        """AP on the held-out photos; a person's score is the mean raw joint score.
+    def accuracy(self, predictions: Predictions, evaluator: Evaluator = "own") -> Accuracy:
+        """AP on the held-out photos with people; a person's score is the mean raw joint score.
 
         CrowdPose's files are evaluated as CrowdPose does, with AP_easy, AP_medium and AP_hard.
         """
-        people = self.people
+        people, scores = self.people, predictions.score.mean(axis=1)
+        kept = np.arange(len(people))
+        return self.evaluate(people, predictions, scores, kept, people.image_ids, evaluator)
+
+    @property
+    def is_crowdpose(self) -> bool:
+        """Whether photos and joints are CrowdPose's, so that its evaluators fit."""
+        return is_crowdpose(self.annotations) and self.spec.skeleton == CROWDPOSE_14
+
+    def evaluate(
+        self,
+        people: People,
+        predictions: Predictions,
+        scores: Float64,
+        kept: NDArray[np.intp],
+        image_ids: Sequence[int],
+        evaluator: Evaluator = "own",
+    ) -> Accuracy:
+        """AP of the `kept` poses of `people`, whose scores (N,) rank them, over `image_ids`."""
         results = [
             {
-                "image_id": people.image_ids[photo],
+                "image_id": people.image_ids[people.photo[person]],
                 "category_id": 1,
-                "keypoints": np.concatenate([xy, score[:, None]], axis=1).ravel().tolist(),
-                "score": float(score.mean()),
+                "keypoints": np.column_stack([predictions.xy[person], predictions.score[person]])
+                .ravel()
+                .tolist(),
+                "score": float(scores[person]),
             }
-            for photo, xy, score in zip(
-                people.photo, predictions.xy, predictions.score, strict=True
-            )
+            for person in kept
         ]
-        if is_crowdpose(self.annotations) and self.spec.skeleton == CROWDPOSE_14:
-            return evaluate_crowdpose(self.annotations, results, image_ids=people.image_ids)
-        return evaluate(
-            self.annotations, results, skeleton=self.spec.skeleton, image_ids=people.image_ids
-        )
+        truth = self.annotations
+        if self.is_crowdpose:
+            return evaluate_crowdpose(truth, results, image_ids=image_ids, evaluator=evaluator)
+        return evaluate(truth, results, skeleton=self.spec.skeleton, image_ids=image_ids)
 
 
 def predict_people(

@@ -15,7 +15,7 @@ from torch import nn
 
 from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.spec import ModelSpec
-from cfpose_training.checkpoints.files import load_pose, save_pose
+from cfpose_training.checkpoints.files import save_pose
 from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.data.crop_dataset import CropDataset, DataOptions
 from cfpose_training.data.loader import Batches, Shard, batches_per_epoch, epoch_batches
@@ -28,7 +28,6 @@ from cfpose_training.pose.evaluation import DevelopmentSet
 from cfpose_training.pose.pictures import BATCH_FILE, DEV_FILE, write_batch, write_development
 from cfpose_training.processes import is_first_process
 from cfpose_training.run.loop import RunOptions, fit
-from cfpose_training.run.outputs import BEST_FILE
 from cfpose_training.run.state import FREE_OPTIM_FIELDS, Record, recorded
 from cfpose_training.skeletons import NAMED
 from cfpose_training.stages.base import Stage
@@ -41,6 +40,7 @@ FREE_FIELDS = FREE_OPTIM_FIELDS | {
 # Of other commands, or labels too; the teacher counts by the content of its file.
 FREE_TABLES = {
     "teacher", "finder", "trained_on", "license", "skeleton", "joints", "fit", "started_from",
+    "start",
 }  # fmt: skip
 RECORDED = ("coco", "crowdpose")  # joints that records have always held by their name
 
@@ -58,7 +58,10 @@ class PoseRun:
 
     def people(self) -> People:
         """All people to train on. Raises TrainingError when there are none."""
-        people = load_people(self.recipe.sources, self.data.root, self.spec.skeleton)
+        recipe = self.recipe
+        people = load_people(
+            recipe.sources, self.data.root, self.spec.skeleton, arithmetic=recipe.pose.arithmetic
+        )
         if not len(people):
             raise TrainingError("the recipe's sources hold no labelled person")
         return people
@@ -74,6 +77,7 @@ class PoseRun:
         dataset = CropDataset(
             people, cache, self.spec, recipe.augment, recipe.labels, optim.seed,
             mild=recipe.mild_augment, mild_from=optim.epochs - optim.mild_epochs,
+            arithmetic=recipe.pose.arithmetic,
         )  # fmt: skip
         return epoch_batches(dataset, people.repeat, optim, pin_memory=self.options.uses_cuda)
 
@@ -82,14 +86,8 @@ class PoseRun:
     ) -> PoseNet | RefinedPoseNet | None:
         """Train `network`, of which `stage` trains a part; None when time ran out first.
 
-        Gives the network of the last epoch or, by `optim.final`, of the best one. Raises
-        TrainingError as `fit` does, and when the best is asked for without development photos.
+        Gives the network of the last epoch. Raises TrainingError as `fit` does.
         """
-        if self.optim.final == "best" and self.dev is None:
-            raise TrainingError(
-                "final = 'best' needs development photos: set holdout_every of a source, or take "
-                "final = 'last'"
-            )
 
         def save_checkpoint(path: Path, module: nn.Module, metrics: Mapping[str, float]) -> None:
             spec = dataclasses.replace(self.spec, metrics=metrics)
@@ -109,8 +107,6 @@ class PoseRun:
         )
         if not finished:
             return None
-        if self.optim.final == "best":
-            return load_pose(self.options.folder / BEST_FILE)[0]
         return self._assembled(network, stage.trainable)
 
     def _figures(self, network: PoseNet | RefinedPoseNet) -> dict[str, float]:
@@ -170,7 +166,8 @@ def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:
 def people_digest(people: People) -> str:
     """A digest of the training people, their photos and their order; not of the pixels."""
     digest = hashlib.sha256("\n".join(path.name for path in people.photos).encode())
-    for array in (people.photo, people.boxes, people.joints, people.weight, people.repeat):
+    weight = np.ones(len(people))  # of a person, which records of before hold
+    for array in (people.photo, people.boxes, people.joints, weight, people.repeat):
         digest.update(np.ascontiguousarray(array).tobytes())
     if (people.joint_weight != 1).any():  # runs without such weights keep the digest they had
         digest.update(np.ascontiguousarray(people.joint_weight).tobytes())

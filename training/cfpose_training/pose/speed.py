@@ -20,8 +20,8 @@ from cfpose_training.data.people import People
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.run import PoseRun
 from cfpose_training.pose.train import pose_spec
+from cfpose_training.run.devices import launch_fabric, prepare
 from cfpose_training.run.loop import RunOptions
-from cfpose_training.run.trainer import launch_fabric
 from cfpose_training.sources import with_joints
 from cfpose_training.stages.base import Stage
 from cfpose_training.stages.stage1 import LabelStage
@@ -103,7 +103,6 @@ def some_people(people: People, count: int, visits: int) -> People:
         boxes=people.boxes[chosen],
         joints=people.joints[chosen],
         areas=people.areas[chosen],
-        weight=people.weight[chosen],
         repeat=np.full(len(chosen), -(-visits // len(chosen)), dtype=np.intp),
         joint_weight=people.joint_weight[chosen],
     )
@@ -127,6 +126,7 @@ def network_rate(
 ) -> tuple[float, str]:
     """Samples per second of a forward and backward pass on one batch, and the device's type."""
     fabric = launch_fabric(options.accelerator, 1, optim.precision)
+    prepare(stage, optim)
     module = fabric.setup(stage)
     module.train()
     batch = fabric.to_device(batch)

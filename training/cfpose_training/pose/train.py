@@ -14,7 +14,7 @@ from cfpose_training.checkpoints.files import load_pose, save_pose
 from cfpose_training.checkpoints.heatmap_graph import HeatmapGraph
 from cfpose_training.checkpoints.initial import is_own_graph
 from cfpose_training.checkpoints.starts import inherited, starts_of
-from cfpose_training.config import GcnTarget, PoseConfig, Recipe, teacher_recipe
+from cfpose_training.config import GcnTarget, Recipe, teacher_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.nets.igp_gcn import IGPGCN, IGPGCNConfig
@@ -81,13 +81,20 @@ def deployed_spec(recipe: Recipe) -> ModelSpec:
 
 
 def train_teacher(
-    recipe: Recipe, data: DataOptions, options: RunOptions, *, init: Path | None = None
+    recipe: Recipe,
+    data: DataOptions,
+    options: RunOptions,
+    *,
+    init: Path | None = None,
+    from_scratch: bool = False,
 ) -> Path | None:
     """The recipe's teacher on labels, started from `init` as in `train_stage1`.
 
     Returns its checkpoint, or None when time ran out first.
     """
-    return _train_pose(teacher_recipe(recipe), None, data, options, TEACHER_FILE, init)
+    swapped = teacher_recipe(recipe)
+    check_start(swapped, init, from_scratch=from_scratch)
+    return _train_pose(swapped, None, data, options, TEACHER_FILE, init)
 
 
 def train_stage1(
@@ -97,11 +104,13 @@ def train_stage1(
     teacher: Path | None = None,
     *,
     init: Path | None = None,
+    from_scratch: bool = False,
 ) -> Path | None:
     """Stage 1: the student on labels and, where the recipe distils, on a teacher's checkpoint or a
     heat-map graph.
 
-    `init` is a checkpoint to start from, of any layout that `foreign` understands.
+    `init` is a checkpoint to start from, of any layout that `foreign` understands; a recipe with
+    `start = "imagenet"` needs one, or `from_scratch`.
     Returns the student's checkpoint, or None when time ran out first. Raises TrainingError when
     the teacher is missing, not asked for, or does not fit.
     """
@@ -111,25 +120,50 @@ def train_stage1(
         raise TrainingError(
             f"the teacher {teacher} has nothing to teach: every kd_ switch of [distill] is off"
         )
+    check_start(recipe, init, from_scratch=from_scratch)
     return _train_pose(recipe, teacher, data, options, STUDENT_FILE, init)
 
 
-def check_start(pose: PoseConfig, init: Path | None, remedy: str = "") -> None:
-    """Raise TrainingError when blocks of the body are frozen, and no file gives their weights.
+IMAGENET_FILES = {32: "hrnet_w32-36af842e.pth", 48: "hrnet_w48-8ef0771d.pth"}
 
-    `remedy`: what the message asks for instead of `init`.
+
+def check_start(
+    recipe: Recipe,
+    init: Path | None,
+    *,
+    option: str = "--init",
+    remedy: str = "",
+    from_scratch: bool = False,
+) -> None:
+    """Raise TrainingError when the recipe's network needs weights that no file gives.
+
+    That is one with frozen blocks, and any of a recipe that starts from ImageNet, unless somebody
+    said `from_scratch`. `option`: what gives the file; `remedy`: what the message asks for instead.
     """
+    pose = recipe.pose
+    if init is not None and from_scratch:
+        raise TrainingError(
+            f"{option} {init} and --from-scratch contradict each other; give one of the two"
+        )
+    if init is None and recipe.start == "imagenet" and not from_scratch:
+        width = 0 if pose.hrnet is None else pose.hrnet.width
+        file = IMAGENET_FILES.get(width, "a file of its backbone's ImageNet weights")
+        raise TrainingError(
+            f"{pose.name} starts from ImageNet, as the paper's networks do; give {option} {file} "
+            f"(HRNet's authors and MMPose give such files out; a name ends in the first digits of "
+            f"the file's SHA-256), or --from-scratch to begin on random weights"
+        )
     if init is None and pose.lite is not None and pose.lite.frozen:
-        remedy = remedy or f"--init EfficientNet-{pose.lite.body.title()}'s weights, or frozen = 0"
+        file = f"EfficientNet-{pose.lite.body.title()}'s weights"
         raise TrainingError(
             f"{pose.name} keeps its first {pose.lite.frozen} blocks as they are, and nothing says "
-            f"what they are; give {remedy}"
+            f"what they are; give {remedy or f'{option} {file}, or frozen = 0'}"
         )
     if init is None and pose.movenet is not None and pose.movenet.frozen:
-        remedy = remedy or f"--init MoveNet {pose.movenet.body.title()}'s ONNX file, or frozen = 0"
+        file = f"MoveNet {pose.movenet.body.title()}'s ONNX file"
         raise TrainingError(
             f"{pose.name} keeps its stem and first {pose.movenet.frozen} stages as they are, and "
-            f"nothing says what they are; give {remedy}"
+            f"nothing says what they are; give {remedy or f'{option} {file}, or frozen = 0'}"
         )
 
 
@@ -143,7 +177,6 @@ def _train_pose(
 ) -> Path | None:
     recipe = with_joints(recipe, data.root)
     spec = pose_spec(recipe)
-    check_start(recipe.pose, init)
     taught_by = None if teacher is None else open_teacher(teacher, spec, options.threads)
     torch.manual_seed(recipe.stage1.seed)
     network = PoseNet(recipe.pose.backbone, spec, recipe.pose.head)
@@ -291,7 +324,7 @@ def _refiner(recipe: Recipe, student: PoseNet) -> IGPGCNConfig:
         joint_channels=recipe.stage2.joint_channels,
         output=recipe.stage2.output,
         sample_at=recipe.stage2.sample_at,
-        integral_head=recipe.stage2.integral_head,
+        integral_head=recipe.stage2.sample_at == "integral",
         refine=recipe.stage2.refine,
         refine_below=recipe.stage2.refine_below,
     )
@@ -304,7 +337,8 @@ def development_set(recipe: Recipe, spec: ModelSpec, data: DataOptions) -> Devel
     """
     for source in recipe.sources:
         if source.holdout_every:
-            dev = DevelopmentSet(source, data.root, spec, data.cache)
+            arithmetic = recipe.pose.arithmetic
+            dev = DevelopmentSet(source, data.root, spec, data.cache, arithmetic)
             if not len(dev.people):
                 raise TrainingError(
                     f"the source {source.name} holds out nobody: it has no labelled person in a "

@@ -9,16 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.config import OptimConfig
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.data.loader import Batches
 from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.curves import CURVES_FILE, write_curves
+from cfpose_training.run.devices import device_type
 from cfpose_training.run.outputs import KeptCheckpoints, Meter, RunLog, SaveCheckpoint
 from cfpose_training.run.state import (
     FREE_OPTIM_FIELDS,
@@ -53,7 +54,7 @@ class RunOptions:
     @property
     def uses_cuda(self) -> bool:
         """Whether batches go to a CUDA device."""
-        return self.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+        return device_type(self.accelerator) == "cuda"
 
 
 def fit(
@@ -81,7 +82,7 @@ def fit(
     trainer = run.trainer
     deadline = time.monotonic() + options.max_minutes * 60
     total = config.epochs * batches_per_epoch
-    with tqdm(total=total, initial=trainer.step, unit="batch", disable=None) as progress:
+    with tqdm(total=total, initial=trainer.step, unit="batch", disable=not watched()) as progress:
         while trainer.epoch < config.epochs:
             stage.set_epoch(trainer.epoch + 1, config.epochs)
             try:
@@ -151,6 +152,7 @@ class _Run:
                 self.kept.keep(trainer.epoch + 1, trainer.result, figures)
             means = self.meter.means()
             numbers = {"epoch": trainer.epoch + 1, "step": trainer.step}
+            speeds |= trainer.peak_memory()
             self.log.append({**numbers, **speeds, **means, **trainer.epoch_figures, **figures})
             write_curves(self.folder / CURVES_FILE, self.log.rows)
             self._say({**means, **figures})
@@ -159,8 +161,8 @@ class _Run:
         self.save()
 
     def _say(self, figures: Mapping[str, float]) -> None:
-        """A line an epoch where no progress bar is seen: without a terminal."""
-        if sys.stderr.isatty():
+        """A line an epoch where no progress bar is seen."""
+        if watched():
             return
         done, total = self.trainer.epoch + 1, self.trainer.config.epochs
         left = (time.monotonic() - self._began) / (done - self._first) * (total - done) / 60

@@ -100,8 +100,9 @@ class Meter:
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 
     def speeds(self) -> dict[str, float]:
-        """Samples per second, and the share of the time that went into waiting for data."""
+        """Steps and samples per second, and the share of the time spent waiting for data."""
         return {
+            "steps_per_s": max(self._counts.values(), default=0) / self._elapsed_s(),
             "samples_per_s": self._samples / self._elapsed_s(),
             "load_s_share": self._waited_s / self._elapsed_s(),
         }

@@ -19,11 +19,24 @@ from cfpose_sdk.errors import TrainingError
 from cfpose_sdk.files import digest
 
 Record = dict[str, str]
-# Of [stage1] and its like: how samples are loaded, and which checkpoint is taken in the end.
-FREE_OPTIM_FIELDS = frozenset({"workers", "final"})
+# Of [stage1] and its like: how samples are loaded, and how gradients are computed that are the
+# same.
+FREE_OPTIM_FIELDS = frozenset({"workers", "checkpointing"})
 # Options that came after runs had been recorded, and the value with which a run is as it was
 # before: a state that lacks one may go on with that.
-LATER_OPTIONS = {"quality_p": "0.0", "turn_p": "0.0", "movenet": "None", "head": "'simcc'"}
+LATER_OPTIONS = {
+    "turn_p": "0.0", "movenet": "None", "head": "'simcc'",
+    "accumulate": "1", "channels_last": "True", "compile": "False",
+    "arithmetic": "'cfpose'",
+}  # fmt: skip
+
+
+# Options that are gone, and the value with which a run was as every run is now: a state that has
+# another one cannot go on.
+REMOVED_OPTIONS = {
+    "cst_ratio": "1.0", "logit_temperature": "1.0", "alpha_auto_batches": "20",
+    "integral_head": "False", "weight": "1.0", "quality_p": "0.0",
+}  # fmt: skip
 
 
 def recorded(value: object, name: str, free: frozenset[str] = frozenset()) -> Record:
@@ -53,20 +66,28 @@ def recorded_files(files: Mapping[str, Path | None]) -> Record:
 def differences(made: Mapping[str, str], asked: Mapping[str, str]) -> list[str]:
     """One line for each name whose value differs, or that only one side has.
 
-    An option that is newer than `made` differs only when it is on.
+    An option that is newer than `made` differs only when it is on, and one that is gone when it was
+    on.
     """
     off = {
         name: value
         for name, value in asked.items()
         if name not in made and value == LATER_OPTIONS.get(name.rpartition(".")[2])
     }
-    made = {**made, **off}
+    gone = {name for name in made.keys() - asked.keys() if _is_removed(name)}
+    was_off = {name for name in gone if made[name] == REMOVED_OPTIONS[name.rpartition(".")[2]]}
+    made = {name: value for name, value in {**made, **off}.items() if name not in was_off}
     names = dict.fromkeys([*made, *asked])
     return [
-        f"{name} was {made.get(name, 'not there')}, now {asked.get(name, 'not there')}"
+        f"{name} was {made.get(name, 'not there')}, now "
+        + ("no option any more" if name in gone else asked.get(name, "not there"))
         for name in names
         if made.get(name) != asked.get(name)
     ]
+
+
+def _is_removed(name: str) -> bool:
+    return name.rpartition(".")[2] in REMOVED_OPTIONS
 
 
 def _digest(path: Path) -> str:

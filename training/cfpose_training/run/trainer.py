@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cfpose_sdk.errors import TrainingError
-from cfpose_training.config import OptimConfig, Precision
+from cfpose_training.config import OptimConfig
 from cfpose_training.data.crop_dataset import Batch
 from cfpose_training.data.loader import Shard
+from cfpose_training.run.devices import forget_peak, launch_fabric, peak_memory_gb, prepare
 from cfpose_training.stages.base import Stage
 
 
@@ -50,6 +50,15 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` equal parts. Raises TrainingError when it does not divide."""
+    size = len(next(iter(batch.values())))
+    if size % count:
+        raise TrainingError(f"{size} samples of a process do not divide into {count} (accumulate)")
+    pieces = {name: values.chunk(count) for name, values in batch.items()}
+    return [{name: values[part] for name, values in pieces.items()} for part in range(count)]
 
 
 def learning_rate(config: OptimConfig, epoch: float, step: int) -> float:
@@ -91,19 +100,6 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 part.training = mode
 
 
-def launch_fabric(accelerator: str, devices: int, precision: Precision) -> Fabric:
-    """Start Fabric and its processes. Raises TrainingError when the devices are not there."""
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
-        fabric.launch()
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise TrainingError(
-            f"cannot run on {devices} device(s) of accelerator {accelerator!r}: {error}; give "
-            f"--accelerator auto, cpu or cuda, and as many --devices as there are"
-        ) from error
-    return fabric
-
-
 class Trainer:
     """The part of a run that changes weights; it reads and writes no files.
 
@@ -118,6 +114,7 @@ class Trainer:
         self.config = config
         self.fabric = launch_fabric(accelerator, devices, config.precision)
         self.fabric.seed_everything(config.seed, verbose=False)
+        prepare(stage, config)
         optimiser = build_optimiser(stage.trainable, config)
         self.plain_stage, self.module = stage, stage.trainable
         self.stage, self.optimiser = self.fabric.setup(stage, optimiser)
@@ -147,14 +144,12 @@ class Trainer:
             group["lr"] = rate
         self._before = [buffer.clone() for buffer in self.module.buffers()], torch.get_rng_state()
         self.stage.train()
-        batch = self.fabric.to_device(batch)
+        parts = _parts(self.fabric.to_device(batch), self.config.accumulate)
         if self.batch == 0:
+            forget_peak(self.fabric.device)
             with untouched(self.plain_stage), self.fabric.autocast():
-                self.epoch_figures = self.plain_stage.epoch_figures(batch)
-        losses: dict[str, Tensor] = self.stage(batch)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        self._check_finite("a loss", values)
-        self.fabric.backward(losses["loss"])
+                self.epoch_figures = self.plain_stage.epoch_figures(parts[0])
+        values = self._gradients(parts)
         values |= self._clip_gradients(values)
         self.is_whole = False
         self.optimiser.step()
@@ -165,6 +160,11 @@ class Trainer:
         self.step += 1
         self._before = None
         return values
+
+    def peak_memory(self) -> dict[str, float]:
+        """`memory_gb` of this epoch, see `peak_memory_gb`; nothing where it is not known."""
+        peak = peak_memory_gb(self.fabric.device)
+        return {} if peak is None else {"memory_gb": peak}
 
     def leave_batch(self) -> None:
         """Undo a batch that was interrupted before its optimiser step."""
@@ -207,6 +207,19 @@ class Trainer:
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.epoch_figures = state["epoch_figures"]
         torch.set_rng_state(state["rng"])
+
+    def _gradients(self, parts: Sequence[Batch]) -> dict[str, float]:
+        """Add up the mean gradient of the parts of a batch; the mean losses."""
+        values: dict[str, float] = {}
+        for number, part in enumerate(parts, start=1):
+            # processes exchange gradients once, with the last part
+            with self.fabric.no_backward_sync(self.stage, enabled=number < len(parts)):
+                losses: dict[str, Tensor] = self.stage(part)
+                for name, loss in losses.items():
+                    values[name] = values.get(name, 0.0) + float(loss.detach()) / len(parts)
+                self._check_finite("a loss", values)
+                self.fabric.backward(losses["loss"] / len(parts))
+        return values
 
     def _clip_gradients(self, losses: dict[str, float]) -> dict[str, float]:
         """Clip where the recipe says so; the norm before, which is the same in all processes."""

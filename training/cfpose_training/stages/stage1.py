@@ -105,6 +105,7 @@ def limb_lengths(people: People, spec: ModelSpec) -> tuple[Float64, Float64]:
     return np.array(mean), np.array(variance)
 
 
+ALPHA_BATCHES = 20  # the first ones of a run, on which alpha_auto is measured
 TEACHER_FIELDS = ("skeleton", "size_wh", "split_ratio", "mean_rgb", "std_rgb")
 
 
@@ -241,7 +242,7 @@ class DistillStage(Stage):
         if config.kd_l1 or config.kd_cst:
             terms |= self._pose_terms(logits, taught)
         if config.kd_logit:
-            terms["logit"] = logit_loss(logits, taught[:2], config.logit_temperature)
+            terms["logit"] = logit_loss(logits, taught[:2])
         return Losses(kl, terms)
 
     def factored(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,7 +252,7 @@ class DistillStage(Stage):
             # a copy: the next measurement changes the buffer before this batch's backward pass
             "fea": self.trainable.alpha.clone() if self.finds_alpha else config.alpha,
             "l1": config.beta,
-            "cst": config.beta * config.cst_ratio,
+            "cst": config.beta,
             "logit": config.logit_weight,
         }
         return {name: factors[name] * term for name, term in terms.items()}
@@ -277,7 +278,7 @@ class DistillStage(Stage):
     def _find_alpha(self, kl: Tensor, fea: Tensor, feature: Tensor) -> None:
         """Measure alpha on one more batch, unless it has had enough; see DistillConfig."""
         sums = self.trainable.alpha_sums
-        if sums[2] >= self.config.alpha_auto_batches:
+        if sums[2] >= ALPHA_BATCHES:
             return
         norms = [_gradient_norm(loss, feature) for loss in (kl, fea)]
         measured = torch.stack([*norms, torch.ones_like(norms[0])]).to(sums.dtype)
