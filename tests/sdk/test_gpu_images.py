@@ -249,7 +249,7 @@ def test_where_they_are_not_read_in_place_they_are_copied_with_a_word(
         ):  # fmt: skip
             crops.predict(make(IMAGES[0], "capsule"), boxes=[[3, 3, 40, 50]])
     monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)
-    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_FINDER", finder_model)
+    monkeypatch.setattr("cfpose_sdk.detectors.lazy.BUNDLED_FINDER", finder_model)
     with PoseEstimator(pair(along=False)) as alone, pytest.warns(RuntimeWarning) as told:
         assert len(alone.predict(make(IMAGES[0]))) == 2
     assert any("copied to the host: the detector" in str(each.message) for each in told)
