@@ -15,8 +15,10 @@ DATA = ../shared/data
 CASES = ../shared/cases
 ONLY =
 REPORT = benchmarks/results/coco-val-340-cpu.json
-RUNTIMES = benchmarks/results/runtimes-cpu.json
+# gets runtimes-KIND.json, by the kind of CPU that make runtimes runs on
+RUNTIMES = benchmarks/results
 FRAME = studies/results/frame-input-dev.json
+BUILDS = export/results/engine-builds.json
 # An environment with rtmlib; made where it is missing.
 RTMLIB = out/rtmlib
 # The examples that need Node's packages, and the marks that these are there.
@@ -26,7 +28,7 @@ NODE_STAMPS = $(NODE_EXAMPLES:%=%/node_modules/.stamp)
 LIMIT =
 FLAGS =
 
-.PHONY: help demo test slow browser docs check lint format bench runtimes models cases soak tables clean
+.PHONY: help demo test slow browser docs check lint format bench runtimes builds models cases soak tables gallery clean
 
 help:
 	@echo "make demo    poses on $(PHOTO), drawn into out/"
@@ -39,10 +41,12 @@ help:
 	@echo "make format  rewrite the sources as ruff wants them"
 	@echo "make bench   accuracy of the bundled model and of MoveNet on the photos in DATA=$(DATA)"
 	@echo "make runtimes  times of cfpose's CPU runtimes against rtmlib and MoveNet, in turns"
+	@echo "make builds  engines of the bundled models, by TensorRT-RTX without a GPU: some 15 minutes"
 	@echo "make models  the bundled models anew, from photos and labels into runs/: hours"
 	@echo "make cases   what people ran into with tools like this one, of CASES=$(CASES), where it is there"
 	@echo "make soak    long runs that look for leaks, and 200 kills; not part of make test"
 	@echo "make tables  the tables of the documents, from the committed reports"
+	@echo "make gallery  docs/demo.jpg and docs/gallery, drawn with the bundled models"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -90,7 +94,11 @@ runtimes: $(VENV)/.dev $(RTMLIB)/bin/python out/w32.onnx out/w32-int8.onnx
 	$(BIN)/cfpose-bench runtimes --w32 out/w32.onnx --w32-int8 out/w32-int8.onnx \
 		--detector $(DATA)/labellers/yolox_nano.onnx \
 		--thunder $(DATA)/labellers/movenet_thunder.onnx \
-		--peer-python $(RTMLIB)/bin/python $(FLAGS) --json $(RUNTIMES)
+		--peer-python $(RTMLIB)/bin/python $(FLAGS) --results $(RUNTIMES)
+
+# what was built is kept, so a run that was stopped goes on
+builds: $(VENV)/.dev
+	$(BIN)/python studies/engine_builds.py $(BUILDS)
 
 $(RTMLIB)/bin/python: | $(VENV)/.dev
 	$(BIN)/cfpose-bench peers install rtmlib $(RTMLIB)
@@ -119,9 +127,16 @@ soak: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python -m cfpose_bench.tables $(REPORT) README.md cfpose_sdk/models/README.md
 	$(BIN)/python -m cfpose_bench.tables cfpose_sdk/models cfpose_sdk/models/README.md
-	$(if $(wildcard $(RUNTIMES)),$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md)
-	$(BIN)/python -m cfpose_bench.tables $(FRAME) export/README.md
-	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json export/README.md
+	$(BIN)/python -m cfpose_bench.tables $(RUNTIMES) benchmarks/README.md
+	$(BIN)/python -m cfpose_bench.tables $(FRAME) docs/export.md
+	$(BIN)/python -m cfpose_bench.tables $(BUILDS) docs/engine-options.md
+	$(BIN)/python -m cfpose_bench.tables 'benchmarks/results/gpu-*.json' benchmarks/README.md
+	$(BIN)/python -m cfpose_export.precision.drift export/results/drift.json docs/precision.md
+
+# --coco holds no times: the same models write the same files
+gallery: demo
+	cp out/$(notdir $(PHOTO)) docs/demo.jpg
+	$(BIN)/cfpose predict docs/gallery/photos --save docs/gallery/drawn --coco docs/gallery/poses.json
 
 clean:
 	rm -rf $(VENV) build dist out docs/_build docs/generated .cfpose-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -9,7 +9,8 @@
 #   PYTHON=...                               the interpreter (default: python3)
 #
 # Each step is a command of cfpose in a process of its own; one that cannot run says why, and the
-# others go on. Writes NAME-GPU.json after each step. Exit: 0 with a summary, 2 without a GPU.
+# others go on. Writes gpu-NAME-GPU.json after each step; make tables makes a table of them. Exit: 0
+# with a summary, 2 without a GPU.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

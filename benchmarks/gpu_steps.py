@@ -171,7 +171,7 @@ def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def main(argv: Sequence[str] | None = None, run: Runner = _run) -> int:
-    """Print the plan, or run it and write NAME-GPU.json for each model. Returns the exit code."""
+    """Print the plan, or run it and write gpu-NAME-GPU.json a model. Returns the exit code."""
     options = _parser().parse_args(argv)
     models = dict(entry.partition("=")[::2] for entry in options.model or ["default=default"])
     with tempfile.TemporaryDirectory() as folder:
@@ -189,16 +189,23 @@ def main(argv: Sequence[str] | None = None, run: Runner = _run) -> int:
         gpu = "-".join(machine["gpu"]["name"].lower().split())
         options.results.mkdir(parents=True, exist_ok=True)
         for name, steps in plans.items():
-            target = options.results / f"{name}-{gpu}.json"
+            target = options.results / f"gpu-{name}-{gpu}.json"
             records: dict[str, Record] = {}
             for step in steps:
                 print(f"-- {name}, {step.name}: {shown(step.command)}", flush=True)
                 records[step.name] = record = run_step(step, run)
                 print(f"   {record['status']} {record.get('why', '')}".rstrip(), flush=True)
                 content = {"schema": 2, "environment": machine, "model": name, "steps": records}
-                target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                _write(target, json.dumps(content, indent=1) + "\n")
             print(f"{target} is written")
     return 0
+
+
+def _write(target: Path, text: str) -> None:
+    """Whole, or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -69,11 +69,14 @@ def _on_host(value: Any) -> Any:
 
 def iou_matrix(first: ArrayLike, second: ArrayLike) -> Float64:
     """(N, M) intersection over union of (N, 4) and (M, 4) boxes; 0 where both are empty."""
-    a = np.asarray(first, dtype=np.float64).reshape(-1, 4)[:, None]
-    b = np.asarray(second, dtype=np.float64).reshape(-1, 4)[None]
-    shared = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    overlap = np.prod(np.maximum(shared, 0.0), axis=-1)
-    union = _area(a) + _area(b) - overlap
+    a = np.asarray(first, dtype=np.float64).reshape(-1, 4)
+    b = np.asarray(second, dtype=np.float64).reshape(-1, 4)
+    width, height = (
+        np.minimum.outer(a[:, 2 + axis], b[:, 2 + axis]) - np.maximum.outer(a[:, axis], b[:, axis])
+        for axis in (0, 1)
+    )
+    overlap = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    union = np.add.outer(_area(a), _area(b)) - overlap
     iou: Float64 = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     return iou
 
@@ -84,13 +87,13 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou: float) -> NDArray[np.intp]:
     A box goes when it overlaps a kept one by more than `iou`; of equal scores the first wins.
     """
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    overlap = iou_matrix(boxes, boxes) > iou
+    apart = iou_matrix(boxes, boxes) <= iou
     alive = np.ones(len(order), dtype=bool)
     kept = []
-    for index in order:
+    for index in order.tolist():
         if alive[index]:
             kept.append(index)
-            alive &= ~overlap[index]
+            alive &= apart[index]
     return np.asarray(kept, dtype=np.intp)
 
 
@@ -110,13 +113,15 @@ def letterbox(image: Image, size_wh: tuple[int, int], pad_value: int) -> tuple[I
     scale = fitting(image.shape, size_wh)
     fitted_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas = np.full((height, width, 3), pad_value, dtype=np.uint8)
-    canvas[: fitted_wh[1], : fitted_wh[0]] = cv2.resize(image, fitted_wh, interpolation=how)
+    canvas = np.empty((height, width, 3), dtype=np.uint8)
+    canvas[fitted_wh[1] :], canvas[:, fitted_wh[0] :] = pad_value, pad_value
+    cv2.resize(image, fitted_wh, dst=canvas[: fitted_wh[1], : fitted_wh[0]], interpolation=how)
     return canvas, scale
 
 
 def _area(boxes: Float64) -> Float64:
-    area: Float64 = np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1)
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)
+    area: Float64 = sides[:, 0] * sides[:, 1]
     return area
 
 

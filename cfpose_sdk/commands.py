@@ -24,7 +24,7 @@ from cfpose_sdk.errors import CfposeError
 
 
 def cfpose() -> int:
-    """`cfpose predict|serve|bulk|doctor`."""
+    """`cfpose predict|serve|bulk|tune|doctor`."""
     return _run("cfpose", "cfpose_sdk.cli")
 
 
@@ -60,6 +60,18 @@ def number(
         return value
 
     return read
+
+
+def watched(stream: TextIO | None = None) -> bool:
+    """Whether somebody sees what is written to `stream`, by itself stderr, as it comes.
+
+    So it is on a terminal and below the cell of a notebook: a bar that redraws its line suits both.
+    """
+    stream = sys.stderr if stream is None else stream
+    stream = stream._stream if isinstance(stream, Console) else stream
+    if stream is None or stream.closed:
+        return False
+    return stream.isatty() or type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 def _run(command: str, module: str) -> int:

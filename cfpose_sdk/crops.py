@@ -22,6 +22,8 @@ from cfpose_sdk.errors import ImageError
 
 Geometry = Literal["classic", "udp"]
 _SIDE_LIMIT = 32767  # px; warpAffine of OpenCV 4 takes no longer side
+_OPENCV = int(cv2.__version__.split(".")[0])
+_WORTH = 12  # pixels that may get a fourth channel for one of a crop: at 25 nothing is gained
 
 
 def crop_transforms(
@@ -91,41 +93,82 @@ def extract_crops(
     width, height = size_wh
     if out is None:
         out = np.empty((len(transforms), height, width, 3), dtype=np.uint8)
-    large = max(image.shape[:2]) >= _SIDE_LIMIT
+    if max(image.shape[:2]) >= _SIDE_LIMIT:
+        for crop, transform in zip(out, transforms, strict=True):
+            part, onto = _part_of(image, transform, size_wh)
+            _warp(part, onto, size_wh, crop)
+        return out
+    four = _with_fourth_channel(image, transforms, size_wh)
+    if four is None:
+        for crop, transform in zip(out, transforms, strict=True):
+            _warp(image, transform, size_wh, crop)
+        return out
+    warped = np.empty((height, width, 4), dtype=np.uint8)
     for crop, transform in zip(out, transforms, strict=True):
-        part, onto = _part_of(image, transform, size_wh) if large else (image, transform)
-        try:
-            cv2.warpAffine(
-                part,
-                onto,
-                size_wh,
-                dst=crop,
-                flags=cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_CONSTANT,
-            )
-        except cv2.error as error:
-            if max(part.shape[:2]) < _SIDE_LIMIT:
-                raise
-            raise ImageError(
-                f"a person's crop takes {part.shape[1]} x {part.shape[0]} pixels of the image; "
-                f"OpenCV {cv2.__version__} crops sides below {_SIDE_LIMIT}; shrink the image"
-            ) from error
+        _warp(four, transform, size_wh, warped)
+        cv2.cvtColor(warped, cv2.COLOR_BGRA2BGR, dst=crop)
     return out
+
+
+def _warp(
+    image: NDArray[np.uint8], transform: Float64, size_wh: tuple[int, int], crop: NDArray[np.uint8]
+) -> None:
+    """Fill one crop, of as many channels as the image."""
+    linear, black = cv2.INTER_LINEAR, cv2.BORDER_CONSTANT
+    try:
+        cv2.warpAffine(image, transform, size_wh, dst=crop, flags=linear, borderMode=black)
+    except cv2.error as error:
+        if max(image.shape[:2]) < _SIDE_LIMIT:
+            raise
+        raise ImageError(
+            f"a person's crop takes {image.shape[1]} x {image.shape[0]} pixels of the image; "
+            f"OpenCV {cv2.__version__} crops sides below {_SIDE_LIMIT}; shrink the image"
+        ) from error
+
+
+def _with_fourth_channel(
+    image: NDArray[np.uint8], transforms: Float64, size_wh: tuple[int, int]
+) -> NDArray[np.uint8] | None:
+    """The image with a fourth channel, filled where the crops sample it; None where not worth it.
+
+    OpenCV 5 warps four channels more than twice as fast as three, to the same values.
+    """
+    if _OPENCV < 5:
+        return None
+    height, width = image.shape[:2]
+    crop_px, rectangles = size_wh[0] * size_wh[1], np.array([[0, 0, width, height]])
+    budget = _WORTH * len(transforms) * crop_px
+    if width * height > budget:
+        if (crop_px / np.abs(np.linalg.det(transforms[:, :, :2]))).sum() > budget:
+            return None
+        rectangles = _sampled(transforms, size_wh, (width, height))
+    four = np.empty((height, width, 4), dtype=np.uint8)
+    for x1, y1, x2, y2 in rectangles.tolist():
+        cv2.cvtColor(image[y1:y2, x1:x2], cv2.COLOR_BGR2BGRA, dst=four[y1:y2, x1:x2])
+    return four
+
+
+def _sampled(
+    transforms: Float64, size_wh: tuple[int, int], image_wh: tuple[int, int]
+) -> NDArray[np.intp]:
+    """(N, 4) x1, y1, x2, y2 of the pixels that each crop samples."""
+    width, height = size_wh
+    corners = np.array([[[0, 0], [width, 0], [0, height], [width, height]]])
+    seen = transform_points(invert_transforms(transforms), corners.repeat(len(transforms), axis=0))
+    # two pixels of margin for the bilinear neighbours; one pixel stays where all is outside
+    low = np.clip(np.floor(seen.min(axis=1)) - 2, 0, np.subtract(image_wh, 1))
+    high = np.clip(np.ceil(seen.max(axis=1)) + 3, low + 1, image_wh)
+    return np.concatenate([low, high], axis=1).astype(np.intp)
 
 
 def _part_of(
     image: NDArray[np.uint8], transform: Float64, size_wh: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], Float64]:
     """The rectangle of the image that a crop samples, and the (2, 3) map from there."""
-    width, height = size_wh
-    corners = [[[0, 0], [width, 0], [0, height], [width, height]]]
-    seen = transform_points(invert_transforms(transform[None]), corners)[0]
-    size = np.array(image.shape[1::-1])
-    # two pixels of margin for the bilinear neighbours; one pixel stays where all is outside
-    x1, y1 = low = np.clip(np.floor(seen.min(axis=0)) - 2, 0, size - 1).astype(int)
-    x2, y2 = np.clip(np.ceil(seen.max(axis=0)) + 3, low + 1, size).astype(int)
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = _sampled(transform[None], size_wh, (width, height))[0]
     onto = transform.copy()
-    onto[:, 2] += transform[:, :2] @ low
+    onto[:, 2] += transform[:, :2] @ (x1, y1)
     return image[y1:y2, x1:x2], onto
 
 

@@ -5,32 +5,26 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import threading
-import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import numpy as np
-
-from cfpose_sdk.backends import Backend, Device, HeldImage, RuntimeOptions, open_backend
+from cfpose_sdk.arrays import GpuImage
+from cfpose_sdk.backends import Backend, Device, RuntimeOptions, open_backend
 from cfpose_sdk.backends.bundled import BUNDLED_MODEL as BUNDLED_MODEL
 from cfpose_sdk.backends.bundled import model_file
-from cfpose_sdk.detectors import DetectorOptions, open_detector
+from cfpose_sdk.backends.tuned import Precision, Tuned, chosen
+from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.detectors.base import (
-    BUNDLED_FINDER,
-    Detections,
     Detector,
-    OpenDetector,
-    PersonFinder,
     Running,
     TimedDetections,
     as_detections,
 )
+from cfpose_sdk.detectors.lazy import LazyDetector, tuned_running
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.inference import DetectedFrame, PoseNetwork, estimate
-from cfpose_sdk.media.frames import Footage, Frame, Source, load_frame
+from cfpose_sdk.media.frames import Footage, Frame, Picture, Source, load_frame
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.media.names import PathLike
 from cfpose_sdk.media.sources import open_source
@@ -52,6 +46,7 @@ class EstimatorInfo:
     detector: str
     calibrated: bool = True  # whether confidence and covariance were fitted on labelled photos
     fallen: str = ""  # nodes of the pose model that run on the CPU although a GPU was asked for
+    tuned: str = ""  # how `cfpose tune` has both networks run; "": as the options say
 
 
 class PoseEstimator:
@@ -65,7 +60,9 @@ class PoseEstimator:
     boxes (N, 4), or (N, 5) with scores. At most `batch_size` people go through the network at once;
     a model that takes whole frames cuts the crops itself, and runs once a frame and chunk of its
     people; on a GPU the frame is uploaded once for the finder and all chunks.
-    `options` are of the pose model's runtime, see `RuntimeOptions`.
+    `options` are of the pose model's runtime, see `RuntimeOptions`. `precision` "tuned": pose model
+    and bundled finder run as `cfpose tune` found fastest on this machine; None never changes a
+    precision.
     `max_people`: of those that the detector finds in an image, only so many are kept, the best
     scored. `allow_fallback`: when CUDA is there but does not load, warn and run on the CPU instead
     of raising. It can be pickled, and opens its files anew in the other process. Raises
@@ -85,6 +82,7 @@ class PoseEstimator:
         options: RuntimeOptions | None = None,
         allow_fallback: bool = False,
         max_people: int | None = None,
+        precision: Precision | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_people", max_people)):
             if value is not None and value < 1:
@@ -92,17 +90,20 @@ class PoseEstimator:
         self._arguments: dict[str, Any] = {
             "detector": detector, "detector_options": detector_options, "device": device,
             "batch_size": batch_size, "threads": threads, "options": options,
-            "allow_fallback": allow_fallback, "max_people": max_people,
+            "allow_fallback": allow_fallback, "max_people": max_people, "precision": precision,
         }  # fmt: skip
         running: Running = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
         self._closed = False
         self._model = model
-        self._backend = _open_model(model, options, running)
+        given = BUNDLED_MODEL if model is None else model
+        self._tuned = chosen(given, precision, device, options)
+        self._backend = _open_model(given, options, running, self._tuned)
         try:
             self._network = PoseNetwork(self._backend, batch_size)
             self._detector = LazyDetector(
-                detector, detector_options, running, max_people, beside=self._backend
-            )
+                detector, detector_options, running, max_people, beside=self._backend,
+                tuned=self._tuned,
+            )  # fmt: skip
         except BaseException:
             if self._backend is not model:
                 self._backend.close()
@@ -116,11 +117,15 @@ class PoseEstimator:
         return EstimatorInfo(
             str(backend.path), self.spec.name, backend.provider, backend.device,
             self._detector.description,
-            self.spec.calibrated, backend.fallen,
+            self.spec.calibrated, backend.fallen, self._tuned.told if self._tuned else "",
         )  # fmt: skip
 
-    def predict(self, image: Image | PathLike, boxes: object = None) -> Poses:
+    def predict(self, image: Picture, boxes: object = None) -> Poses:
         """Poses in one BGR uint8 image (H, W, 3), or in the photo at a path.
+
+        An image in a GPU's memory (`__cuda_array_interface__`, DLPack) is read there by an engine
+        that takes frames, on the same GPU, and else copied to the host with a warning; a callable
+        detector gets it as it is, and the Poses carry no image.
 
         `boxes`: (N, 4) xyxy of the people, (N, 5) with scores, or Detections; [] means no people,
         and None runs the detector. Raises ImageError, BoxError.
@@ -128,7 +133,7 @@ class PoseEstimator:
         return self._estimate([load_frame(image)], [boxes])[0]
 
     def predict_batch(
-        self, images: Sequence[Image | PathLike], boxes: Sequence[object] | None = None
+        self, images: Sequence[Picture], boxes: Sequence[object] | None = None
     ) -> list[Poses]:
         """Poses in each of several images of any sizes; the crops of all share batches.
 
@@ -153,6 +158,7 @@ class PoseEstimator:
         smooth: bool | SmoothOptions = False,
         broken: Broken = "warn",
         reconnect_s: float = 0.0,
+        batch_frames: int = 1,
     ) -> PoseStream:
         """Poses frame by frame: of a folder or glob of photos, a video file, a camera index, a URL,
         or an iterable of arrays and paths.
@@ -165,10 +171,14 @@ class PoseEstimator:
         `broken`: a file, or a frame of a video, that cannot be read is a RuntimeWarning and is
         skipped, or with "raise" ends the stream. `reconnect_s`: a camera or address that is lost is
         opened again for so many seconds, with growing pauses; each gap is a RuntimeWarning, and
-        people get new ids after it.
+        people get new ids after it. `batch_frames`: so many frames of files wait for each other and
+        go through the pose network together, for more frames a second; those of a camera or address
+        never wait.
         Raises InputError now when the source cannot be opened.
         """
-        options = StreamOptions(prefetch, detect_every, track, smooth, broken, reconnect_s)
+        options = StreamOptions(
+            prefetch, detect_every, track, smooth, broken, reconnect_s, batch_frames
+        )
         return self.open_stream(open_source(source, reconnect_s=reconnect_s), options)
 
     def open_stream(
@@ -176,6 +186,8 @@ class PoseEstimator:
     ) -> PoseStream:
         """`stream` for an opened source; `on_broken` gets the error of what cannot be read."""
         self._check_open()
+        if self.spec.input == "frame":  # each runs alone, and may hold memory of a GPU
+            options = replace(options, batch_frames=1)
         return PoseStream(_Engine(self), footage, options, on_broken)
 
     def close(self) -> None:
@@ -217,7 +229,7 @@ class PoseEstimator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _estimate(self, frames: list[Frame], given: Sequence[object]) -> list[Poses]:
+    def _estimate(self, frames: Sequence[Frame], given: Sequence[object]) -> list[Poses]:
         self._check_open()
         detected = (
             DetectedFrame(frame, self._detect(frame.image, boxes))
@@ -227,7 +239,7 @@ class PoseEstimator:
             return [poses for each in detected for poses in estimate(self._network, [each])]
         return estimate(self._network, list(detected))
 
-    def _detect(self, image: Image, boxes: object) -> TimedDetections:
+    def _detect(self, image: Image | GpuImage, boxes: object) -> TimedDetections:
         """The caller's boxes, or where there are none (None) the detector's."""
         if boxes is None:
             return self._detector(image)
@@ -242,19 +254,17 @@ class PoseEstimator:
 
 
 def _open_model(
-    model: PathLike | Backend | None, options: RuntimeOptions | None, running: Running
+    model: PathLike | Backend, options: RuntimeOptions | None, running: Running, tuned: Tuned | None
 ) -> Backend:
-    """The backend of a file, of a bundled model (None: the default), or the caller's own."""
+    """The backend of a file, of a bundled model, or the caller's own."""
+    if tuned is not None:
+        running = tuned_running(running, tuned, tuned.setting.pose.device)
+        return open_backend(tuned.model, **running, options=tuned.options)
     if not isinstance(model, Backend):
-        path = BUNDLED_MODEL if model is None else model_file(model)
-        return open_backend(path, **running, options=options)
+        return open_backend(model_file(model), **running, options=options)
     if options is not None:
         raise InputError("options belong to a model's file, not to an open Backend")
     return model
-
-
-def _is_bundled(detector: OpenDetector) -> bool:
-    return detector.path == BUNDLED_FINDER
 
 
 class _Engine:
@@ -264,117 +274,5 @@ class _Engine:
         self.detect = estimator._detector
         self._estimate = estimator._estimate
 
-    def pose(self, frame: Frame, people: TimedDetections) -> Poses:
-        return self._estimate([frame], [people])[0]
-
-
-class LazyDetector:
-    """The estimator's detector: a file, a function, or the bundled finder.
-
-    A file is opened now, the bundled finder only when it is first needed: a caller who gives boxes
-    needs none. It closes what it opened. Threads may share it.
-    """
-
-    def __init__(
-        self,
-        detector: str | os.PathLike[str] | Detector | None,
-        options: DetectorOptions | None,
-        running: Running,
-        max_people: int | None = None,
-        *,
-        beside: Backend | None = None,
-    ) -> None:
-        self._max_people, self._beside = max_people, beside
-        if callable(detector) and options is not None:
-            raise InputError("detector_options belong to a detector's file, not to a callable")
-        self._options, self._running = options or DetectorOptions(), running
-        self._lock = threading.Lock()
-        self._closed = False
-        self._detector: Detector | None = None
-        self._opened: OpenDetector | None = None
-        if callable(detector):
-            self._detector = detector
-        elif detector is not None:
-            self._detector = self._opened = open_detector(
-                detector, options, **running, beside=beside
-            )
-        elif beside is not None and beside.finder is not None:
-            self._detector = self._opened = PersonFinder(
-                beside.finder, **self._finder_options(), **running, beside=beside
-            )
-
-    def __call__(self, image: Image) -> TimedDetections:
-        """People in a BGR image. Raises BoxError when a callable returns something else."""
-        detector = self._open()
-        start = time.perf_counter()
-        held = self._held(detector, image)
-        people = as_detections(detector(cast(Image, image if held is None else held)))
-        if self._max_people is not None and len(people) > self._max_people:
-            kept = np.sort(np.argsort(-people.scores, kind="stable")[: self._max_people])
-            people = Detections(people.boxes[kept], people.scores[kept])
-        return TimedDetections(people, (time.perf_counter() - start) * 1000, held)
-
-    @property
-    def description(self) -> str:
-        """Its name, file and runtime, for logs and reports."""
-        detector = self._detector
-        if detector is None:
-            return f"bundled, not yet opened{self._why_not_along()}"
-        if isinstance(detector, OpenDetector):
-            alone = self._why_not_along() if _is_bundled(detector) else ""
-            return f"{detector.name} ({detector.path.name}, {detector.provider}){alone}"
-        return str(getattr(detector, "__qualname__", type(detector).__qualname__))
-
-    def close(self) -> None:
-        """Free the detector that was opened here."""
-        with self._lock:
-            self._closed = True
-            if self._opened is not None:
-                self._opened.close()
-
-    def _open(self) -> Detector:
-        with self._lock:
-            if self._closed:
-                raise BackendError("this detector is closed; open another PoseEstimator")
-            if self._detector is None:
-                finder = PersonFinder(**self._finder_options(), **self._bundled_running())
-                self._detector = self._opened = finder
-                if finder.device == "cpu" and (why := self._why_not_along()):
-                    warnings.warn(f"people are found on the CPU{why}", RuntimeWarning, stacklevel=4)
-            return self._detector
-
-    def _finder_options(self) -> dict[str, Any]:
-        return self._options.only(
-            "threshold",
-            "nms_iou",
-            what="the finder of an engine" if self._is_along else "the bundled finder",
-        )
-
-    def _held(self, detector: Detector, image: Image) -> HeldImage | None:
-        """The image in the GPU's memory, where finder and pose model read it there."""
-        if self._beside is None or self._beside.store is None:
-            return None
-        same = isinstance(detector, PersonFinder) and detector.store == self._beside.store
-        return detector.hold(image) if same and isinstance(detector, PersonFinder) else None
-
-    def _bundled_running(self) -> Running:
-        """How the bundled finder runs: as the pose model does, where that is no engine."""
-        return {**self._running, "device": "auto"} if self._is_engine else self._running
-
-    @property
-    def _is_along(self) -> bool:
-        return self._beside is not None and self._beside.finder is not None
-
-    @property
-    def _is_engine(self) -> bool:
-        return self._beside is not None and self._beside.path.suffix.lower() in (".engine", ".plan")
-
-    def _why_not_along(self) -> str:
-        """That an engine has no finder beside it, and what would build one; "" of other models."""
-        if self._beside is None or not self._is_engine:
-            return ""
-        name = self._beside.path.name
-        return (
-            f": {name} was built without a finder, so the bundled one runs in onnxruntime; run: "
-            f"cfpose-export engine --model MODEL.onnx -o {name}"
-        )
+    def poses(self, frames: Sequence[Frame], people: Sequence[TimedDetections]) -> list[Poses]:
+        return self._estimate(frames, people)

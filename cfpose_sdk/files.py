@@ -24,6 +24,7 @@ from cfpose_sdk.errors import ArtifactError, InputError
 # of an artifact's metadata: where its ModelSpec or FinderSpec stands, as JSON
 SPEC_KEY = "cfpose.spec"
 FINDER_KEY = "cfpose.finder"
+CACHE_VARIABLE = "CFPOSE_CACHE"
 MODELS = Path(__file__).parent / "models"  # the folder of the bundled models
 PHOTO_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
@@ -46,6 +47,12 @@ def demo_photos() -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parent / "examples" / "photos"
     return checkout if checkout.is_dir() else package / "photos"
+
+
+def cache_folder(room: str) -> Path:
+    """A folder of the cache: below $CFPOSE_CACHE, else ~/.cache/cfpose. It need not be there."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "cfpose") / room
 
 
 def digest(path: str | Path, *others: str | Path) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.backends import Backend, HeldImage
 from cfpose_sdk.backends.foreign import adopt_hint
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
-from cfpose_sdk.detectors.base import TimedDetections, padded
+from cfpose_sdk.detectors.base import TimedDetections, hold, padded
 from cfpose_sdk.errors import ArtifactError, BackendError
 from cfpose_sdk.media.frames import Frame
+from cfpose_sdk.media.gpu_image import on_host
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.results import Poses
 from cfpose_sdk.spec import SPEC_KEY, ModelSpec
@@ -36,7 +38,7 @@ class PoseNetwork:
         self.batch_size = min(batch_size, backend.max_batch or batch_size)
         self.spec = _model_spec(backend)
 
-    def run_frame(self, image: Image | HeldImage, boxes: NDArray[np.floating]) -> Arrays:
+    def run_frame(self, image: Image | GpuImage | HeldImage, boxes: NDArray[np.floating]) -> Arrays:
         """Outputs of a model that cuts its own crops, for (N, 4) xyxy boxes of one BGR image.
 
         All chunks of boxes read the same frame, on a GPU from its memory. Without boxes nothing is
@@ -45,10 +47,10 @@ class PoseNetwork:
         if len(boxes) == 0:
             return {}
         boxes, size = np.asarray(boxes, dtype=np.float32), self.batch_size
-        own = None if isinstance(image, HeldImage) else self.backend.hold(image)
-        frame: Image | HeldImage = image if own is None else own
+        own = None if isinstance(image, HeldImage) else hold(self.backend, image)
+        frame = image if own is None else own
         if not isinstance(frame, HeldImage):
-            frame = padded(frame, self.backend.least_side)
+            frame = padded(self.readable(frame), self.backend.least_side)
         try:
             return self.joined(
                 [
@@ -59,6 +61,12 @@ class PoseNetwork:
         finally:
             if own is not None:
                 own.close()
+
+    def readable(self, image: Image | GpuImage) -> Image:
+        """The image on the host, for a model that does not read it on a GPU."""
+        takes = "takes crops, which are cut" if self.spec.input == "crops" else "reads frames"
+        name, provider = self.backend.path.name, self.backend.provider
+        return on_host(image, f"{name} ({provider}) {takes} there")
 
     def joined(self, parts: list[Arrays]) -> Arrays:
         """The outputs of all chunks together; raises BackendError where a joint is not finite."""
@@ -161,7 +169,7 @@ def _estimate_crops(model: PoseNetwork, frames: Sequence[DetectedFrame]) -> list
         maps = crop_transforms(boxes, spec.size_wh, spec.box_scale, geometry=spec.geometry)
         mapping_ms = _since(start)
         all_maps.append(maps)
-        crop_ms.append(mapping_ms + run.add(detected.frame.image, maps))
+        crop_ms.append(mapping_ms + run.add(model.readable(detected.frame.image), maps))
     outputs = run.outputs()
     results, first = [], 0
     for n, detected in enumerate(frames):
@@ -205,7 +213,8 @@ def _poses(
     spent = {"read": frame.read_ms, "detect": detected.detections.milliseconds}
     spent |= {"crop": crop_ms, "infer": infer_ms}
     shared: dict[str, Any] = {
-        "skeleton": model.spec.skeleton, "image_size_wh": (width, height), "image": frame.image,
+        "skeleton": model.spec.skeleton, "image_size_wh": (width, height),
+        "image": None if isinstance(frame.image, GpuImage) else frame.image,
         "source": frame.name, "frame": frame.number, "time_s": frame.time_s,
         "calibrated": model.spec.calibrated,
     }  # fmt: skip

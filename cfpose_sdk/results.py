@@ -195,8 +195,8 @@ class Poses:
         """Write `plot(image)` to a file; the suffix gives the format. Whole or not at all."""
         return write_picture(path, self.plot(image))
 
-    def _repr_png_(self) -> bytes | None:
-        """A small picture for notebooks; None without an image."""
+    def _repr_jpeg_(self) -> bytes | None:
+        """A small picture for notebooks, which keep it; None without an image."""
         return None if self.image is None else thumbnail(self.plot())
 
     def to_dict(self) -> dict[str, Any]:

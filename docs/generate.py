@@ -7,12 +7,15 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+
+from cfpose_sdk.boxes import iou_matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -22,14 +25,11 @@ COMMANDS = {
     "cfpose-bench": "cfpose_bench.cli",
 }
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
-_PAGES = {  # file → the page that holds it; with a heading's anchor where one file gives several
+_PAGES = {  # file → the page that holds it or says the same
     "README.md": "../start.md",
-    "docs/adopt.md": "../adopt.md",
-    "docs/measure.md": "../measure.md",
     "cfpose_sdk/models/README.md": "zoo.md",
-    "export/README.md": "export.md",
-    "export/README.md#what-it-costs": "precision.md",
-    "training/README.md": "training.md",
+    "export/README.md": "../export.md",
+    "training/README.md": "../runs.md",
     "benchmarks/README.md": "runtimes.md",
     "CONTRIBUTING.md": "architecture.md",
 }
@@ -52,17 +52,12 @@ def _pages() -> Iterator[tuple[str, str]]:
     for command, module in COMMANDS.items():
         yield f"command-{command}", command_page(command, importlib.import_module(module)._parser())
     yield "recipe", recipe_page()
-    lower = ("Lower precisions", "The gate", "What it costs")
-    engines = ("Engines", "OpenVINO")
-    yield "export", part_of("export/README.md", "Export", without=(*lower, *engines))
-    yield "precision", part_of("export/README.md", "Precision and what it costs", only=lower)
-    yield "engine-options", part_of("export/README.md", "Engines: options and rules", only=engines)
-    yield "training", part_of("training/README.md", "Train: labels, runs, switches")
-    yield "runtimes", part_of("benchmarks/README.md", "Runtimes side by side")
-    yield "architecture", part_of("CONTRIBUTING.md", "Architecture")
-    card = part_of("cfpose_sdk/models/README.md", "Model zoo")
+    yield "runtimes", page_of("benchmarks/README.md", "Runtimes side by side")
+    yield "architecture", page_of("CONTRIBUTING.md", "Architecture")
+    card = page_of("cfpose_sdk/models/README.md", "Model zoo")
     yield "zoo", card.replace("# Model zoo\n", f"# Model zoo\n\n{_ZOO}\n", 1)
-    yield "changes", part_of("CHANGELOG.md", "Changes")
+    yield "gallery", gallery_page()
+    yield "changes", page_of("CHANGELOG.md", "Changes")
 
 
 _ZOO = (
@@ -204,20 +199,54 @@ def _comments(kind: type) -> dict[str, str]:
     return found
 
 
-def part_of(
-    file: str, title: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
-) -> str:
-    """A README as a page: some of its sections, or all but some, with links that hold there."""
+_GALLERY = (
+    "Ten photos, chosen because they may be shipped and before anything was drawn on them. "
+    "`make gallery` draws them with `cfpose predict` as it is: the bundled cfpose-s and finder, "
+    "no option set. *Found* is a person whose box, drawn by hand, shares at least half with a box "
+    "of the finder (IoU 0.5); *false* are boxes beyond these: things, parts of a person, a person "
+    "again; where no joint of one is sure, nothing is drawn. Nothing counts the joints here: look "
+    "at them. "
+    "How often they are right stands in the [model zoo](zoo.md)."
+)
+
+
+def gallery_page() -> str:
+    """The drawn photos of `docs/gallery`, with what the models found and what is really there."""
+    folder = ROOT / "docs" / "gallery"
+    photos = json.loads((folder / "photos.json").read_text(encoding="utf-8"))
+    poses = json.loads((folder / "poses.json").read_text(encoding="utf-8"))
+    parts, sums = [f"# Gallery\n\n{_GALLERY}"], [0, 0, 0]
+    for name, photo in photos.items():
+        boxes = [pose["bbox"] for pose in poses if pose["image_id"] == f"{name}.jpg"]
+        found = count_found(photo["people"], [[x, y, x + w, y + h] for x, y, w, h in boxes])
+        counts = len(photo["people"]), found, len(boxes) - found
+        sums = [total + count for total, count in zip(sums, counts, strict=True)]
+        parts.append(
+            f":::{{figure}} ../gallery/drawn/{name}.jpg\n:alt: {photo['shows']}\n\n"
+            f"{photo['shows']}. **People {counts[0]}, found {counts[1]}, false {counts[2]}.** "
+            f"Photo: {photo['from']}; {photo['licence']}.\n:::"
+        )
+    parts.insert(1, "Together: people {}, found {}, false {}.".format(*sums))
+    return "\n\n".join(parts) + "\n"
+
+
+def count_found(people: list[list[float]], boxes: list[list[float]]) -> int:
+    """How many people have a box with IoU 0.5 or more; a box counts for one person."""
+    if not people or not boxes:
+        return 0
+    shares = iou_matrix(people, boxes)
+    found = 0
+    while shares.max() >= 0.5:
+        person, box = divmod(int(shares.argmax()), shares.shape[1])
+        shares[person], shares[:, box] = 0, 0
+        found += 1
+    return found
+
+
+def page_of(file: str, title: str) -> str:
+    """A README as a page, with links that hold there."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    head, *sections = re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]
-    kept = []
-    for section in sections:
-        name = section.splitlines()[0].lstrip("# ")
-        if (not only or name in only) and name not in without:
-            kept.append(section)
-    intro = "" if only else head.partition("\n")[2].strip() + "\n\n"
-    body = f"# {title}\n\n{intro}" + "".join(kept)
-    body = _fence_examples(body)
+    body = _fence_examples(f"# {title}\n\n{text.partition(chr(10))[2].strip()}\n")
     anchors = set(map(_slug, re.findall(r"^#+ (.*)$", body, re.MULTILINE)))
     return _LINK.sub(lambda match: _relink(match, Path(file).parent, anchors), _images(body, file))
 
@@ -256,14 +285,16 @@ def _relink(match: re.Match[str], home: Path, anchors: set[str]) -> str:
         return match[0] if target[1:] in anchors else text
     path, _, anchor = target.partition("#")
     file = (ROOT / home / path).resolve().relative_to(ROOT).as_posix()
-    page = _PAGES.get(f"{file}#{anchor}") or _PAGES.get(file)
+    page = _PAGES.get(file)
+    if re.fullmatch(r"docs/\w+(-\w+)*\.md", file):
+        page = f"../{Path(file).name}" + (f"#{anchor}" if anchor else "")
     return f"[{text}]({page})" if page else _as_name(text, file)
 
 
 def named_file(match: re.Match[str]) -> str:
     """For a page of `docs`: a link that leaves it becomes text."""
     path = match[2].partition("#")[0].removeprefix("../")
-    page = _PAGES.get(match[2].removeprefix("../")) or _PAGES.get(path)
+    page = _PAGES.get(path)
     if page and not path.startswith("../"):
         page = page.removeprefix("../") if page.startswith("../") else f"generated/{page}"
         return f"[{match[1]}]({page})"

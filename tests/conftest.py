@@ -15,6 +15,14 @@ settings.register_profile("ci", derandomize=True, deadline=None, max_examples=10
 settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parents[1]
+# what this user tuned, or adopted, must not decide what a test sees
+os.environ["CFPOSE_CACHE"] = str(ROOT / ".pytest_cache" / "cfpose")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep what they decode, adopt or fetch in a folder of their own, not in the user's."""
+    os.environ["CFPOSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

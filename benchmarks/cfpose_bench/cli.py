@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cfpose_bench import peer_commands
 from cfpose_bench.accuracy.crowdpose import OPEC_12
 from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_bench.data.dataset import DATA_VARIABLE, KeypointDataset, find_dataset
 from cfpose_bench.measurement import physical_cores
+from cfpose_bench.models.open import TUNED
 from cfpose_bench.report.page import write_page
 from cfpose_bench.report.report import (
     Bounds,
@@ -28,6 +29,7 @@ from cfpose_bench.report.report import (
 from cfpose_bench.run.protocol import PRESETS, Protocol, with_preset
 from cfpose_bench.run.session import Plan, measure
 from cfpose_bench.runtimes import command as runtimes_command
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import check_command_outputs, what_is_at
 
@@ -108,13 +110,25 @@ def _plan(options: argparse.Namespace) -> Plan:
         evaluator=options.protocol or "own",
     )
     return Plan(
-        models=tuple(dict.fromkeys(options.model or ["default"])),
+        models=tuple(
+            dict.fromkeys(map(_as_tuned(options.precision), options.model or ["default"]))
+        ),
         protocol=with_preset(protocol, options.preset, boxes),
         reference=options.reference,
         work=options.work if options.resume else None,
         peer_python=options.peer_python,
         in_process=options.in_process,
     )
+
+
+def _as_tuned(precision: str | None) -> Callable[[str], str]:
+    """The name of a model under `--precision`: of cfpose's artifacts, not of peers."""
+
+    def name(text: str) -> str:
+        is_ours = ":" not in text and precision is not None
+        return f"{TUNED}:{text}" if is_ours else text
+
+    return name
 
 
 def _bounds(options: argparse.Namespace) -> Bounds:
@@ -197,7 +211,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", action="append", metavar="M",
         help="an artifact, a bundled model by its name, a foreign network with its preset of "
         "cfpose-export adopt (movenet:F.onnx), yolopose:F.onnx, rtmlib:F.onnx, "
-        "ultralytics:F.pt, or adapter:A.py:F; may be repeated (default: default)")
+        "ultralytics:F.pt, adapter:A.py:F, or tuned:M; may be repeated (default: default)")
     add("--reference", metavar="M", help="the FP32 artifact that drift is measured from")
     add("--boxes", action="append", metavar="gt|detector|F.json",
         help="where person boxes come from: the annotations, the detector, or a file; may be "
@@ -216,6 +230,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="keep repeated poses of a person, which detected boxes may give")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"),
         help="where models run (default: %(default)s)")
+    add("--precision", choices=get_args(Precision),
+        help="tuned: cfpose's own models run as `cfpose tune` found fastest here; for one of "
+        "several alone write --model tuned:M")
     add("--threads", type=int, help="CPU threads of a model; without it, one a physical core")
     add("--rounds", type=int, default=10,
         help="blocks of photos between which models take turns (default: %(default)s)")

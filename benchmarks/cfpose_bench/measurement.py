@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,17 @@ def cpu_flags(source: Path = CPU_INFO) -> frozenset[str]:
         return frozenset()
     flags = (line.split(":", 1)[1].split() for line in lines if line.startswith("flags"))
     return frozenset(next(flags, ()))
+
+
+def cpu_kind(features: Collection[str], machine: str) -> str:
+    """The kind of CPU that decides what is fast: amx, avx512, avx2, arm, or other.
+
+    `features` are Linux's names, `machine` what `platform` says: "x86_64", "aarch64".
+    """
+    if machine.lower().startswith(("arm", "aarch64")):
+        return "arm"
+    named = {"amx": "amx_bf16", "avx512": "avx512f", "avx2": "avx2"}
+    return next((kind for kind, feature in named.items() if feature in features), "other")
 
 
 def cpus_for(threads: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cfpose_bench.data.dataset import KeypointDataset, find_dataset
 from cfpose_bench.peers.simcc_graph import write_simcc_graph
 from cfpose_sdk.backends.bundled import model_file
-from cfpose_sdk.commands import number
+from cfpose_sdk.commands import number, watched
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import Detector, as_detections
 from cfpose_sdk.errors import BackendError, ImageError
@@ -108,7 +108,7 @@ def write_boxes(
     A photo that cannot be read is named on stderr.
     """
     found = []
-    for image_id, path in tqdm(dataset.photos.items(), unit="photo", disable=None):
+    for image_id, path in tqdm(dataset.photos.items(), unit="photo", disable=not watched()):
         try:
             people = as_detections(detector(read_image(path)))
         except ImageError as error:

@@ -3,7 +3,10 @@
 `python -m cfpose_bench.tables REPORT.json README.md [...]` rewrites what stands between
 `<!-- results:begin -->` and `<!-- results:end -->` in each document, or, for the record of
 `cfpose-bench runtimes`, between the same marks of `runtimes`, and for that of
-`studies/frame_input.py` of `frame`, or, for a folder of model files, of `files`.
+`studies/frame_input.py` of `frame`, for that of `studies/engine_builds.py` of `builds`, or, for a
+folder of model files, of `files`. A folder with `runtimes-KIND.json` gives the records of all kinds
+of CPUs side by side. A pattern, `'results/gpu-*.json'`, stands for all that gpu.sh wrote, also for
+nothing, and fills the marks of `gpu`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cfpose_bench.report.bundled_files import files_block
+from cfpose_bench.report.engines import builds_block, gpu_block
 from cfpose_bench.runtimes.tables import runtimes_block
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import write_file
@@ -23,6 +27,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 RUNTIMES = ("<!-- runtimes:begin -->", "<!-- runtimes:end -->")
 FRAME = ("<!-- frame:begin -->", "<!-- frame:end -->")
 FILES = ("<!-- files:begin -->", "<!-- files:end -->")
+BUILDS = ("<!-- builds:begin -->", "<!-- builds:end -->")
+GPU = ("<!-- gpu:begin -->", "<!-- gpu:end -->")
 HEAD = ("model", "boxes", "AP", "95 % interval", "AP50", "AP75", "AR", "ms a photo", "MB")
 
 
@@ -126,18 +132,31 @@ def fill(document: str, block: str, marks: tuple[str, str] = (BEGIN, END)) -> st
 def main(argv: Sequence[str] | None = None) -> int:
     """Fill the documents named after the report."""
     report, *documents = map(Path, sys.argv[1:] if argv is None else argv)
-    record = {} if report.is_dir() else json.loads(report.read_text(encoding="utf-8"))
-    if report.is_dir():
-        block, marks = files_block(report), FILES
-    elif "tasks" in record:
-        block, marks = runtimes_block(record), RUNTIMES
-    elif "peak_rss_mib_3840x2160" in record:
-        block, marks = frame_block(record), FRAME
-    else:
-        block, marks = results_block(record), (BEGIN, END)
+    block, marks = _block(report)
     for path in documents:
         write_file(path, fill(path.read_text(encoding="utf-8"), block, marks))
     return 0
+
+
+def _block(report: Path) -> tuple[str, tuple[str, str]]:
+    """The Markdown of a report, and the marks that it stands between."""
+    if "*" in report.name:
+        return gpu_block([_read(path) for path in sorted(report.parent.glob(report.name))]), GPU
+    runs = sorted(report.glob("runtimes-*.json")) if report.is_dir() else [report]
+    if not runs:
+        return files_block(report), FILES
+    record, *others = map(_read, runs)
+    if "tasks" in record:
+        return runtimes_block([record, *others]), RUNTIMES
+    if "peak_rss_mib_3840x2160" in record:
+        return frame_block(record), FRAME
+    if "builds" in record:
+        return builds_block(record), BUILDS
+    return results_block(record), (BEGIN, END)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _row(model: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Self, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.files import FINDER_KEY, SPEC_KEY
 
@@ -46,21 +47,30 @@ def place_of(device: Device) -> Place:
 class HeldImage:
     """An image in a device's memory: uploaded once for all the models there that take frames.
 
-    `Backend.hold` makes one. `array` is the image on the host; `handle` is the runtime's own, and
-    only models that share its `store` understand it. Its memory goes back with `close`, or when
-    nobody refers to it any more.
+    `Backend.hold` makes one, and `Backend.adopt` of an image that is there already. `array` is the
+    image on the host; `handle` is the runtime's own, and only models that share its `store`
+    understand it. Its memory goes back with `close`, or when nobody refers to it any more.
     """
 
     def __init__(
-        self, array: NDArray[np.uint8], store: object, handle: Any, give_back: Callable[[Any], None]
+        self,
+        image: NDArray[np.uint8] | GpuImage,
+        store: object,
+        handle: Any,
+        give_back: Callable[[Any], None],
     ) -> None:
-        self.array, self.store, self.handle = array, store, handle
+        self._image, self.store, self.handle = image, store, handle
         self.close = weakref.finalize(self, give_back, handle)
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The image on the host; one that was adopted is copied there."""
+        return self._image.host if isinstance(self._image, GpuImage) else self._image
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(height, width, 3)."""
-        return self.array.shape
+        return self._image.shape
 
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -150,6 +160,15 @@ class Backend(ABC):
 
         None where nothing is gained: on the CPU, and for a model that does not take frames of that
         size. Raises BackendError when the device fails.
+        """
+        del image
+        return None
+
+    def adopt(self, image: GpuImage) -> HeldImage | None:
+        """`hold` for an image that lies on the device already, which is read where it is.
+
+        It must stay as it is until the runs with it have ended. None where the model cannot do so.
+        Raises ImageError when it lies on another device, BackendError when the device fails.
         """
         del image
         return None

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cfpose_sdk.errors import ArtifactError, MissingDependencyError, is_installed
-from cfpose_sdk.files import check_model_file
+from cfpose_sdk.errors import ArtifactError, require
+from cfpose_sdk.files import CACHE_VARIABLE as CACHE_VARIABLE
+from cfpose_sdk.files import cache_folder, check_model_file
 from cfpose_sdk.files import digest as file_digest
 
-CACHE_VARIABLE = "CFPOSE_CACHE"
 # of `cfpose-export adopt`; the test of the export compares them with its own
 PRESETS = ("rtmpose", "rtmw", "simcc-hrnet", "vitpose", "hrnet", "tinypose", "movenet")
 _FORMAT = 2  # of what lies in the cache; grows when adoption gives other artifacts
@@ -36,20 +36,15 @@ def adopted_file(preset: str, path: Path) -> Path:
 
     The cache is below $CFPOSE_CACHE, else ~/.cache/cfpose; the name holds the file's hash. The
     licence is recorded as not stated. Raises ArtifactError when the file cannot be adopted,
-    MissingDependencyError without the package onnx.
+    MissingDependencyError without the extra adopt.
     """
     check_model_file(path, "a foreign pose network (.onnx)")
-    chosen = os.environ.get(CACHE_VARIABLE)
-    folder = (Path(chosen) if chosen else Path.home() / ".cache" / "cfpose") / "adopted"
+    folder = cache_folder("adopted")
     digest = file_digest(path)
     target = folder / f"{path.stem}-{preset}-{digest[:16]}-{_FORMAT}.onnx"
     if target.is_file():
         return target
-    if not is_installed("onnx"):
-        raise MissingDependencyError(
-            f"adopting {path.name} needs onnx, which is not installed; run: pip install "
-            f"'cfpose-sdk[export]'"
-        )
+    require("onnx", "ml_dtypes", extra="adopt", why=f"adopting {path.name}")
     unfinished = target.with_name(f".{uuid.uuid4().hex}.part.onnx")
     words = ["adopt", str(path), "--preset", preset, "--license", "not stated", "--name", path.stem]
     try:

@@ -74,6 +74,7 @@ def _bulk(options: argparse.Namespace) -> int:
         threads=options.threads,
         shard_size=options.shard_size,
         covariance=options.covariance,
+        precision=options.precision,
     )
     check_output_folder("--out", options.out)
     photos = photos_of(options.sources) + [p for file in options.list for p in _listed(file)]

@@ -18,7 +18,8 @@ from cfpose_sdk.backends.foreign import PRESETS
 from cfpose_sdk.cli.bulk import add_bulk
 from cfpose_sdk.cli.outputs import OpenPoseFormat, OutputFiles
 from cfpose_sdk.cli.predict import predict
-from cfpose_sdk.cli.serve import add_serve, device
+from cfpose_sdk.cli.serve import add_precision, add_serve, device
+from cfpose_sdk.cli.tune import add_tune
 from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.diagnostics.doctor import describe, examine, model_facts
 from cfpose_sdk.media.draw import Colouring, check_style
@@ -27,6 +28,7 @@ from cfpose_sdk.streaming.stream import StreamOptions
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+_BATCH_FRAMES = 8
 _CODES = (
     "exit codes: 0: every source was read to its end; 1: some were not, and the results of the "
     "others are written; 2: wrong use, or nothing could be read, and no file is left; 130: "
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     add_serve(commands)
     add_bulk(commands)
+    add_tune(commands)
     _add_doctor(commands)
     return parser
 
@@ -118,6 +121,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         help="device that runs the models: auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N, "
         "openvino (default: %(default)s)",
     )
+    add_precision(command)
     command.add_argument(
         "--allow-fallback",
         action="store_true",
@@ -205,6 +209,12 @@ def _add_video_options(command: argparse.ArgumentParser) -> None:
         default=0.0,
         help="open a camera or URL that is lost again, for up to so many seconds; ids end there",
     )
+    command.add_argument(
+        "--latency",
+        action="store_true",
+        help="give the poses of each frame at once; without it up to 8 frames of photos and video "
+        "files wait for each other, for more frames a second. Cameras, URLs and --show never wait",
+    )
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -231,6 +241,7 @@ def _predict(options: argparse.Namespace) -> int:
         track=options.track,
         smooth=options.smooth,
         reconnect_s=options.reconnect,
+        batch_frames=1 if options.latency or options.show else _BATCH_FRAMES,
     )
     return predict(
         options.sources,
@@ -243,6 +254,7 @@ def _predict(options: argparse.Namespace) -> int:
         show=options.show,
         finding=DetectorOptions(**chosen) if given else None,
         max_people=options.max_people,
+        precision=options.precision,
     )
 
 

@@ -15,7 +15,9 @@ import cv2
 
 from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.foreign import adopted_file, split_preset
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.cli.outputs import OutputFiles, Sink
+from cfpose_sdk.commands import watched
 from cfpose_sdk.detectors import DetectorOptions
 from cfpose_sdk.errors import BackendError, InputError
 from cfpose_sdk.estimator import PoseEstimator
@@ -42,6 +44,7 @@ def predict(
     show: bool,
     finding: DetectorOptions | None = None,
     max_people: int | None = None,
+    precision: Precision | None = None,
 ) -> int:
     """Poses of all SOURCEs of the command line into the files asked for; returns the exit code.
 
@@ -62,6 +65,7 @@ def predict(
         allow_fallback=allow_fallback,
         detector_options=finding,
         max_people=max_people,
+        precision=precision,
     ) as estimator:
         run = PredictRun(estimator, outputs.open(), streaming, show, style=outputs.style)
         run.on_stdout = outputs.on_stdout
@@ -257,12 +261,13 @@ _REDRAW_S = 0.1
 
 
 class Progress:
-    """`with Progress("clip.mp4", 340) as line: line.step()`. Prints nothing when piped."""
+    """`with Progress("clip.mp4", 340) as line: line.step()`. Prints nothing into a pipe or file."""
 
     def __init__(self, label: str, total: int | None, stream: TextIO | None = None) -> None:
         self._label, self._total = label, total
         self._stream = sys.stderr if stream is None else stream
-        self._shown = self._stream.isatty()
+        self._shown = watched(self._stream)
+        self._width = 0
         self._begun = time.monotonic()
         self._drawn = 0.0
         self._done = 0
@@ -273,13 +278,16 @@ class Progress:
         now = time.monotonic()
         if self._shown and (now - self._drawn >= _REDRAW_S or self._done == self._total):
             self._drawn = now
-            self._stream.write(f"\r\x1b[K{self._text(now)}")
+            text = self._text(now)
+            # the blanks are for notebooks, which know no ESC [ K
+            self._stream.write(f"\r\x1b[K{text:<{self._width}}")
             self._stream.flush()
+            self._width = len(text)
 
     def clear(self) -> None:
         """Wipe the line, for something else to be printed there."""
         if self._shown and self._drawn:
-            self._stream.write("\r\x1b[K")
+            self._stream.write(f"\r{'':{self._width}}\r\x1b[K")
             self._stream.flush()
 
     def _text(self, now: float) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from cfpose_sdk.backends import place_of
 from cfpose_sdk.backends.foreign import adopted_file, split_preset
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.errors import InputError, require
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.serving.app import ServeOptions
@@ -56,11 +57,22 @@ def add_estimator(command: argparse.ArgumentParser) -> None:
         help="device that runs the models: auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N, "
         "openvino",
     )
+    add_precision(command)
     command.add_argument(
         "--threads", metavar="N", type=int, help="threads of the models; None: their choice"
     )
     command.add_argument(
         "--max-people", metavar="N", type=int, help="keep the N best-scored people of an image"
+    )
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    command.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="tuned: as `cfpose tune` found fastest on this machine; None: in float32, or as the "
+        "model's file is",
     )
 
 
@@ -119,6 +131,7 @@ def _serve(options: argparse.Namespace) -> int:
         device=options.device,
         threads=options.threads,
         max_people=options.max_people,
+        precision=options.precision,
     ) as estimator:
         serve(estimator, limits, options.host, options.port)
     return 0

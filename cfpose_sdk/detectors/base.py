@@ -22,12 +22,14 @@ from typing import (
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.backends import Backend, Device, HeldImage, open_backend
 from cfpose_sdk.backends.base import Arrays
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER as BUNDLED_FINDER
 from cfpose_sdk.boxes import box_array, check_boxes, fitting, letterbox, nms
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError
 from cfpose_sdk.files import as_path
+from cfpose_sdk.media.gpu_image import on_host
 from cfpose_sdk.media.image import Image
 from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
@@ -171,6 +173,20 @@ def _numbers(scores: object) -> NDArray[np.float32]:
         return array.astype(np.float32)
 
 
+def hold(backend: Backend, image: Image | GpuImage) -> HeldImage | None:
+    """`Backend.hold`, or `adopt` for an image that lies on a GPU already."""
+    return backend.adopt(image) if isinstance(image, GpuImage) else backend.hold(image)
+
+
+def as_given(detector: Detector, image: Image | GpuImage, name: str) -> object:
+    """The image for a detector that does not read it on a GPU; a caller's function gets its own."""
+    if not isinstance(image, GpuImage):
+        return image
+    if not isinstance(detector, OpenDetector) and image.given is not None:
+        return image.given
+    return on_host(image, f"the detector, {name}, reads it there")
+
+
 def padded(image: Image, least: int) -> Image:
     """The image with black at its right and lower border, until no side is below `least`."""
     missing = [(0, max(0, least - side)) for side in image.shape[:2]]
@@ -227,9 +243,11 @@ class PersonFinder:
         """Pickled as its options, opened anew where it is unpickled."""
         return self._again, ()
 
-    def hold(self, image: Image) -> HeldImage | None:
-        """`Backend.hold` of a finder that takes frames, None of another."""
-        return self._backend.hold(image) if self._takes_frames else None
+    def hold(self, image: Image | GpuImage) -> HeldImage | None:
+        """`Backend.hold` or `adopt` of a finder that takes frames, None of another."""
+        if not self._takes_frames:
+            return None
+        return hold(self._backend, image)
 
     def __call__(self, image: Image | HeldImage) -> Detections:
         """People in a BGR image by falling score, clipped to the frame.

@@ -27,6 +27,7 @@ from cfpose_sdk.diagnostics.machine import (
     running_providers,
     tensorrt_flavours,
     torch_devices,
+    tuning_of,
 )
 from cfpose_sdk.diagnostics.versions import (
     cuda_of_wheels,
@@ -54,7 +55,7 @@ _PACKAGES = {
     "cuda-bindings": "tensorrt",
     "pycuda": "pycuda",
     "torch": "train",
-    "onnx": "export",
+    "onnx": "adopt",
     "pycocotools": "bench",
     "ultralytics": "ultralytics",
     "ray": "ray",
@@ -122,7 +123,8 @@ def examine() -> dict[str, Any]:
             "parity": parity,
         },
         "problems": [*_problems(runs, packages), *old.values(), *too_new(driver, wheels)],
-        "advice": _advice(gpus, providers, packages),
+        "tuning": {name: tuning_of(path) for name, path in bundled_models().items()},
+        "advice": [*_advice(gpus, providers, packages), *_tuning_advice(gpus, packages)],
     }
 
 
@@ -153,6 +155,7 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"  bundled models on {named}: {state}")
         answers = report["models"]["parity"][device]
         lines += [f"    {name}: {message}" for name, message in answers.items()]
+    lines += [f"  tuning of {name}: {state}" for name, state in report["tuning"].items()]
     if model := report.get("model"):
         honest = "calibrated" if model["calibrated"] else "uncalibrated"
         lines += ["", f"  {model['file']}: {model['name']}, {model['precision']}, {honest}"]
@@ -280,6 +283,16 @@ def _advice(
             f"'cfpose-sdk[tensorrt-cu13]', or for a GeForce or RTX GPU 'cfpose-sdk[tensorrt-rtx]'"
         )
     return advice
+
+
+def _tuning_advice(gpus: list[dict[str, str]], packages: dict[str, str | None]) -> list[str]:
+    """What would give `cfpose tune` more to choose from, on a machine without a GPU."""
+    if gpus or packages["openvino"]:
+        return []
+    return [
+        "OpenVINO is another fast runtime for CPUs; run: pip install 'cfpose-sdk[openvino]', then: "
+        "cfpose tune"
+    ]
 
 
 def _both(packages: dict[str, str | None]) -> bool:

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from cfpose_sdk.backends.tuned import read_tuned
+from cfpose_sdk.errors import CfposeError
+
 _NOT_LOCAL = {"AzureExecutionProvider"}  # runs models of a remote service, not files
 
 
@@ -81,6 +84,14 @@ def _convolution(torch: Any, device: str) -> str:
     except RuntimeError as error:
         return f"does not run: {' '.join(str(error).split())[:200]}"
     return "runs" if right else "gives a wrong answer"
+
+
+def tuning_of(model: Path) -> str:
+    """What `cfpose tune` brought for a model here, or what is missing and the command."""
+    try:
+        return read_tuned(model).told
+    except CfposeError as error:
+        return str(error)
 
 
 def _zeros(node: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.errors import ImageError, InputError
 from cfpose_sdk.files import (
     PHOTO_SUFFIXES,
@@ -20,10 +21,12 @@ from cfpose_sdk.files import (
     shown,
     what_is_at,
 )
+from cfpose_sdk.media.gpu_image import OtherImage, gpu_image
 from cfpose_sdk.media.image import Image, check_image, decode_image, read_image
 from cfpose_sdk.media.names import PathLike, base_name, fetch_photo, is_url
 
-Source = PathLike | int | Iterable[Image | PathLike]
+Picture = Image | OtherImage | PathLike
+Source = PathLike | int | Iterable[Picture]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Frame:
     stamp; the clock's for a camera or URL). `take` counts how often a camera was lost before it.
     """
 
-    image: Image
+    image: Image | GpuImage
     name: str | None
     read_ms: float
     number: int | None = None
@@ -67,10 +70,10 @@ class Footage:
     own: bool = True  # False: a caller's iterable, which should run in the caller's thread
 
 
-def load_frame(item: Image | PathLike, name: str | None = None) -> Frame:
+def load_frame(item: Picture, name: str | None = None) -> Frame:
     """A BGR array or a photo's path → Frame, named by its file where no name is given.
 
-    Raises ImageError, for a web address too.
+    An array in a GPU's memory stays there (`gpu_image`). Raises ImageError, for a web address too.
     """
     start = time.perf_counter()
     if is_url(item):
@@ -78,9 +81,10 @@ def load_frame(item: Image | PathLike, name: str | None = None) -> Frame:
             f"{shown(item)} is a web address; expected a photo's path or an array: download it, or "
             f"pass it to stream()"
         )
+    image: Image | GpuImage | None
     if isinstance(item, str | os.PathLike):
         image, name = _read_photo(item), printable(name or base_name(item))
-    else:
+    elif (image := gpu_image(item)) is None:
         image = check_image(item)
     return Frame(image, name, (time.perf_counter() - start) * 1000)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.errors import ImageError, InputError
 from cfpose_sdk.files import as_path, shown, what_is_at, write_file
 from cfpose_sdk.media.containers import count_pictures, turn_avif
+from cfpose_sdk.media.gpu_image import gpu_image, host_array
 
 Image = NDArray[np.uint8]
 _JPEG_START = b"\xff\xd8"
@@ -66,8 +67,9 @@ def check_image(image: object) -> Image:
     """Return `image` as BGR uint8 (H, W, 3), C-contiguous.
 
     Takes uint8 (H, W, 3), and grey (H, W) or (H, W, 1), which is repeated over three channels;
-    views with any strides; the same as a torch tensor on any device; and a PIL image, whose RGB is
-    turned into BGR. Raises ImageError for everything else rather than guess a conversion.
+    views with any strides; the same as a torch tensor on any device, and by DLPack; arrays in a
+    GPU's memory as `gpu_image` takes them, which are copied; and a PIL image, whose RGB is turned
+    into BGR. Raises ImageError for everything else rather than guess a conversion.
     """
     image = _as_array(image)
     if isinstance(image, np.ndarray):
@@ -215,13 +217,21 @@ def _check_png(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _as_array(image: object) -> object:
-    """Arrays of a PIL image or of a torch tensor; anything else as it is."""
+    """Arrays of a PIL image, a torch tensor, DLPack or a GPU's array; anything else as it is."""
+    if isinstance(image, np.ndarray):
+        return image
     module = type(image).__module__
     try:
         if module.startswith("PIL.") and hasattr(image, "convert"):
             return np.asarray(image.convert("RGB"))[:, :, ::-1]
         if module.startswith("torch") and hasattr(image, "detach"):
             return np.asarray(image.detach().cpu())
+        if (found := gpu_image(image)) is not None:
+            return found.host
+        if (array := host_array(image)) is not None:
+            return array
+    except ImageError:
+        raise
     except Exception as error:  # a file that PIL reads only now, a type that NumPy lacks
         raise ImageError(
             f"an image must be a BGR uint8 numpy array (H, W, 3); this {type(image).__name__} "
@@ -250,10 +260,10 @@ def write_picture(path: str | Path, image: Image) -> Path:
 
 
 def thumbnail(image: Image) -> bytes:
-    """PNG of a BGR image, shrunk to 800 pixels where it is larger."""
+    """JPEG of a BGR image, shrunk to 800 pixels where it is larger."""
     height, width = image.shape[:2]
     scale = min(1.0, _THUMBNAIL_PX / max(height, width))
     if scale < 1:
         size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA).astype(image.dtype)
-    return bytes(cv2.imencode(".png", image)[1].tobytes())
+    return bytes(cv2.imencode(".jpg", image)[1].tobytes())

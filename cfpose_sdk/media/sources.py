@@ -16,6 +16,7 @@ from cfpose_sdk.media.frames import (
     Footage,
     Frame,
     Item,
+    Picture,
     Source,
     Unread,
     expand,
@@ -24,7 +25,7 @@ from cfpose_sdk.media.frames import (
     load_frame,
     opencv_path,
 )
-from cfpose_sdk.media.image import Image, check_image, quiet_opencv
+from cfpose_sdk.media.image import check_image, quiet_opencv
 from cfpose_sdk.media.names import (
     Names,
     PathLike,
@@ -230,7 +231,7 @@ def open_frames(source: Source) -> Iterator[Frame]:
     return _frames(open_source(source))
 
 
-def _listed(entries: Iterable[Image | PathLike], names: Names | None, *, own: bool) -> Footage:
+def _listed(entries: Iterable[Picture], names: Names | None, *, own: bool) -> Footage:
     if names is None:
         listed = entries if isinstance(entries, list | tuple) else ()
         names = distinct_names(entry for entry in listed if isinstance(entry, str | os.PathLike))
@@ -239,7 +240,7 @@ def _listed(entries: Iterable[Image | PathLike], names: Names | None, *, own: bo
     return Footage(items, items.close, count=count, own=own)
 
 
-def _items(entries: Iterable[Image | PathLike], names: Names) -> Generator[Item, None, None]:
+def _items(entries: Iterable[Picture], names: Names) -> Generator[Item, None, None]:
     for entry in entries:
         name = names.get(entry) if isinstance(entry, str | os.PathLike) else None
         try:

@@ -206,6 +206,7 @@ def make_app(
             "status": "ok",
             "model": estimator.info.name,
             "provider": estimator.info.provider,
+            "tuned": estimator.info.tuned,
             "decoders": len(service.decoders.pids),
             "waiting": service.waiting,
             "version": cfpose_sdk.__version__,

@@ -14,16 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from cfpose_sdk.backends import Device
 from cfpose_sdk.backends.bundled import DEFAULT, model_file
+from cfpose_sdk.backends.tuned import Precision
 from cfpose_sdk.errors import BackendError, InputError, require
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import digest, printable
-from cfpose_sdk.media.frames import expand, is_video
-from cfpose_sdk.serving.shards import Counts, Row, ShardFolder, usable_cores
+from cfpose_sdk.formats import person_records
+from cfpose_sdk.media.frames import Footage, Item, Unread, expand, is_video, load_frame
+from cfpose_sdk.results import Poses
+from cfpose_sdk.serving.shards import Counts, Row, ShardFolder, count, usable_cores
+from cfpose_sdk.streaming.stream import StreamOptions
 
 Shard = tuple[int, list[str]]  # its number and its photos
 OnShard = Callable[[Counts], None]
+_STREAM = StreamOptions(batch_frames=8)
+_PIECE = range(4, 33)  # photos that a worker is given at a time
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class BulkOptions:
     threads: int | None = None
     shard_size: int = 100
     covariance: bool = False
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "shard_size", "max_people"):
@@ -90,7 +99,7 @@ def run_bulk(
         finished = _on_ray(todo, options, ray) if ray else _on_processes(todo, options)
         for number, rows in finished:
             shards.write(number, rows)
-            counts = shards.counts(number) or Counts()
+            counts = count(rows)
             total += counts
             _tell(on_shard, counts)
     shards.finish(total, -(-len(photos) // size))
@@ -110,9 +119,13 @@ def _plan(options: BulkOptions) -> dict[str, Any]:
             "detector": Path(options.detector).name,
             "detector_sha256": digest(options.detector),
         }
-    with PoseEstimator(options.model, detector=options.detector, device=options.device) as opened:
-        joints = list(opened.spec.skeleton.keypoints)
+    with PoseEstimator(
+        options.model, detector=options.detector, device=options.device, precision=options.precision
+    ) as opened:
+        joints, tuned = list(opened.spec.skeleton.keypoints), opened.info.tuned
     chosen = {"shard_size": options.shard_size, "max_people": options.max_people}
+    if options.precision is not None:  # another tuning gives other digits
+        plan["precision"] = f"{options.precision}: {tuned}"
     return {**plan, **chosen, "covariance": options.covariance, "keypoints": joints}
 
 
@@ -127,29 +140,49 @@ class Poser:
             device=options.device,
             threads=threads,
             max_people=options.max_people,
+            precision=options.precision,
         )
 
     def rows(self, photos: Sequence[str]) -> list[Row]:
         """A row for each photo, in order; the reason where one cannot be read."""
-        return [self._row(photo) for photo in photos]
+        rows: list[Row] = []
 
-    def _row(self, photo: str) -> Row:
-        name = printable(photo)
-        try:
-            poses = self._estimator.predict(photo)
-        except InputError as error:
-            return {"image": name, "size_wh": None, "people": None, "error": printable(str(error))}
-        people = poses.to_dict()["people"]
+        def broken(error: InputError) -> None:
+            rows.append(_broken_row(photos[len(rows)], error))
+
+        while len(rows) < len(photos):
+            footage = Footage(_loaded(photos[len(rows) :]), lambda: None)
+            try:
+                with self._estimator.open_stream(footage, _STREAM, broken) as stream:
+                    for poses in stream:
+                        rows.append(self._row(photos[len(rows)], poses))
+            except InputError as error:  # of the detector; the photos after this one go on
+                broken(error)
+        return rows
+
+    def _row(self, photo: str, poses: Poses) -> Row:
+        people = person_records(
+            poses.xy, poses.confidence, poses.visible, poses.boxes, poses.box_scores,
+            ids=None, covariance=poses.covariance if self._covariance else None, xy_raw=None,
+        )  # fmt: skip
         for person in people:
             del person["visible"]  # confidence ≥ 0.3
-            if not self._covariance:
-                person.pop("covariance", None)
-        return {
-            "image": name,
-            "size_wh": list(poses.image_size_wh),
-            "people": people,
-            "error": None,
-        }
+        size_wh = list(poses.image_size_wh)
+        return {"image": printable(photo), "size_wh": size_wh, "people": people, "error": None}
+
+
+def _broken_row(photo: str, error: InputError) -> Row:
+    reason = printable(str(error))
+    return {"image": printable(photo), "size_wh": None, "people": None, "error": reason}
+
+
+def _loaded(photos: Sequence[str]) -> Iterator[Item]:
+    for photo in photos:
+        try:
+            item: Item = load_frame(photo)
+        except InputError as error:
+            item = Unread(error)
+        yield item
 
 
 _POSERS: list[Poser] = []  # of a worker process: its one
@@ -160,6 +193,7 @@ def _begin_worker(options: BulkOptions, threads: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    cv2.setNumThreads(threads)
     _POSERS.append(Poser(options, threads))
 
 
@@ -169,14 +203,14 @@ def _follow(parent: Any) -> None:
     os._exit(1)
 
 
-def _work(shard: Shard) -> tuple[int, list[Row]]:
-    number, photos = shard
-    return number, _POSERS[0].rows(photos)
+def _work(photos: list[str]) -> list[Row]:
+    return _POSERS[0].rows(photos)
 
 
 def _on_processes(todo: Sequence[Shard], options: BulkOptions) -> Iterator[tuple[int, list[Row]]]:
     cores = usable_cores()
-    workers = min(options.workers or cores, len(todo))
+    photos = sum(len(photos) for _, photos in todo)
+    workers = min(options.workers or cores, -(-photos // _PIECE.start))
     threads = options.threads or max(1, cores // workers)
     pool = ProcessPoolExecutor(
         workers,
@@ -186,7 +220,7 @@ def _on_processes(todo: Sequence[Shard], options: BulkOptions) -> Iterator[tuple
         initargs=(options, threads),
     )
     try:
-        yield from _finished(pool, list(todo), 2 * workers)
+        yield from _finished(pool, todo, workers)
     except BrokenProcessPool as error:
         raise BackendError(
             "a worker process died (killed, or out of memory?); the shards that were done are "
@@ -200,19 +234,40 @@ def _on_processes(todo: Sequence[Shard], options: BulkOptions) -> Iterator[tuple
 
 
 def _finished(
-    pool: ProcessPoolExecutor, todo: list[Shard], most: int
+    pool: ProcessPoolExecutor, todo: Sequence[Shard], workers: int
 ) -> Iterator[tuple[int, list[Row]]]:
-    """Shards as they are done; a few wait at a time, so that memory does not grow with the run."""
-    running: set[Future[tuple[int, list[Row]]]] = set()
-    waiting = iter(todo)
+    """Shards as they are done; a few pieces wait at a time, so that memory does not grow with the
+    run.
+    """
+    running: dict[Future[list[Row]], tuple[int, int]] = {}  # the shard, and the place in it
+    missing = {number: len(photos) for number, photos in todo}
+    parts: dict[int, dict[int, list[Row]]] = {number: {} for number in missing}
+    waiting = _pieces(todo, workers)
     while True:
-        while len(running) < most and (shard := next(waiting, None)) is not None:
-            running.add(pool.submit(_work, shard))
+        while len(running) < 2 * workers and (piece := next(waiting, None)) is not None:
+            number, first, photos = piece
+            running[pool.submit(_work, photos)] = (number, first)
         if not running:
             return
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            number, first = running.pop(future)
+            parts[number][first] = future.result()
+            missing[number] -= len(parts[number][first])
+            if not missing[number]:
+                rows = parts.pop(number)
+                yield number, [row for first in sorted(rows) for row in rows[first]]
+
+
+def _pieces(todo: Sequence[Shard], workers: int) -> Iterator[tuple[int, int, list[str]]]:
+    """Shard, place in it, and photos; the pieces grow small, so that the workers end together."""
+    left = sum(len(photos) for _, photos in todo)
+    for number, photos in todo:
+        first = 0
+        while first < len(photos):
+            size = min(max(_PIECE.start, left // (4 * workers)), _PIECE[-1])
+            piece = photos[first : first + size]
+            yield number, first, piece
+            first, left = first + len(piece), left - len(piece)
 
 
 class _RayPoser:

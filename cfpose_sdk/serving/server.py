@@ -39,7 +39,7 @@ def _say_ready(estimator: PoseEstimator, listening: socket.socket) -> None:
     address, info = listening.getsockname(), estimator.info
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     print(
-        f"cfpose: {info.name} ({info.provider}) on http://{host}:{address[1]}, "
+        f"cfpose: {info.name} ({info.tuned or info.provider}) on http://{host}:{address[1]}, "
         f"POST photos to /predict; Ctrl-C ends",
         file=sys.stderr, flush=True,
     )  # fmt: skip

@@ -4,16 +4,21 @@
     ids, smoothing
 
 Each bracket holds at most `prefetch` frames, so that memory stays bounded however long the source.
+With `batch_frames` the caller's thread takes several frames of a file at once through the pose
+network.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, get_args
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.detectors.base import TimedDetections
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
@@ -25,15 +30,18 @@ from cfpose_sdk.streaming.tracking import Tracker, TrackOptions, carried_boxes
 
 Broken = Literal["warn", "raise"]
 _PREFETCH = 4
+_GROUP_BYTES = 3 << 24  # of the frames that wait together: 8 of 1920 x 1080
 
 
 class Engine(Protocol):
     """The two steps of an estimator that a stream runs."""
 
     @property
-    def detect(self) -> Callable[[Image], TimedDetections]: ...
+    def detect(self) -> Callable[[Image | GpuImage], TimedDetections]: ...
 
-    def pose(self, frame: Frame, people: TimedDetections) -> Poses: ...
+    def poses(
+        self, frames: Sequence[Frame], people: Sequence[TimedDetections]
+    ) -> Sequence[Poses]: ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,11 @@ class StreamOptions:
     smooth: bool | SmoothOptions = False
     broken: Broken = "warn"
     reconnect_s: float = 0.0
+    batch_frames: int = 1
 
     def __post_init__(self) -> None:
+        if self.batch_frames < 1:
+            raise InputError(f"batch_frames must be 1 or more, got {self.batch_frames}")
         if self.prefetch is not None and self.prefetch < 0:
             raise InputError(f"prefetch must be 0 frames or more, got {self.prefetch}")
         if self.detect_every < 1:
@@ -125,30 +136,87 @@ def _poses(
     threads: list[Prefetcher[Item] | Prefetcher[Step]] = []
     tracker, smoother = options.tracker, options.smoother
     last: Poses | None = None
+    most = 1 if footage.live else options.batch_frames
     try:
-        for item, people, begins in _steps(engine, footage, options, threads):
-            if isinstance(item, Unread):
-                broken(item.error)
-                continue
-            if begins and tracker is not None:
-                tracker.forget()
-            if begins and smoother is not None:
-                smoother.forget()
-            if people is None and last is not None:
-                people = TimedDetections(carried_boxes(last), 0.0)
-            poses = engine.pose(item, people or engine.detect(item.image))
-            last = replace(poses, image=None)  # lets the memory of the frame go
-            if tracker is not None:
-                poses = tracker.update(poses)
-            if smoother is not None:
-                poses = smoother.update(poses)
-            yield poses
-            del poses, item, people
+        for group in _groups(_steps(engine, footage, options, threads), most):
+            done = _posed(engine, group, last)
+            group.clear()  # lets the memory of the frames go, one by one
+            while done:
+                poses, begins = done.popleft()
+                if isinstance(poses, InputError):
+                    broken(poses)
+                    continue
+                if begins and tracker is not None:
+                    tracker.forget()
+                if begins and smoother is not None:
+                    smoother.forget()
+                last = replace(poses, image=None)
+                if tracker is not None:
+                    poses = tracker.update(poses)
+                if smoother is not None:
+                    poses = smoother.update(poses)
+                yield poses
+                del poses
     finally:
         for thread in threads:  # the reader first: the detector then sees the end of its frames
             thread.close()
         if not any(thread.alive for thread in threads):
             footage.close()
+
+
+def _groups(steps: Iterator[Step], most: int) -> Iterator[list[Step]]:
+    """Up to `most` steps at a time; the boxes of a step without people come from the one before it,
+    so that it begins a group. What `steps` raises is raised after the steps before it.
+    """
+    group: list[Step] = []
+    held = 0
+    try:
+        for step in steps:
+            if group and not isinstance(step[0], Unread) and step[1] is None:
+                yield group
+                group, held = [], 0
+            group.append(step)
+            held += 0 if isinstance(step[0], Unread) else math.prod(step[0].image.shape)  # uint8
+            del step
+            if len(group) >= most or held >= _GROUP_BYTES:
+                yield group
+                group, held = [], 0
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
+def _posed(
+    engine: Engine, group: Sequence[Step], last: Poses | None
+) -> deque[tuple[Poses | InputError, bool]]:
+    """Poses of each step in order, or why there are none; and whether a sequence begins there."""
+    frames, people = [], []
+    for item, found, _ in group:
+        if isinstance(item, Unread):
+            continue
+        if found is None and last is not None:  # the group's first
+            found = TimedDetections(carried_boxes(last), 0.0)
+        frames.append(item)
+        people.append(found or engine.detect(item.image))
+    done: Iterator[Poses | InputError]
+    try:
+        done = iter(engine.poses(frames, people))
+    except InputError:
+        done = iter([_alone(engine, *each) for each in zip(frames, people, strict=True)])
+    return deque(
+        (item.error if isinstance(item, Unread) else next(done), begins)
+        for item, _, begins in group
+    )
+
+
+def _alone(engine: Engine, frame: Frame, people: TimedDetections) -> Poses | InputError:
+    try:
+        return engine.poses([frame], [people])[0]
+    except InputError as error:
+        return error
 
 
 def _steps(

@@ -5,4 +5,4 @@ Graphs and engines need onnx alone; what starts from a checkpoint needs PyTorch 
 
 from cfpose_sdk.errors import require
 
-require("onnx", extra="export", why="cfpose_export")
+require("onnx", "ml_dtypes", extra="adopt", why="cfpose_export")

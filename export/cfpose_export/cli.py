@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cfpose_export import artifacts, checkpoint_commands, deploy_commands, engine_command
 from cfpose_export.adopt import command as adopt_commands
 from cfpose_export.precision import commands as precision_commands
+from cfpose_export.precision import runtime_gate
 from cfpose_export.triton import repository
 from cfpose_sdk.errors import ExportError
 from cfpose_sdk.files import check_command_outputs, check_output_folder
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         checkpoint_commands,
         adopt_commands,
         precision_commands,
+        runtime_gate,
         engine_command,
         deploy_commands,
         artifacts,

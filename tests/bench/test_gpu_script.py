@@ -105,7 +105,7 @@ def test_each_step_is_recorded_and_the_rest_goes_on(
 
     line = ["--model", "tiny=tiny.onnx", "--model", "other=other.onnx", "--results", str(tmp_path)]
     assert steps.main(line, run) == 0
-    found = json.loads((tmp_path / "tiny-some-gpu-9000.json").read_text())
+    found = json.loads((tmp_path / "gpu-tiny-some-gpu-9000.json").read_text())
     assert found["environment"]["gpu"]["name"] == "Some GPU 9000"
     records = found["steps"]
     assert tuple(records) == STEPS
@@ -116,7 +116,7 @@ def test_each_step_is_recorded_and_the_rest_goes_on(
     assert records["engine-fp16"]["figures"] == {"built": True}
     assert records["bench-engines"]["figures"] == {"models": [1]}
     assert records["check-pose"]["command"].endswith("--reference tiny.onnx")
-    other = json.loads((tmp_path / "other-some-gpu-9000.json").read_text())["steps"]
+    other = json.loads((tmp_path / "gpu-other-some-gpu-9000.json").read_text())["steps"]
     assert "doctor" not in other  # once a machine
     assert "failed boxes differ by 9" in capsys.readouterr().out
     # the commands of this checkout, whatever is installed

@@ -27,7 +27,7 @@ def test_documents_show_the_committed_report(root: Path, document: str) -> None:
 def test_the_export_guide_shows_the_committed_frame_report(root: Path) -> None:
     record = json.loads((root / "studies/results/frame-input-dev.json").read_text("utf-8"))
     block = frame_block(record)
-    assert block in (root / "export/README.md").read_text(encoding="utf-8"), "run: make tables"
+    assert block in (root / "docs/export.md").read_text(encoding="utf-8"), "run: make tables"
     for name, row in record["accuracy"].items():
         taps = name.removeprefix("frame, ")
         said = {"cv2": "bilinear", "area": "INTER_AREA"}.get(name, f"--{taps}`")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,32 @@ def test_the_second_process_finds_its_kernels(engine: Path, flavour: str) -> Non
         boxes = np.array([[10, 10, 60, 90]], np.float32)
         backend.run({"frame": np.zeros((240, 320, 3), np.uint8), "boxes": boxes})
     assert kernels_path(engine).stat().st_size > 0
+
+
+@contextmanager
+def _on_gpu(library: str, image: np.ndarray) -> Iterator[Any]:
+    """The image as an array of a library, made on a stream that nobody has waited for."""
+    package = pytest.importorskip(library)
+    if library == "torch":
+        if not package.cuda.is_available():
+            pytest.skip("this PyTorch sees no GPU")
+        with package.cuda.stream(package.cuda.Stream()):
+            yield (package.from_numpy(image).cuda(non_blocking=True) + 1) - 1
+    elif library == "cupy":
+        with package.cuda.Stream(non_blocking=True):
+            yield (package.asarray(image) + 1) - 1
+    else:
+        yield package.to_device(image, stream=package.stream())
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy", "numba.cuda"])
+def test_images_in_the_gpus_memory_give_the_same(
+    engine: Path, street: np.ndarray, library: str
+) -> None:
+    with warnings.catch_warnings(action="error"), PoseEstimator(engine) as estimator:
+        expected = estimator.predict(street)
+        for _ in range(20):
+            with _on_gpu(library, street) as image:
+                got = estimator.predict(image)
+            assert got.image is None  # no copy was made of it
+            np.testing.assert_allclose(got.xy, expected.xy, atol=0.1)

@@ -1,7 +1,8 @@
-"""Does it leak? Frames, open/close cycles and threads, for longer than a test may take.
+"""Does it leak? Frames, open/close cycles, threads and processes, for longer than a test may take.
 
-Run: make soak, or python tests/long/soak.py [--frames N] [--cycles N] [--predictions N]. Prints a
-JSON report; exits 1 when memory grows, a thread or a file handle is left, or threads differ.
+Run: make soak, or python tests/long/soak.py [--frames N] [--cycles N] [--predictions N]
+[--processes N]. Prints a JSON report; exits 1 when memory grows, a thread, a process or a file
+handle is left, or threads and processes differ or never answer.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +27,12 @@ import cv2
 import numpy as np
 
 from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.results import Poses
 
 MAX_GROWTH_MB = 24.0  # between the medians of the second and the last quarter
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "photos" / "street.jpg"
 CLIP_FRAMES = 100
+ANSWER_S = 120.0  # a child that has not answered by then hangs
 Open = Callable[[], PoseEstimator]
 
 
@@ -124,6 +131,63 @@ def soak_threads(open_estimator: Open, threads: int, predictions: int) -> dict[s
     return {"threads": threads, "predictions": threads * predictions, "different": wrong}
 
 
+def soak_processes(open_estimator: Open, method: str, processes: int) -> dict[str, Any]:
+    """Children of a process whose estimator is open and has worked.
+
+    As documented: a forked one opens an estimator of its own, a spawned one gets the parent's
+    pickled. Both give the parent's very results, and the parent's goes on.
+    """
+    context: Any = multiprocessing.get_context(method)
+    resource_tracker.ensure_running()  # it keeps a handle for good
+    image = cv2.imread(str(PHOTO))
+    samples: list[float] = []
+    wrong = silent = 0
+    with open_estimator() as estimator:
+        expected = estimator.predict(image)
+        given = open_estimator if method == "fork" else estimator
+        files = handles()
+        for _ in range(processes):
+            answer, line = context.Pipe(duplex=False)
+            child = context.Process(target=_predict_in_child, args=(given, line))
+            with warnings.catch_warnings():  # of a fork beside threads: that is what is tried
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child.start()
+            line.close()
+            try:
+                found = answer.recv() if answer.poll(ANSWER_S) else None
+            except EOFError:  # it died
+                found = ()
+            silent += found is None
+            if found is None:
+                child.kill()
+            else:
+                wrong += not _same(found, expected)
+            wrong += not _same(_arrays(estimator.predict(image)), expected)
+            child.join()
+            child.close()
+            answer.close()
+            samples.append(rss_mb())
+        left = {
+            "processes": len(multiprocessing.active_children()), "handles": handles() - files,
+        }  # fmt: skip
+    facts = {"processes": processes, "different": wrong, "silent": silent, "left": left}
+    return {**facts, "growth_mb": growth_mb(samples)}
+
+
+def _predict_in_child(given: Open | PoseEstimator, line: Connection) -> None:
+    with given if isinstance(given, PoseEstimator) else given() as estimator:
+        line.send(_arrays(estimator.predict(cv2.imread(str(PHOTO)))))
+
+
+def _arrays(poses: Poses) -> tuple[Any, ...]:
+    return poses.xy, poses.confidence, poses.boxes
+
+
+def _same(found: tuple[Any, ...], expected: Poses) -> bool:
+    pairs = zip(found, _arrays(expected), strict=True) if found else [(0, 1)]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
 def failures(report: dict[str, dict[str, Any]]) -> list[str]:
     """What of the report is a leak or a difference."""
     found = []
@@ -135,6 +199,8 @@ def failures(report: dict[str, dict[str, Any]]) -> list[str]:
                 found.append(f"{part}: {count} {kind} left")
         if facts.get("different"):
             found.append(f"{part}: {facts['different']} results differ")
+        if facts.get("silent"):
+            found.append(f"{part}: {facts['silent']} processes never answered")
     return found
 
 
@@ -146,6 +212,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=200)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--predictions", type=int, default=500, help="a thread")
+    parser.add_argument("--processes", type=int, default=20, help="forked, and as many spawned")
     options = parser.parse_args()
 
     def open_estimator() -> PoseEstimator:
@@ -156,6 +223,8 @@ def main() -> int:
         report = {"frames": soak_frames(open_estimator, clip, options.frames)}
     report["cycles"] = soak_cycles(open_estimator, options.cycles)
     report["threads"] = soak_threads(open_estimator, options.threads, options.predictions)
+    for method in ("fork", "spawn"):
+        report[method] = soak_processes(open_estimator, method, options.processes)
     wrong = failures(report)
     print(json.dumps({**report, "failures": wrong}, indent=1))
     return 1 if wrong else 0

@@ -19,7 +19,7 @@ HOMES = {
     "cfpose_training": "training",
     "cfpose_export": "export",
 }
-EXTRAS = {"cfpose_bench": "bench", "cfpose_training": "train", "cfpose_export": "export"}
+EXTRAS = {"cfpose_bench": "bench", "cfpose_training": "train", "cfpose_export": "adopt"}
 
 IMPORT_ALL = """
 import importlib, json, sys
@@ -137,7 +137,7 @@ def test_the_runtime_names_its_extra(bare: BareEnvironment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"), [("bench", "bench"), ("train", "train"), ("export", "export")]
+    ("command", "extra"), [("bench", "bench"), ("train", "train"), ("export", "adopt")]
 )
 def test_a_command_names_its_extra(bare: BareEnvironment, command: str, extra: str) -> None:
     code = (

@@ -66,6 +66,12 @@ def test_every_module_of_the_tree_is_in_the_wheel(root: Path, wheel: dict[str, b
     assert {name for name in wheel if name.endswith(".py")} == expected
 
 
+def test_the_papers_recipes_are_in_the_wheel(root: Path, wheel: dict[str, bytes]) -> None:
+    for name in ("paper-coco.toml", "paper-crowdpose.toml"):
+        recipe = (root / "training" / "recipes" / name).read_bytes()
+        assert wheel[f"cfpose_training/recipes/{name}"] == recipe
+
+
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_the_packages_are_typed(wheel: dict[str, bytes], package: str) -> None:
     assert f"{package}/py.typed" in wheel

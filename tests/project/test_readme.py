@@ -91,6 +91,12 @@ def test_commands_and_flags_exist(document: str) -> None:
             continue
         assert script in PROJECT["scripts"]
         verb = words[:1] if words and re.fullmatch(r"[a-z][a-z0-9]*", words[0]) else []
+        if (
+            verb
+            and words[1:2]
+            and re.search(rf"[{{,]{re.escape(words[1])}[,}}]", _help(script, *verb))
+        ):
+            verb = words[:2]  # data fetch: an action of its own
         flags = {word.partition("=")[0] for word in words if word.startswith("-")}
         known = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", _help(script, *verb)))
         assert flags <= known | {"--help"}, f"{document}: {script} {' '.join(words)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,12 @@ def fake() -> ModuleType:
 def fake_cuda() -> ModuleType:
     """The module fake_gpu."""
     return _load("fake_gpu")
+
+
+@pytest.fixture(scope="session")
+def fake_arrays() -> ModuleType:
+    """The module fake_arrays."""
+    return _load("fake_arrays")
 
 
 @pytest.fixture
@@ -83,3 +90,20 @@ def tiny_defaults(pose_model: Path, finder_model: Path, monkeypatch: pytest.Monk
     """The tiny models in the place of the bundled ones."""
     monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_MODEL", pose_model)
     monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)
+
+
+@pytest.fixture(scope="session")
+def graphs(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Tiny models on frames: a pose model, and a finder whose boxes depend on the picture."""
+    graphs: Mapping[str, Path] = _load("engine_pairs").save_graphs(
+        tiny, tmp_path_factory.mktemp("graphs")
+    )
+    return graphs
+
+
+@pytest.fixture
+def pair(
+    gpu: Any, fake: ModuleType, graphs: Mapping[str, Path], tmp_path: Path
+) -> Callable[..., Path]:
+    """Write `tiny.engine`, with `tiny.finder.engine` unless `along` is False."""
+    return functools.partial(_load("engine_pairs").write_pair, gpu, fake, graphs, tmp_path)

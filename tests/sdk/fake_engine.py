@@ -238,8 +238,9 @@ class FakeContext:
             for name, value in network.answer({n: views[n] for n in network.inputs}).items():
                 views[name][...] = value
 
-        self._running = gpu.work(compute, tuple(self._addresses.values()))
-        gpu.stream(stream_handle).waiting.append(self._running)
+        written = tuple(self._addresses[name] for name in network.outputs)
+        self._running = gpu.work(compute, tuple(self._addresses.values()), written)
+        gpu.enqueue(stream_handle, self._running)
         return True
 
     def __del__(self) -> None:

@@ -6,12 +6,14 @@ all is a ViolationError here:
 
 - memory, streams and engines belong to the thread's current device, and are used on it alone;
 - work on a stream is done when the stream is waited for, and not before; until then what it reads
-  stays as it is, and what it touches is not freed;
+  stays as it is, what it touches is not freed, and what it writes is not touched by other streams;
 - an address is the start of a living block that is large enough, on the host a pinned one;
-- the legacy stream 0, CUDA graphs and user-managed memory are not used at all.
+- the legacy stream 0, CUDA graphs and user-managed memory are not used at all; its other name, 1,
+  is waited for alone, where another library put work on it.
 
 Violations are kept, too, for those that are raised where nobody hears. `alive` counts what was
-taken and not given back. The TensorRT on these GPUs is fake_engine.py.
+taken and not given back. The TensorRT on these GPUs is fake_engine.py, the arrays of other
+libraries on them are fake_arrays.py.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -34,7 +36,8 @@ import pytest
 DEVICES = [("NVIDIA Fake 1", 8, 9), ("NVIDIA Fake 2", 12, 0)]
 GARBAGE = {"device": 0xCD, "host": 0xAB}  # what new memory holds
 GIVES = ("cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaGetDeviceCount",
-         "cudaGetDevice")  # fmt: skip
+         "cudaGetDevice", "cudaPointerGetAttributes")  # fmt: skip
+LEGACY = 1  # cudaStreamLegacy
 # of cuda.bindings.runtime: what the SDK must not use, for no hardware has run it
 FORBIDDEN = (
     "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch",
@@ -62,6 +65,7 @@ class Work:
     do: Callable[[], None]
     touches: tuple[int, ...]  # addresses of blocks
     reads: tuple[tuple[np.ndarray, bytes], ...] = ()
+    writes: tuple[int, ...] = ()  # of those that it touches
 
 
 @dataclass
@@ -85,9 +89,10 @@ class FakeGpu:
         self.devices = 1
         self.driver = int(cuda.cudaRuntimeGetVersion()[1])
         self._thread = threading.local()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._addresses = itertools.count(1 << 40, 1 << 32)
-        self._handles = itertools.count(1)
+        self._handles = itertools.count(16)  # below are CUDA's own names of streams
+        self._legacy = {device: Stream(device) for device in range(len(DEVICES))}
         self._freed: list[Block] = []  # host memory stays, so that no address comes twice
 
     @property
@@ -129,6 +134,8 @@ class FakeGpu:
             "cudaStreamDestroy": lambda stream: self.close_stream(stream),
             "cudaStreamSynchronize": lambda stream: self.wait(stream),
             "cudaMemcpyAsync": self._copy,
+            "cudaPointerGetAttributes": lambda ptr: (self._attributes(ptr),),
+            "cudaDeviceSynchronize": self._wait_for_all,
         }
         for name, function in functions.items():
             patch.setattr(self.cuda, name, self._checked(name, function))
@@ -142,7 +149,7 @@ class FakeGpu:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             bound = real.bind(*arguments)  # TypeError when the real one would not take them
-            with self._lock:
+            with self.lock:
                 self.calls[name] += 1
                 if self.fails(name):
                     code = self.cuda.cudaError_t.cudaErrorMemoryAllocation
@@ -166,6 +173,14 @@ class FakeGpu:
         found = create_autospec(self.cuda.cudaDeviceProp, instance=True)
         name, found.major, found.minor = DEVICES[device]
         found.name = name.encode() + b"\0\0"
+        return found
+
+    def _attributes(self, address: int) -> Any:
+        found, kinds = create_autospec(self.cuda.cudaPointerAttributes), self.cuda.cudaMemoryType
+        block = self.alive.get(int(address))
+        on_gpu = isinstance(block, Block) and block.kind == "device"
+        kind = "cudaMemoryTypeDevice" if on_gpu else "cudaMemoryTypeUnregistered"
+        found.type, found.device = getattr(kinds, kind), block.device if on_gpu else -2
         return found
 
     def take(self, size: int, kind: str) -> int:
@@ -215,17 +230,42 @@ class FakeGpu:
         self.require(found.device == self.current, "a stream of a device that is not current")
         return found
 
+    def legacy(self, device: int) -> Stream:
+        """The device's legacy stream, for the work of other libraries."""
+        return self._legacy[device]
+
     def streams(self) -> list[Stream]:
-        return [thing for thing in self.alive.values() if isinstance(thing, Stream)]
+        # a list first: other threads take and give meanwhile
+        opened = [thing for thing in list(self.alive.values()) if isinstance(thing, Stream)]
+        return opened + list(self._legacy.values())
+
+    def enqueue(self, handle: int, work: Work) -> None:
+        """Put work on a stream; what it touches no other stream has yet to write."""
+        stream = self.stream(handle)
+        for other in self.streams():
+            for before in list(other.waiting) if other is not stream else ():
+                both = set(work.touches) & set(before.writes)
+                self.require(not both, "memory is used that another stream has yet to write")
+        stream.waiting.append(work)
 
     def wait(self, handle: int) -> None:
         """Do all that waits on a stream."""
-        stream = self.stream(handle)
-        while stream.waiting:
-            work = stream.waiting.pop(0)
-            for memory, before in work.reads:
-                self.require(memory.tobytes() == before, "host memory changed before it was read")
-            work.do()
+        self.drain(self.legacy(self.current) if handle == LEGACY else self.stream(handle))
+
+    def _wait_for_all(self) -> None:
+        for stream in self.streams():
+            if stream.device == self.current:
+                self.drain(stream)
+
+    def drain(self, stream: Stream) -> None:
+        """Do all that waits on it, whatever the current device is."""
+        with self.lock:
+            while stream.waiting:
+                work = stream.waiting.pop(0)
+                for memory, before in work.reads:
+                    kept = memory.tobytes() == before
+                    self.require(kept, "host memory changed before it was read")
+                work.do()
 
     def _copy(self, dst: int, src: int, count: int, kind: Any, stream: int) -> None:
         kinds = self.cuda.cudaMemcpyKind
@@ -240,12 +280,14 @@ class FakeGpu:
         given, taken = read[1].memory[:count], write[1].memory[:count]
         reads = ((given, given.tobytes()),) if way == "up" else ()
         self.copied.append((way, count))
-        work = Work(lambda: np.copyto(taken, given), (read[0], write[0]), reads)
-        self.stream(stream).waiting.append(work)
+        touches = (read[0], write[0])
+        self.enqueue(stream, Work(lambda: np.copyto(taken, given), touches, reads, touches[1:]))
 
-    def work(self, do: Callable[[], None], touches: tuple[int, ...]) -> Work:
+    def work(
+        self, do: Callable[[], None], touches: tuple[int, ...], writes: tuple[int, ...]
+    ) -> Work:
         """Work for a stream."""
-        return Work(do, touches)
+        return Work(do, touches, writes=writes)
 
     def _block_at(self, address: int, count: int, kind: str) -> tuple[int, Block]:
         return int(address), self.block(address, count, kind)
@@ -261,108 +303,3 @@ def forgiven(gpu: FakeGpu) -> Iterator[None]:
         gpu.set_current(0)
         gpu.alive.clear()
         gpu.violations.clear()
-
-
-class FakePycuda:
-    """The part of pycuda.driver that is used, over a FakeGpu, with pycuda's stack of contexts.
-
-    `fail` names a function whose next call raises pycuda's own error.
-    """
-
-    class Error(Exception):
-        """pycuda's own."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        self.gpu, self.fail = gpu, set[str]()
-        self.stack: list[int] = []
-        outer = self
-
-        class Device:
-            def __init__(self, index: int) -> None:
-                self.index = index
-
-            @staticmethod
-            def count() -> int:
-                return gpu.devices
-
-            def retain_primary_context(self) -> Any:
-                return Context(self.index)
-
-            def compute_capability(self) -> tuple[int, int]:
-                return DEVICES[self.index][1:]
-
-            def name(self) -> str:
-                return DEVICES[self.index][0]
-
-        class Context:
-            def __init__(self, index: int) -> None:
-                self.index = index
-
-            def push(self) -> None:
-                outer.stack.append(gpu.current)
-                gpu.set_current(self.index)
-
-            def pop(self) -> None:
-                gpu.set_current(outer.stack.pop())
-
-        self.Device = Device
-
-    def check(self, name: str = "") -> None:
-        self.gpu.require(bool(self.stack), "pycuda has no current context")
-        if name in self.fail:
-            self.fail.remove(name)
-            raise self.Error(f"{name}: out of memory")
-
-    def init(self) -> None: ...
-
-    def get_driver_version(self) -> int:
-        return self.gpu.driver
-
-    def mem_alloc(self, size: int) -> Any:
-        self.check("mem_alloc")
-        address = self.gpu.take(size, "device")
-
-        class DeviceAllocation:
-            def __int__(self) -> int:
-                return address
-
-            def free(allocation) -> None:  # noqa: N805
-                self.check("free")
-                self.gpu.free(address, "device")
-
-        return DeviceAllocation()
-
-    def pagelocked_empty(self, size: int, kind: type) -> np.ndarray:
-        self.check("pagelocked_empty")
-        address = self.gpu.take(size, "host")
-
-        def free() -> None:
-            self.check("free")
-            self.gpu.free(address, "host")
-
-        array = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
-        return np.asarray(SimpleNamespace(__array_interface__=array, free=free))
-
-    def Stream(self) -> Any:  # noqa: N802
-        self.check("Stream")
-        stream = self.gpu.open_stream()
-
-        class Stream:
-            handle = stream
-
-            def synchronize(_) -> None:  # noqa: N805
-                self.check("synchronize")
-                self.gpu.wait(stream)
-
-            def __del__(_) -> None:  # noqa: N805
-                self.gpu.close_stream(stream)
-
-        return Stream()
-
-    def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: Any) -> None:
-        self.check("memcpy_htod_async")
-        self.gpu.copy(dest, src.ctypes.data, src.size, "up", stream.handle)
-
-    def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: Any) -> None:
-        self.check("memcpy_dtoh_async")
-        self.gpu.copy(dest.ctypes.data, src, dest.size, "down", stream.handle)

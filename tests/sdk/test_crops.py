@@ -103,6 +103,24 @@ def test_crops_are_bilinear_samples(box: tuple[float, ...], angle: float) -> Non
     assert np.quantile(difference, 0.98) <= (1.5 if rounded else 1.0)
 
 
+@pytest.mark.parametrize("shape", [(60, 80, 3), (700, 900, 3)])
+@pytest.mark.parametrize("angle", [0, 30])
+def test_crops_are_what_opencv_warps_with_three_channels(
+    shape: tuple[int, ...], angle: float
+) -> None:
+    image = np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)
+    size, (h, w) = (24, 32), shape[:2]
+    boxes = [
+        [w - 30, 5, w - 2, 40],
+        [-9, h - 20.5, 30, h + 40],
+        [w / 2, h / 2, w / 2 + 9, h / 2 + 3],
+    ]
+    for chosen in (boxes, boxes[:1]):
+        maps = crop_transforms(chosen, size, 1.25, rotation_deg=angle)
+        expected = [cv2.warpAffine(image, onto, size, flags=cv2.INTER_LINEAR) for onto in maps]
+        np.testing.assert_array_equal(extract_crops(image, maps, size), expected)
+
+
 def test_outside_is_black_and_nothing_gives_nothing() -> None:
     image = np.full((20, 20, 3), 255, np.uint8)
     maps = crop_transforms([[100, 100, 120, 120]], (24, 32), 1.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import threading
 import warnings
@@ -12,12 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
-from cfpose_export.graph.frame_finder import frame_finder
-from cfpose_export.graph.frame_input import frame_graph
 from cfpose_sdk.backends import RuntimeOptions
 from cfpose_sdk.backends.tensorrt.passport import Companion, passport_path
 from cfpose_sdk.detectors import DetectorOptions
@@ -26,86 +23,6 @@ from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.results import Poses
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-
-PEOPLE = 70
-LEAST, BEST, MOST = (32, 32, 3), (60, 80, 3), (400, 400, 3)
-
-
-@pytest.fixture(scope="module")
-def graphs(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Tiny models on frames: a pose model, and a finder whose boxes depend on the picture."""
-    folder = tmp_path_factory.mktemp("graphs")
-    spread = np.random.default_rng(0).uniform(2, 60, (PEOPLE, 2))
-    boxes = np.concatenate([spread - 2, spread + 2], axis=1)
-    scores = np.linspace(0.99, 0.1, PEOPLE)
-    paths = {
-        "pose": tiny.save_pose_model(folder / "pose.crops.onnx"),
-        "finder": tiny.save_finder(folder / "finder.boxes.onnx", boxes.tolist(), scores.tolist()),
-    }
-    finder = onnx.load(str(paths["finder"]))
-    _follow_the_picture(finder)
-    found = {"pose": frame_graph(onnx.load(str(paths["pose"]))), "finder": frame_finder(finder)}
-    for name, model in found.items():
-        onnx.save(model, str(folder / f"{name}.onnx"))
-    return {name: folder / f"{name}.onnx" for name in found}
-
-
-def _follow_the_picture(finder: onnx.ModelProto) -> None:
-    """Scores fall with the mean of the letterbox, so that another picture has other people."""
-    node, constant = onnx.helper.make_node, onnx.numpy_helper.from_array
-    kept = [n for n in finder.graph.node if n.output[0] == "boxes"]
-    del finder.graph.node[:]
-    finder.graph.node.extend(
-        [
-            *kept,
-            node("Cast", ["images"], ["pixels"], to=onnx.TensorProto.FLOAT),
-            node("ReduceMean", ["pixels", "all_axes"], ["grey"], keepdims=0),
-            node("Div", ["grey", "white"], ["share"]),
-            node("Mul", ["all_scores", "share"], ["scores"]),
-        ]
-    )
-    white = np.array(255, np.float32)
-    finder.graph.initializer.extend([constant(np.arange(4), "all_axes"), constant(white, "white")])
-
-
-@pytest.fixture
-def pair(
-    gpu: Any, fake: ModuleType, graphs: Mapping[str, Path], tmp_path: Path
-) -> Callable[..., Path]:
-    """Write `tiny.engine`, with `tiny.finder.engine` unless `along` is False."""
-
-    def write(*, along: bool = True, **changes: Any) -> Path:
-        names = {"pose": "tiny.engine", "finder": "tiny.finder.engine"}
-        for role, name in names.items() if along else [("pose", "tiny.engine")]:
-            other = "finder" if role == "pose" else "pose"
-            companion = Companion(other, names[other], other) if along else None  # type: ignore[arg-type]
-            gpu.trt.networks[role.encode()] = network = _network(fake, graphs[role])
-            metadata = {p.key: p.value for p in onnx.load(str(graphs[role])).metadata_props}
-            fake.write_engine(
-                tmp_path / name, trt, metadata, network=network, data=role.encode(), key=role,
-                companion=companion, **changes,
-            )  # fmt: skip
-        return tmp_path / "tiny.engine"
-
-    return write
-
-
-def _network(fake: ModuleType, path: Path) -> Any:
-    """An engine that gives what onnxruntime gives on the CPU."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [node.name for node in session.get_outputs()]
-
-    def answer(given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return dict(zip(names, session.run(names, dict(given)), strict=True))
-
-    ranges = {"frame": [(LEAST, BEST, MOST)] * 3}
-    if len(session.get_inputs()) > 1:
-        ranges["boxes"] = [((1, 4), (n, 4), (n, 4)) for n in (1, 8, 32)]
-    kinds = {"frame": "uint8", "boxes": "float32"}
-    shapes = {
-        o.name: [s if isinstance(s, int) else -1 for s in o.shape] for o in session.get_outputs()
-    }
-    return fake.Network({n: (kinds[n], r) for n, r in ranges.items()}, shapes, answer)
 
 
 def _same(got: Poses, expected: Poses) -> None:
@@ -152,7 +69,7 @@ def test_without_one_it_says_that_people_are_found_on_the_cpu(
     gpu: Any, pair: Callable[..., Path], finder_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cfpose_sdk.detectors.base.BUNDLED_FINDER", finder_model)
-    monkeypatch.setattr("cfpose_sdk.estimator.BUNDLED_FINDER", finder_model)
+    monkeypatch.setattr("cfpose_sdk.detectors.lazy.BUNDLED_FINDER", finder_model)
     engine = pair(along=False)
     image = np.full((60, 80, 3), 200, np.uint8)
     with PoseEstimator(engine, device="cuda") as estimator:
@@ -220,9 +137,11 @@ CALLS = 80  # as many as a test may last; 1,000 ran as well
 
 
 def test_random_calls_give_what_the_cpu_gives(
-    gpu: Any, pair: Callable[..., Path], graphs: Mapping[str, Path]
+    gpu: Any, pair: Callable[..., Path], graphs: Mapping[str, Path], fake_arrays: ModuleType
 ) -> None:
-    """0 to 70 people, changing sizes, two devices, four threads, streams dropped half-way."""
+    """0 to 70 people, changing sizes, two devices, four threads, streams dropped half-way, frames
+    on the host and on the GPU.
+    """
     gpu.devices, engine, wrong = 2, pair(), list[BaseException]()
     options = DetectorOptions(threshold=0.3, nms_iou=1.0)
     shared: dict[str, Any] = {"detector_options": options}
@@ -240,7 +159,9 @@ def test_random_calls_give_what_the_cpu_gives(
         try:
             gpu.set_current(seed % 2)
             for _ in range(CALLS // 4):
-                _one_call(rng, estimators[rng.randrange(2)], plain, counts)
+                device = rng.randrange(2)
+                arrays = functools.partial(_anywhere, gpu, fake_arrays, rng, device)
+                _one_call(rng, estimators[device], plain, counts, arrays)
                 assert gpu.current == seed % 2
         except BaseException as error:
             wrong.append(error)
@@ -259,27 +180,39 @@ def test_random_calls_give_what_the_cpu_gives(
     assert gpu.alive == {}
 
 
+def _anywhere(
+    gpu: Any, fake_arrays: ModuleType, rng: random.Random, device: int, image: np.ndarray
+) -> Any:
+    """The image on the host, or on the GPU as an array of another library."""
+    kind = rng.choice([None, None, *fake_arrays.KINDS])
+    if kind is None:
+        return image
+    return fake_arrays.KINDS[kind](fake_arrays.Memory(gpu, image, device))
+
+
 def _one_call(
-    rng: random.Random, estimator: PoseEstimator, plain: PoseEstimator, counts: list[int]
-) -> None:
+    rng: random.Random, estimator: PoseEstimator, plain: PoseEstimator, counts: list[int],
+    anywhere: Callable[[np.ndarray], Any],
+) -> None:  # fmt: skip
     image = _picture(rng)
     kind = rng.random()
     if kind < 0.04:
         images = [_picture(rng) for _ in range(3)]
-        stream = estimator.stream(images, prefetch=1)
+        stream = estimator.stream([anywhere(picture) for picture in images], prefetch=1)
         for picture in images[: rng.randrange(4)]:
             _same(next(stream), plain.predict(picture))
         del stream
         counts[2] += 1
         return
     if kind < 0.5:
-        _same(estimator.predict(image), wanted := plain.predict(image))
+        _same(estimator.predict(anywhere(image)), wanted := plain.predict(image))
     else:
         corners = np.random.default_rng(rng.randrange(1 << 30)).uniform(
             0, 30, (rng.randint(0, 70), 2)
         )
         boxes = np.concatenate([corners, corners + 12], axis=1)
-        _same(estimator.predict(image, boxes=boxes), wanted := plain.predict(image, boxes=boxes))
+        wanted = plain.predict(image, boxes=boxes)
+        _same(estimator.predict(anywhere(image), boxes=boxes), wanted)
     counts[0] += len(wanted)
     counts[1] += 1
 

@@ -353,7 +353,7 @@ def test_threads_open_the_bundled_finder_once(
         opened.append(PersonFinder(finder_model, **options))
         return opened[-1]
 
-    monkeypatch.setattr("cfpose_sdk.estimator.PersonFinder", slow_finder)
+    monkeypatch.setattr("cfpose_sdk.detectors.lazy.PersonFinder", slow_finder)
     pose = PoseEstimator(pose_model)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(pose.predict, [dot(10, 20, (64, 128))] * 8))

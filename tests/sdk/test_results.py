@@ -274,12 +274,13 @@ def test_the_real_supervision_draws_them() -> None:
 
 def test_notebooks_get_a_small_picture() -> None:
     large = make(image=np.zeros((900, 1600, 3), np.uint8))
-    data = large._repr_png_()
+    data = large._repr_jpeg_()
     assert data is not None
+    assert data.startswith(b"\xff\xd8")  # JPEG
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     assert picture.shape == (450, 800, 3)
-    assert make(image=None)._repr_png_() is None
+    assert make(image=None)._repr_jpeg_() is None
 
 
 def test_speed_has_two_names() -> None:

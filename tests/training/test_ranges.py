@@ -49,7 +49,7 @@ def test_every_number_of_a_recipe_has_a_range() -> None:
         ("lr = 3e-3", "lr = -1.0", "stage1.lr is -1.0, expected more than 0"),
         ("lr = 3e-3", "lr = 0", "stage1.lr is 0, expected more than 0"),
         ("lr = 3e-3", "lr = nan", "stage1.lr is nan, expected a number: more than 0"),
-        ("lr = 3e-3", "lr = inf", "stage1.lr is inf"),
+        ("lr = 3e-3", "lr = inf", "stage1.lr is inf, expected a number: more than 0"),
         ("lr = 3e-3", "lr = true", "stage1.lr is True|stage1.lr"),
         ("lr = 3e-3", "lr = 3e-3\nweight_decay = -1.0", "weight_decay is -1.0, expected 0 or more"),
         ("lr = 3e-3", "lr = 3e-3\nworkers = true", "stage1.workers is True, expected a number"),

@@ -15,7 +15,7 @@ from cfpose_sdk.skeleton import COCO_17, CROWDPOSE_14, HALPE_26, Skeleton
 from cfpose_training.config import Source, load_recipe
 from cfpose_training.data.people import load_people
 from cfpose_training.pose.train import pose_spec
-from cfpose_training.skeletons import NAMED, columns, skeleton_of, union
+from cfpose_training.skeletons import NAMED, columns, joint_key, skeleton_of, union
 from cfpose_training.sources import read_source, with_joints
 
 FIVE = ("nose", "left_wrist", "right_wrist", "left_ankle", "right_ankle")
@@ -161,3 +161,23 @@ def test_pairs_that_contradict_each_other_are_refused() -> None:
     other = Skeleton(("a", "b", "c"), (), ((0, 2),), (0.1,) * 3)
     with pytest.raises(TrainingError, match=r"one\.json, two\.json do not fit together.*one flip"):
         union([("one.json", one), ("two.json", other)])
+
+
+@pytest.mark.parametrize(
+    ("names", "key"),
+    [
+        (("left_wrist", "Left Wrist", "left-wrist", "LWrist", "L_Wrist", "wrist.L", "wristLeft",
+          "Wrist Left", " l wrist "), "left_wrist"),
+        (("right_big_toe", "RBigToe", "rightBigToe", "big_toe_r"), "right_big_toe"),
+        (("lip", "Lip"), "lip"),
+        (("rib",), "rib"),
+        (("joint_r1",), "joint_r1"),
+    ],
+)  # fmt: skip
+def test_spellings_of_one_joint(names: tuple[str, ...], key: str) -> None:
+    assert {joint_key(name) for name in names} == {key}
+
+
+def test_no_two_joints_of_a_known_set_are_one() -> None:
+    for known in NAMED.values():
+        assert len(set(map(joint_key, known.keypoints))) == len(known)

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cfpose_training.commands.data import add_convert, add_data, add_label
+from cfpose_training.commands.data import UNCACHED, add_convert, add_data, add_label
 from cfpose_training.commands.fit import add_fit, add_own
+from cfpose_training.commands.reproduce import add_reproduce
 from cfpose_training.commands.stages import add_stages
 
 
@@ -30,8 +31,9 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     check_command_outputs(vars(arguments), "output", *(["out"] * (arguments.command == "label")))
     for option in ("out", "cache"):
         folder = getattr(arguments, option, None)
-        if folder is not None and arguments.command not in ("label", "data"):
-            check_output_folder(f"--{option}", folder)
+        if folder in (None, UNCACHED) or arguments.command in ("label", "data"):
+            continue
+        check_output_folder(f"--{option}", folder)
 
 
 def _leave_processes() -> None:
@@ -59,4 +61,5 @@ def _parser() -> argparse.ArgumentParser:
     add_own(add_data(commands))
     add_label(commands)
     add_fit(commands)
+    add_reproduce(commands)
     return parser

@@ -1,6 +1,7 @@
 """Which joints a run learns: sets with a name, a file of one's own, or those of the annotations.
 
-Joints of different files are the same where their names are, but for capitals, spaces and hyphens.
+Joints of different files are the same where their names are, but for capitals, spaces, hyphens and
+how the side is written.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ NAMED: Mapping[str, Skeleton] = {
 }
 
 
+_SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # in leftWrist, LWrist
+
+
 def joint_key(name: str) -> str:
-    """What two spellings of one joint share: `Left Wrist` and `left-wrist` are `left_wrist`."""
-    return re.sub(r"[\s_\-]+", "_", name.strip()).lower()
+    """What the spellings of one joint share: `Left Wrist`, `LWrist`, `wrist.L` are `left_wrist`."""
+    words = re.split(r"[\s_.\-]+", _HUMP.sub("_", name.strip()).lower())
+    sides = [_SIDES[word] for word in words if word in _SIDES]
+    return "_".join([*sides, *(word for word in words if word not in _SIDES)])
 
 
 def columns(wanted: Sequence[str], given: Sequence[str]) -> tuple[int | None, ...]:

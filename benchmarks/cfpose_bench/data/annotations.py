@@ -13,6 +13,7 @@ from typing import Any
 from cfpose_bench.data.gaps import (
     AREA_OF_BOX,
     NOTES,
+    check_exporter,
     fill_in,
     is_number,
     joint_count,
@@ -56,6 +57,7 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> Record:
         )
     for key in ("images", "annotations", "categories"):
         data[key] = [plain_record(entry) for entry in data[key]]
+    check_exporter(label, data)
     category = _person_category(label, data["categories"])
     image_ids = _check_images(label, data["images"])
     people = [
@@ -136,9 +138,10 @@ def _person_category(label: str, categories: Sequence[Any]) -> Record:
     if len(chosen) > 1:
         chosen = [c for c in chosen if str(c.get("name", "")).lower() == PERSON] or chosen
     if len(chosen) != 1 or "id" not in chosen[0]:
+        way = "; cfpose-train data convert joins those of the same joints" if with_names else ""
         raise DatasetError(
             f"{label}: expected exactly one category with keypoints, or one called {PERSON}, found "
-            f"{len(chosen)}"
+            f"{len(chosen)}{way}"
         )
     names = chosen[0].get("keypoints") or []
     if not (

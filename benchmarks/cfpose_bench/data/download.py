@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
 from cfpose_sdk.files import digest, write_file
 
@@ -57,10 +58,15 @@ COCO_VAL = (
 )
 
 
-def coco_cache() -> Path:
-    """Where COCO is kept: below $CFPOSE_CACHE, else ~/.cache/cfpose."""
+def cache_folder() -> Path:
+    """Where cfpose keeps what it can make or fetch again: $CFPOSE_CACHE, else ~/.cache/cfpose."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "cfpose") / "coco"
+    return Path(chosen) if chosen else Path.home() / ".cache" / "cfpose"
+
+
+def coco_cache() -> Path:
+    """Where COCO is kept."""
+    return cache_folder() / "coco"
 
 
 def fetch_archives(
@@ -96,17 +102,19 @@ def fetch_archives(
     return folder
 
 
-def fetch(url: str, path: Path, size: int) -> None:
+def fetch(url: str, path: Path, size: int | None) -> None:
     """Download `size` bytes to `path` over HTTP; a cut-off download goes on where it stopped.
 
-    What has come so far waits in PATH.part. Raises DatasetError after five tries without a byte, or
-    when the host has another size.
+    None: as many as the host says, where no size is published. What has come so far waits in
+    PATH.part. Raises DatasetError after five tries without a byte, or when the host has another
+    size.
     """
+    if size is None:
+        size = _size_at(url)
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     tries, problem = 0, ""
-    # disable=None: a progress bar on a terminal, nothing when piped
-    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not watched()) as bar:
         while (have := part.stat().st_size if part.exists() else 0) < size:
             bar.update(have - bar.n)
             if tries == TRIES:
@@ -124,6 +132,15 @@ def fetch(url: str, path: Path, size: int) -> None:
         part.unlink()
         raise DatasetError(f"{url} has more than the published {size} bytes; it was deleted")
     os.replace(part, path)
+
+
+def _size_at(url: str) -> int:
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.headers["Content-Length"])
+    except (OSError, urllib.error.URLError, TypeError, ValueError) as error:
+        raise DatasetError(f"{url} cannot be reached, or tells no size: {error}") from error
 
 
 def _fetch_rest(url: str, part: Path, have: int, size: int, bar: tqdm[None]) -> None:

@@ -1,15 +1,18 @@
 """What annotation tools leave out or write in their own way, brought into COCO's; and what it is.
 
 A null or an empty list stands for an absent value, 872.0 for 872. A person whom the evaluation
-counts and who has no area (or 0, as tracks of CVAT have) gets that of the box: with an area of 0
-no pose would ever fit. How many got it stays with the record, under NOTES.
+counts and who has no area (or 0, as COCO Annotator's joints have) gets that of the box: with an
+area of 0 no pose would ever fit. How many got it stays with the record, under NOTES.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cfpose_sdk.errors import DatasetError
 
 Record = dict[str, Any]
 NOTES = "cfpose_notes"  # of a record: what was filled in → in how many people
@@ -29,6 +32,25 @@ def plain_record(record: Any) -> Any:
         if isinstance(value, float) and math.isfinite(value) and value == int(value):
             plain[key] = int(value)
     return plain
+
+
+def check_exporter(label: str, data: Record) -> None:
+    """Raise DatasetError for Label Studio's COCO files of photos with several people.
+
+    Its exporter makes one person of all key points of a photo (its converter's `keypoints.py`).
+    """
+    info = data.get("info")
+    if not isinstance(info, dict) or info.get("contributor") != "Label Studio":
+        return
+    entries = [entry for entry in data["annotations"] if isinstance(entry, dict)]
+    with_joints = {str(entry.get("image_id")) for entry in entries if entry.get("keypoints")}
+    boxes = Counter(str(e.get("image_id")) for e in entries if not e.get("keypoints"))
+    if several := [photo for photo in with_joints if boxes[photo] > 1]:
+        raise DatasetError(
+            f"{label}: Label Studio's COCO export makes one person of all key points of a photo, "
+            f"and {len(several)} photos here have several boxes; export JSON, and take that with: "
+            f"cfpose-train data convert"
+        )
 
 
 def is_number(value: Any) -> bool:

@@ -16,6 +16,7 @@ from cfpose_sdk.backends.bundled import DEFAULT, POSE_MODELS, model_file
 from cfpose_sdk.backends.foreign import PRESETS, adopted_file
 from cfpose_sdk.backends.openvino import ir_weights
 from cfpose_sdk.backends.tensorrt.passport import passport_path
+from cfpose_sdk.backends.tuned import Tuned, chosen
 from cfpose_sdk.detectors import open_detector
 from cfpose_sdk.detectors.base import OpenDetector, PersonFinder
 from cfpose_sdk.errors import InputError
@@ -81,6 +82,7 @@ ADAPTERS = {
     "mediapipe": "mediapipe_pose.py",
 }
 YOLO_POSE = "yolopose"
+TUNED = "tuned"  # a prefix, as those of peers: the artifact as `cfpose tune` has it run
 PEERS = (*PRESETS, YOLO_POSE, *ADAPTERS, "adapter")
 
 
@@ -92,10 +94,13 @@ class ModelName:
     peer: str | None
     path: Path
     adapter: Path | None = None  # the file that serves a peer in its own environment
+    tuned: bool = False  # a cfpose artifact, run as `cfpose tune` found fastest
 
     @property
     def label(self) -> str:
         """Its name in reports, without a path of the machine that they were made on."""
+        if self.tuned:
+            return f"{parse_name(self.text.removeprefix(f'{TUNED}:')).label}, tuned"
         if self.text == DEFAULT or self.text in POSE_MODELS:
             return self.text
         if self.peer is None:
@@ -122,6 +127,8 @@ class OpenModel:
 def parse_name(text: str) -> ModelName:
     """`default`, `cfpose-m`, FILE, `movenet:F.onnx`, `rtmlib:F.onnx`, `adapter:A.py:FILE`, ….
 
+    `tuned:` before an artifact, or a bundled model's name, has it run as `cfpose tune` found.
+
     `default` and other names of bundled models stand for their files, `movenet` for every preset of
     `cfpose-export adopt`.
 
@@ -130,6 +137,8 @@ def parse_name(text: str) -> ModelName:
     peer, separator, rest = text.partition(":")
     if not separator or len(peer) == 1:  # a single letter is a Windows drive
         return ModelName(text, None, model_file(text))
+    if peer == TUNED:
+        return ModelName(text, None, model_file(rest), tuned=True)
     if peer not in PEERS:
         raise InputError(
             f"--model {text}: no peer is called {peer!r}; expected one of {', '.join(PEERS)}"
@@ -160,7 +169,8 @@ def open_model(
     itself. `precision`: of an OpenVINO pose network's arithmetic. Raises ArtifactError and
     BackendError as the runtime does, InputError for a precision that it does not have.
     """
-    finder = CountedFinder(open_finder(detector, device, threads)) if find else None
+    tuned = _tuned(name, device, precision)
+    finder = CountedFinder(open_finder(detector, device, threads, tuned)) if find else None
     if name.peer == YOLO_POSE:
         if flip_test or precision != "f32":
             raise InputError(f"--model {name.text}: a one-stage network has no flip test, and f32")
@@ -178,10 +188,27 @@ def open_model(
     return OpenModel(opened.facts, model, close, finder)
 
 
+def _tuned(name: ModelName, device: Device, precision: ArithmeticPrecision) -> Tuned | None:
+    """How the estimator of this name will open its networks, for a finder that runs alike."""
+    options = None if precision == "f32" else RuntimeOptions(precision=precision)
+    return (
+        None if name.peer else chosen(name.path, "tuned" if name.tuned else None, device, options)
+    )
+
+
 def open_finder(
-    detector: str | None, device: Device = "auto", threads: int | None = None
+    detector: str | None,
+    device: Device = "auto",
+    threads: int | None = None,
+    tuned: Tuned | None = None,
 ) -> OpenDetector:
-    """The detector of `--detector`; None is the bundled finder. Raises as `open_detector`."""
+    """The detector of `--detector`; None is the bundled finder, `tuned` or as the options say.
+
+    Raises as `open_detector`.
+    """
+    if detector is None and tuned is not None:
+        way = tuned.setting.finder
+        return PersonFinder(tuned.finder, device=way.device, threads=tuned.threads(threads))
     if detector is None:
         return PersonFinder(None, device=device, threads=threads)
     return open_detector(detector, device=device, threads=threads)
@@ -211,10 +238,12 @@ def _cfpose(
     if name.peer is not None:
         path = adopted_file(name.peer, name.path)
     # other runtimes have no such option, and refuse it
-    chosen: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if precision != "f32":
-        chosen["options"] = RuntimeOptions(precision=precision)
-    estimator = PoseEstimator(path, detector=finder, device=device, threads=threads, **chosen)
+        options["options"] = RuntimeOptions(precision=precision)
+    if name.tuned:
+        options["precision"] = "tuned"
+    estimator = PoseEstimator(path, detector=finder, device=device, threads=threads, **options)
     facts = Facts(
         name=name.label,
         skeleton=estimator.spec.skeleton,

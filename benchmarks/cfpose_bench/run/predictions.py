@@ -22,6 +22,7 @@ from cfpose_bench.accuracy.oks import OKS_NMS, oks_nms, padded_area, pose_scores
 from cfpose_bench.data.dataset import Boxes, KeypointDataset, Photos
 from cfpose_bench.data.json_lines import JsonLines, read_whole_lines
 from cfpose_bench.models.base import PoseModel, plain_poses, poses_of
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError, ImageError, InputError
 from cfpose_sdk.files import digest_of
 from cfpose_sdk.keypoints import raw_score
@@ -93,8 +94,7 @@ def predict_dataset(
     """
     for image_id in [next(iter(dataset.photos))] * warmup:
         predict_photo(model, dataset, image_id, boxes)
-    # disable=None: a progress bar on a terminal, nothing when piped
-    bar = tqdm(dataset.photos, desc=label, unit="photo", disable=None)
+    bar = tqdm(dataset.photos, desc=label, unit="photo", disable=not watched())
     photos = {image_id: predict_photo(model, dataset, image_id, boxes) for image_id in bar}
     return join_photos(
         photos, dataset, skeleton, joint_threshold=joint_threshold, oks_threshold=oks_threshold

@@ -17,6 +17,7 @@ from cfpose_bench.data.dataset import Boxes, KeypointDataset
 from cfpose_bench.measurement import Timing
 from cfpose_bench.models.workers import Worker
 from cfpose_bench.run.predictions import Store, predict_photo
+from cfpose_sdk.commands import watched
 from cfpose_sdk.results import Poses
 
 
@@ -47,8 +48,7 @@ def run_rounds(runs: Sequence[Run], dataset: KeypointDataset, *, rounds: int, wa
     blocks = [block.tolist() for block in np.array_split(np.array(dataset.image_ids), rounds)]
     fresh = set(range(len(runs)))
     total = len(dataset.photos) * len(runs)
-    # disable=None: a progress bar on a terminal, nothing when piped
-    with tqdm(total=total, unit="photo", disable=None) as bar:
+    with tqdm(total=total, unit="photo", disable=not watched()) as bar:
         for turn, block in enumerate(blocks):
             order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
             for n in order:

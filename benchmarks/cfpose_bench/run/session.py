@@ -27,6 +27,7 @@ from cfpose_bench.run.rounds import Run, people_timings, run_rounds
 from cfpose_bench.run.rows import row_of, with_people
 from cfpose_sdk import __version__
 from cfpose_sdk.arrays import Float64
+from cfpose_sdk.backends.tuned import read_tuned
 from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import digest, digest_of
@@ -345,6 +346,7 @@ def _key(
     return {
         "cfpose": __version__,
         "model": digest(*name.files),
+        "tuned": read_tuned(name.path).told if name.tuned else None,
         "adapter": None if name.adapter is None else digest(name.adapter),
         "boxes": digest_of(shown),
         "finder": digest(*files_of(finder)) if source == "detector" else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from cfpose_bench.data.annotations import read_json
 from cfpose_bench.data.dataset import PEOPLE_FILE
-from cfpose_bench.measurement import cpu_flags, environment
+from cfpose_bench.measurement import cpu_flags, cpu_kind, environment
 from cfpose_bench.models.workers import ProcessWorker
 from cfpose_bench.report.report import write_json
 from cfpose_bench.runtimes.contestants import (
@@ -33,7 +34,7 @@ from cfpose_bench.runtimes.tables import goals, runtimes_block
 from cfpose_bench.runtimes.turns import REST_S, Task, first_results, rows, run_task
 from cfpose_sdk.commands import number
 from cfpose_sdk.errors import InputError
-from cfpose_sdk.files import demo_photos
+from cfpose_sdk.files import check_output_folder, demo_photos
 from cfpose_sdk.media.image import read_image
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ def measure(plan: Plan) -> dict[str, Any]:
     tasks += _default_tasks(plan, photo, left_out)
     flags = cpu_flags()
     record = {
-        "environment": {**environment(), "cpu_features": [f for f in FEATURES if f in flags]},
+        "environment": {
+            **environment(),
+            "cpu_kind": cpu_kind(flags, platform.machine()),
+            "cpu_features": [f for f in FEATURES if f in flags],
+        },
         "protocol": _protocol(plan, photo, len(boxes)),
         "tasks": tasks,
         "first_result": started,
@@ -221,12 +226,17 @@ def add_command(commands: Commands) -> None:
     add("--starts", type=number(1, whole=True), default=7,
         help="processes of the first result (default: 7)")
     add("--json", type=Path, help="write the record here")
+    add("--results", type=Path, metavar="DIR",
+        help="write it here as runtimes-KIND.json, by the kind of CPU: amx, avx512, avx2, arm, "
+        "other")
     # fmt: on
 
 
 def _runtimes(options: argparse.Namespace) -> int:
     """Measure, write the record, print the tables; returns 0, whatever the goals say."""
-    rounds, target = options.rounds, options.json
+    rounds, target, folder = options.rounds, options.json, options.results
+    if folder is not None:
+        check_output_folder("--results", folder)
     plan = Plan(
         w32=options.w32,
         w32_int8=options.w32_int8,
@@ -241,5 +251,7 @@ def _runtimes(options: argparse.Namespace) -> int:
     record = measure(plan)
     if target is not None:
         write_json(record, target)
-    print(runtimes_block(record))
+    if folder is not None:
+        write_json(record, folder / f"runtimes-{record['environment']['cpu_kind']}.json")
+    print(runtimes_block([record]))
     return 0

@@ -70,6 +70,7 @@ def default_contestants(thunder: Path | None) -> list[Contestant]:
         Contestant("default, onnxruntime fp32", "default"),
         Contestant("default, OpenVINO fp32", "default", "openvino", optional=True),
         Contestant("default, OpenVINO bf16", "default", "openvino", "bf16", "bf16", optional=True),
+        Contestant("default, tuned", "tuned:default", arithmetic="tuned", optional=True),
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cfpose_bench.measurement import cpu_kind
 from cfpose_bench.runtimes.contestants import RTMLIB, W32, W32_BF16
 from cfpose_bench.runtimes.turns import Summary, speedup, summary_of
 
@@ -114,21 +115,42 @@ def _row(rows: Sequence[Record], label: str) -> Record | None:
 
 
 NOT_MEASURED = "Not measured yet: run `make runtimes`."
+OTHER = "other"
+KINDS = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "arm": "ARM", OTHER: "another kind"}
 NAMES = {"w32": "W32", "default": "default"}
 
 
-def runtimes_block(record: Record | None) -> str:
-    """Markdown of one record; without one, that there is none."""
-    if record is None:
+def runtimes_block(records: Sequence[Record]) -> str:
+    """Markdown of the records, one a kind of CPU, side by side; without one, that there is none."""
+    if not records:
         return NOT_MEASURED
-    parts = [_heading(record), _times(record["tasks"]), _goals(record["goals"]), _first(record)]
-    if record["left_out"]:
-        reasons = "; ".join(f"{entry['label']} ({entry['why']})" for entry in record["left_out"])
-        parts.append(f"Left out: {reasons}.")
+    known = {kind_of(record): record for record in records}
+    by_kind = {kind: known[kind] for kind in KINDS if kind in known}
+    absent = [title for kind, title in KINDS.items() if kind not in by_kind and kind != OTHER]
+    parts = [_heading(kind, record) for kind, record in by_kind.items()]
+    parts += [_legend(next(iter(by_kind.values())))]
+    if absent:
+        parts[-1] += f" Not measured: {', '.join(absent)}."
+    parts += [_times(by_kind), _goals(by_kind)]
+    for kind, record in by_kind.items():
+        parts.append(f"{KINDS[kind]}: {_first(record)}")
+        if record["left_out"]:
+            why = "; ".join(f"{entry['label']} ({entry['why']})" for entry in record["left_out"])
+            parts.append(f"{KINDS[kind]}, left out: {why}.")
     return "\n\n".join(parts)
 
 
-def _heading(record: Record) -> str:
+def kind_of(record: Record) -> str:
+    """The kind of CPU of a record; one that does not name it has its features."""
+    environment = record["environment"]
+    kind: str = environment.get("cpu_kind") or cpu_kind(
+        environment["cpu_features"],
+        environment.get("platform", "").partition("-with")[0].rpartition("-")[2],
+    )
+    return kind
+
+
+def _heading(kind: str, record: Record) -> str:
     environment, protocol = record["environment"], record["protocol"]
     versions = {**environment["packages"]}
     for task in record["tasks"]:
@@ -139,9 +161,17 @@ def _heading(record: Record) -> str:
         for name in ("onnxruntime", "openvino", "rtmlib")
         if name in versions
     )
+    return (
+        f"{KINDS[kind]}: one run on {environment['cpu']} with {protocol['threads']} threads: "
+        f"{named}."
+    )
+
+
+def _legend(record: Record) -> str:
+    protocol = record["protocol"]
     width, height = protocol["size_wh"]
     return (
-        f"One run on {environment['cpu']} with {protocol['threads']} threads: {named}. The photo "
+        f"The photo "
         f"is `{protocol['photo']}` ({width} × {height}), decoded; with boxes `found` the "
         f"detector's time is in it (W32: YOLOX-Nano on both sides; default and "
         f"Thunder: the bundled finder). "
@@ -151,40 +181,47 @@ def _heading(record: Record) -> str:
     )
 
 
-def _times(tasks: Sequence[Record]) -> str:
-    lines = _head(("model", "boxes", "people", "runtime", "ms", "ratio", "outside"), 4)
-    for task in tasks:
-        for row in task["rows"]:
-            ratio, outside = row.get("speedup"), row.get("outside_share")
-            lines.append(
-                _line(
-                    NAMES[task["model"]],
-                    task["boxes"],
-                    str(task["people"]),
-                    row["label"],
-                    f"{row['ms']:.1f}",
-                    "1"
-                    if ratio is None
-                    else _interval(ratio["median"], ratio["low"], ratio["high"]),
-                    "-" if outside is None else f"{outside['median']:.1%}",
-                )
-            )
+def _times(by_kind: Mapping[str, Record]) -> str:
+    """A row a runtime of a task, with the figures of each kind of CPU; `-` where it did not run."""
+    cells: dict[tuple[str, str, str, str], dict[str, tuple[str, str, str]]] = {}
+    for kind, record in by_kind.items():
+        for task in record["tasks"]:
+            for row in task["rows"]:
+                place = (NAMES[task["model"]], task["boxes"], str(task["people"]), row["label"])
+                cells.setdefault(place, {})[kind] = _figures(row)
+    titles = [f" {KINDS[kind]}" if len(by_kind) > 1 else "" for kind in by_kind]
+    head = [f"{name}{title}" for title in titles for name in ("ms", "ratio", "outside")]
+    lines = _head(("model", "boxes", "people", "runtime", *head), 4)
+    for place, figures in cells.items():
+        found = [figures.get(kind, ("-", "-", "-")) for kind in by_kind]
+        lines.append(_line(*place, *(cell for group in found for cell in group)))
     return "\n".join(lines)
 
 
-def _goals(goals: Sequence[Record]) -> str:
-    lines = _head(("goal", "case", "runtime", "wanted", "found", "verdict"), 6)
-    for goal in goals:
-        if "value" not in goal:
-            verdict = f"not measured: {goal['why']}"
-            lines.append(_line(goal["goal"], goal.get("case", "-"), "-", "-", "-", verdict))
-            continue
-        unsure = ", not surely" if goal.get("sure") is False else ""
-        found = _interval(goal["value"], goal["low"], goal["high"])
-        wanted = goal.get("wanted", "-")
-        verdict = f"{goal['verdict']}{unsure}"
-        lines.append(_line(goal["goal"], goal["case"], goal["who"], wanted, found, verdict))
+def _figures(row: Record) -> tuple[str, str, str]:
+    ratio, outside = row.get("speedup"), row.get("outside_share")
+    return (
+        f"{row['ms']:.1f}",
+        "1" if ratio is None else _interval(ratio["median"], ratio["low"], ratio["high"]),
+        "-" if outside is None else f"{outside['median']:.1%}",
+    )
+
+
+def _goals(by_kind: Mapping[str, Record]) -> str:
+    lines = _head(("CPU", "goal", "case", "runtime", "wanted", "found", "verdict"), 7)
+    for kind, record in by_kind.items():
+        lines += [_line(KINDS[kind], *_goal(goal)) for goal in record["goals"]]
     return "\n".join(lines)
+
+
+def _goal(goal: Record) -> tuple[str, ...]:
+    if "value" not in goal:
+        verdict = f"not measured: {goal['why']}"
+        return (goal["goal"], goal.get("case", "-"), "-", "-", "-", verdict)
+    unsure = ", not surely" if goal.get("sure") is False else ""
+    found = _interval(goal["value"], goal["low"], goal["high"])
+    wanted = goal.get("wanted", "-")
+    return (goal["goal"], goal["case"], goal["who"], wanted, found, f"{goal['verdict']}{unsure}")
 
 
 def _first(record: Record) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.backends.base import (
     Arrays,
     Backend,
@@ -103,6 +104,13 @@ class TensorrtBackend(Backend):
         if self._frames is None or min(image.shape[:2]) < self.least_side:
             return None
         return self._frames.hold(image)
+
+    def adopt(self, image: GpuImage) -> HeldImage | None:
+        """The image where it lies on this engine's GPU; None for a smaller one than it takes."""
+        self._workers.check_open()
+        if self._frames is None or min(image.shape[:2]) < self.least_side:
+            return None
+        return self._frames.adopt(image)
 
     def _run(self, feeds: Given) -> Arrays:
         self._workers.check_open()

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cfpose_sdk.errors import BackendError
+from cfpose_sdk.arrays import WHOLE_GPU
+from cfpose_sdk.errors import BackendError, ImageError
 
 Bytes = NDArray[np.uint8]
 DRIVERS = {12: "r535", 13: "r580"}  # CUDA's major version → the first driver that TensorRT takes
@@ -90,6 +91,18 @@ class DeviceMemory(ABC):
     @abstractmethod
     def wait(self, stream: int) -> None:
         """Return when all that was begun on the stream has ended."""
+
+    def receive(self, address: int, stream: int | None) -> None:
+        """Return when others' memory may be read: what was begun on their stream has ended.
+
+        None: there is nothing to wait for; WHOLE_GPU: all streams. Raises ImageError unless the
+        memory is of this device, BackendError where this cannot be told.
+        """
+        del address, stream
+        raise BackendError(
+            "images in a GPU's memory are read there with RuntimeOptions(cuda='cuda-bindings') "
+            "alone; give numpy arrays, or leave the option out"
+        )
 
 
 def driver_problem(driver: int, needs: tuple[Need, ...]) -> str | None:
@@ -181,6 +194,23 @@ class CudaBindings(DeviceMemory):
 
     def wait(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
+
+    def receive(self, address: int, stream: int | None) -> None:
+        found, kinds = self._call("cudaPointerGetAttributes", address), self._cuda.cudaMemoryType
+        if found.type not in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged):
+            raise ImageError(
+                f"the image's address {address:#x} is in no GPU's memory ({found.type.name}); give "
+                f"an array of CUDA's, or a numpy array"
+            )
+        if found.device != self.index:
+            raise ImageError(
+                f"the image lies on cuda:{found.device}, and the model runs on cuda:{self.index}; "
+                f"open the model with device='cuda:{found.device}', or bring the image there"
+            )
+        if stream == WHOLE_GPU:
+            self._call("cudaDeviceSynchronize")
+        elif stream is not None:
+            self.wait(stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime; its values without the leading error code."""

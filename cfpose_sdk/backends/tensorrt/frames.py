@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cfpose_sdk.arrays import GpuImage
 from cfpose_sdk.backends.base import HeldImage
 from cfpose_sdk.backends.tensorrt.cuda import Bytes, DeviceMemory
 from cfpose_sdk.errors import BackendError
@@ -70,6 +72,16 @@ class FrameStore:
             self.uploads += 1
         return HeldImage(image, self, buffer, self._give_back)
 
+    def adopt(self, image: GpuImage) -> HeldImage:
+        """Hold an image in others' memory; nothing is copied.
+
+        It returns when the image is finished there, so that any stream may read it, and keeps it
+        from being freed. Raises ImageError when it is not on this GPU.
+        """
+        with self.memory.current():
+            self.memory.receive(image.address, image.stream)
+        return HeldImage(image, self, Buffer(image.address, math.prod(image.shape)), _let_go)
+
     def _upload(self, image: NDArray[np.uint8], buffer: Buffer) -> None:
         memory, size = self.memory, image.nbytes
         if self._stream is None:
@@ -120,3 +132,8 @@ class FrameStore:
                 stack.callback(self.memory.close_stream, stream)
                 with contextlib.suppress(BackendError):  # a lost device cannot be waited for
                     self.memory.wait(stream)
+
+
+def _let_go(buffer: Buffer) -> None:
+    """Others' memory is theirs to free."""
+    del buffer

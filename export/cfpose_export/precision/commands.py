@@ -47,6 +47,9 @@ def _add_lower(commands: Any) -> None:
         action="store_true",
         help="keep the modules that drift most in float32, and try again",
     )
+    lower.add_argument(
+        "--no-culprits", action="store_true", help="do not look for the modules that drift most"
+    )
     lower.add_argument("--photos", type=Path, help="folder with people.json (default: demo)")
     lower.add_argument(
         "--crops",
@@ -120,6 +123,7 @@ def _lower(arguments: argparse.Namespace) -> None:
     precision, photos = arguments.precision, arguments.photos
     count, calibration = arguments.crops, arguments.calibration
     output, keep, auto_keep = arguments.output, arguments.keep, arguments.auto_keep
+    blame = not arguments.no_culprits
     reference = whole_weights(load_model(model_path(arguments.model)))
     if is_finder(reference):
         if limited := [name for name, value in limits.items() if value is not None]:
@@ -140,6 +144,7 @@ def _lower(arguments: argparse.Namespace) -> None:
         ),
         keep=keep,
         auto_keep=auto_keep,
+        blame=blame,
         ranges=ranges,
     )
     print(report.to_json(), end="")

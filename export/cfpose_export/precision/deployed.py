@@ -25,7 +25,7 @@ from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes, judg
 from cfpose_export.proof.crops import read_hard, read_people
 from cfpose_export.proof.runtimes import (
     FULL_FINDER,
-    LOW_FINDER,
+    LOW_FINDERS,
     FinderAgreement,
     compare_finders,
     compare_frames,
@@ -120,7 +120,7 @@ def judge(
 ) -> None:
     """Raise ExportError unless a deployed model keeps to the bound of its precision."""
     if isinstance(agreement, FinderAgreement):
-        judge_finders(agreement, FULL_FINDER if precision == "fp32" else LOW_FINDER)
+        judge_finders(agreement, LOW_FINDERS.get(precision, FULL_FINDER))
     else:
         judge_agreement(agreement, bound_of(precision, max_px, rounds_all=rounds_all))
 

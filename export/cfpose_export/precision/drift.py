@@ -1,6 +1,6 @@
 """The drift table: what each precision does to a model's keypoints, and to its AP.
 
-`python -m cfpose_export.precision.drift export/results/drift.json export/README.md` writes the
+`python -m cfpose_export.precision.drift export/results/drift.json docs/precision.md` writes the
 committed figures as the table in the document.
 """
 

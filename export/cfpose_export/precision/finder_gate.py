@@ -24,7 +24,7 @@ from cfpose_export.graph.rules import (
 from cfpose_export.precision.gate import AS_FILE, ROUNDED, digest
 from cfpose_export.precision.typed import emulate, lower
 from cfpose_export.proof.runtimes import (
-    LOW_FINDER,
+    LOW_FINDERS,
     FinderAgreement,
     FinderBound,
     compare_finders,
@@ -67,7 +67,7 @@ def lowered_finder(
     precision: str,
     photos: Path | None,
     keep: Collection[str] = (),
-    bound: FinderBound = LOW_FINDER,
+    bound: FinderBound | None = None,
 ) -> tuple[onnx.ModelProto, FinderReport]:
     """The typed graph with its proof in the spec. Raises ExportError where a bound is broken."""
     spec = read_finder_spec(reference)
@@ -78,6 +78,7 @@ def lowered_finder(
     if spec.precision != "fp32" or [v.name for v in reference.graph.input] != ["images"]:
         raise ExportError(f"the reference must be a float32 graph on letterboxes, not {spec.name}")
     kind: TypedPrecision = "fp16" if precision == "fp16" else "bf16"
+    bound = LOW_FINDERS[kind] if bound is None else bound
     model = lower(reference, kind, keep)
     check_graph(model, "images", FINDER_OUTPUTS)
     runs = {AS_FILE: model} if kind == "fp16" else {}  # onnxruntime has no bf16 Conv

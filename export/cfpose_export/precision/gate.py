@@ -265,6 +265,7 @@ def write_gated(
     *,
     keep: Collection[str] = (),
     auto_keep: bool = False,
+    blame: bool = True,
     ranges: Ranges | None = None,
 ) -> GateReport:
     """Lower, compare, and write the graph with its proof, and `NAME.gate.json` beside it.
@@ -276,7 +277,7 @@ def write_gated(
     limits = LIMITS[precision] if limits is None else limits
     build = builder(reference, precision, ranges)
     candidate, report = examine(
-        reference, build, precision, proof, limits, keep, auto_keep=auto_keep
+        reference, build, precision, proof, limits, keep, auto_keep=auto_keep, blame=blame
     )
     if report.problems:
         raise ExportError(failure(report, auto_keep=auto_keep))

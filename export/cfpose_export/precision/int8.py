@@ -25,10 +25,14 @@ from cfpose_sdk.errors import ExportError, InputError, require
 
 PART = "backbone"  # of a module's dotted name
 # of the backbone, and never quantised: few channels with wide ranges, and little to gain
-STEM = ("bn1", "bn2", "conv1", "conv2", "layer1", "body.conv_stem", "body.bn0")
+STEM = (
+    "bn1", "bn2", "conv1", "conv2", "layer1",  # HRNet
+    "body.conv_stem", "body.bn0",  # EfficientNet-Lite
+    "stem", "first", "stages.0", "stages.1.0.expand",  # MobileNet, as of MoveNet
+)  # fmt: skip
 PERCENTILE = 100.0  # of an activation's magnitudes; what lies beyond saturates
 BINS = 2048
-BATCH = 16
+BATCH = 4  # crops at once: every value of the graph is held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +56,19 @@ def calibrate(model: onnx.ModelProto, crops: Crops, percentile: float = PERCENTI
     with tempfile.TemporaryDirectory() as folder, _silent():
         path = Path(folder) / "model.onnx"
         onnx.save_model(model, path)
+        options: dict[str, Any] = {"symmetric": True}
+        method = CalibrationMethod.MinMax  # the largest magnitudes, inside the graph: much faster
+        if percentile < 100:
+            method = CalibrationMethod.Percentile
+            options |= {"num_bins": BINS, "percentile": percentile}
         calibrator = create_calibrator(
             path,
             ["Conv"],
             str(Path(folder) / "augmented.onnx"),
-            CalibrationMethod.Percentile,
-            extra_options={"symmetric": True, "num_bins": BINS, "percentile": percentile},
+            method,
+            extra_options=options,
         )
-        for start in range(0, len(crops), BATCH):  # all batches at once would fill the memory
+        for start in range(0, len(crops), BATCH):
             calibrator.collect_data(_Reader(crops[start : start + BATCH]))
         tensors = calibrator.compute_data()
     return Ranges(tensors, len(crops))

@@ -77,6 +77,21 @@ def rounded_constant(
 LOWERED = ("backbone", "head")  # parts of a module's dotted name whose nodes run low
 LOWERED_OF_FINDER = ("body", "laterals", "smooths", "heat")
 KEPT = ("sampler", "refiner", "normalise")  # and parts that never do
+# and in one type, as of `belongs` but anywhere in the name: the first layers of MobileNet and of
+# EfficientNet-Lite, whose few channels have ranges far apart (bf16's 8 bits of mantissa cost more
+# there than in all other layers together), and the last of a finder, which would shift all scores
+KEPT_OF: Mapping[str, tuple[str, ...]] = {
+    "fp16": (),
+    "bf16": (
+        "first",
+        "body.",
+        "body.conv_stem",
+        "body.bn0",
+        "body.blocks.0",
+        "body.blocks.1",
+        "heat.1",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,9 @@ def plan(model: onnx.ModelProto, precision: TypedPrecision, keep: Collection[str
     low, unfit = set(), {}
     for index, node in enumerate(nodes):
         module = scope(node)
-        if not _is_low(module, lowered) or belongs(module, keep) or node.name in keep:
+        if not _is_low(module, lowered, KEPT_OF[precision]):
+            continue
+        if belongs(module, keep) or node.name in keep:
             continue
         if not any(types.get(name) == TensorProto.FLOAT for name in node.output):
             continue  # integers, shapes
@@ -231,8 +248,10 @@ def lowered_parts(model: onnx.ModelProto) -> tuple[str, ...]:
     return LOWERED_OF_FINDER if is_finder(model) else LOWERED
 
 
-def _is_low(module: str, lowered: Collection[str]) -> bool:
-    parts = module.split(".")
+def _is_low(module: str, lowered: Collection[str], kept: Collection[str]) -> bool:
+    parts, dotted = module.split("."), f".{module}."
+    if any(dotted.endswith(f".{k}") if k.endswith(".") else f".{k}." in dotted for k in kept):
+        return False
     return any(p in parts for p in lowered) and not any(p in parts for p in KEPT)
 
 

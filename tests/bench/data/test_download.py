@@ -102,9 +102,16 @@ def test_a_file_of_another_size_or_an_absent_one_is_refused(host: Host, tmp_path
     host.files["/f"] = DATA
     with pytest.raises(DatasetError, match="has 3000000 bytes, expected 2999999"):
         fetch(f"{host.url}/f", tmp_path / "f", len(DATA) - 1)
+    host.asked.clear()
     with pytest.raises(DatasetError, match=r"404.*0 of 5 bytes"):
         fetch(f"{host.url}/none", tmp_path / "g", 5)
+    assert len(host.asked) == 5
     assert not (tmp_path / "f").exists()
+    (tmp_path / "h.part").write_bytes(DATA + b"x")  # of another file of that name
+    with pytest.raises(DatasetError, match="more than the published 3000000 bytes"):
+        fetch(f"{host.url}/f", tmp_path / "h", len(DATA))
+    fetch(f"{host.url}/f", tmp_path / "h", len(DATA))
+    assert (tmp_path / "h").read_bytes() == DATA
 
 
 def packed(files: dict[str, bytes]) -> bytes:

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from cfpose_bench.measurement import cpu_kind
 from cfpose_bench.runtimes.contestants import RTMLIB, W32, W32_BF16
-from cfpose_bench.runtimes.tables import NOT_MEASURED, goals, runtimes_block
+from cfpose_bench.runtimes.tables import NOT_MEASURED, goals, kind_of, runtimes_block
 from cfpose_bench.tables import RUNTIMES, fill, main
-
-RECORD = "benchmarks/results/runtimes-cpu.json"
 
 
 def row(label: str, ms: float, ratio: tuple[float, float, float] | None = None) -> dict[str, Any]:
@@ -103,11 +102,13 @@ def test_the_section_is_filled_by_the_tables_command(
         f"| W32 | given | 5 | {RTMLIB} | 100.0 | 1 | - |",
         f"| W32 | given | 5 | {W32} | 90.0 | 1.10 (0.90 to 1.20) | - |",
         "| default | found | 5 | default, b | 40.0 | 1 | 12.5% |",
-        f"| same onnxruntime as rtmlib | boxes given, 5 people | {W32} | ≥ 1 | 1.10 (0.90 to 1.20) "
-        "| pass, not surely |",
+        f"| AVX2 | same onnxruntime as rtmlib | boxes given, 5 people | {W32} | ≥ 1 "
+        "| 1.10 (0.90 to 1.20) | pass, not surely |",
         "not measured: no AMX |",
         "First result: median 1.40 s, most 1.75 s of 3 processes",
-        "Left out: x (not here).",
+        "AVX2, left out: x (not here).",
+        "AVX2: one run on a CPU with 2 threads",
+        "Not measured: AMX, AVX-512, ARM.",
         "onnxruntime 1.0",
     ):
         assert line in text
@@ -117,7 +118,43 @@ def test_the_section_is_filled_by_the_tables_command(
 
 
 def test_the_document_shows_the_committed_record(root: Path) -> None:
-    path = root / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    paths = (root / "benchmarks/results").glob("runtimes-*.json")
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    assert {f"runtimes-{kind_of(record)}" for record in records.values()} == records.keys()
     text = (root / "benchmarks/README.md").read_text(encoding="utf-8")
-    assert fill(text, runtimes_block(record), RUNTIMES) == text, "run: make tables"
+    assert fill(text, runtimes_block([*records.values()]), RUNTIMES) == text, "run: make tables"
+
+
+def test_kinds_of_cpus_stand_side_by_side(record: dict[str, Any], tmp_path: Path) -> None:
+    record["goals"] = goals(record)
+    other = json.loads(json.dumps(record))
+    other["environment"] |= {"cpu": "b CPU", "cpu_features": ["avx2", "avx512f", "amx_bf16"]}
+    other["tasks"][0]["rows"] = [row(RTMLIB, 50.0), row(W32, 25.0, (2.0, 1.9, 2.1))]
+    for name, each in (("avx2", record), ("amx", other)):
+        (tmp_path / f"runtimes-{name}.json").write_text(json.dumps(each))
+    document = tmp_path / "doc.md"
+    document.write_text(f"{RUNTIMES[0]}\n{RUNTIMES[1]}")
+    assert main([str(tmp_path), str(document)]) == 0
+    text = document.read_text()
+    for line in (
+        "| people | runtime | ms AMX | ratio AMX | outside AMX | ms AVX2 | ratio AVX2 | outside",
+        f"| W32 | given | 5 | {W32} | 25.0 | 2.00 (1.90 to 2.10) | - | 90.0 | 1.10 (0.90 to 1.20)",
+        f"| W32 | given | 5 | {W32_BF16} | - | - | - | 30.0 | 2.90 (2.80 to 3.20) | - |",
+        "| AMX | same onnxruntime as rtmlib |",
+        "Not measured: AVX-512, ARM.",
+    ):
+        assert line in text
+    assert text.index("AMX: one run on b CPU") < text.index("AVX2: one run on a CPU")
+
+
+def test_kinds_of_cpus() -> None:
+    flags = ["avx2", "avx512f", "amx_bf16"]
+    assert [cpu_kind(flags[:n], "x86_64") for n in (0, 1, 2, 3)] == [
+        "other",
+        "avx2",
+        "avx512",
+        "amx",
+    ]
+    assert cpu_kind(["asimd", "bf16"], "aarch64") == cpu_kind([], "arm64") == "arm"
+    old = {"environment": {"cpu_features": [], "platform": "Linux-6.1-aarch64-with-glibc2.36"}}
+    assert kind_of(old) == "arm"

@@ -373,3 +373,22 @@ def test_a_whole_run(
     }
     assert str(tmp_path) not in json.dumps(record)
     assert str(root) not in json.dumps(record)
+
+
+def test_a_folder_gets_the_record_by_the_kind_of_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {
+        "environment": {"cpu": "a CPU", "packages": {}, "cpu_kind": "avx2", "cpu_features": []},
+        "protocol": {"photo": "p.jpg", "size_wh": [7, 5], "threads": 2},
+        "tasks": [],
+        "goals": [],
+        "left_out": [],
+        "first_result": {"median_s": 1, "max_s": 1, "samples_s": [1], "parts_s": {}},
+    }
+    monkeypatch.setattr(command, "measure", lambda plan: record)
+    assert main(["runtimes", "--results", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runtimes-avx2.json"]
+    assert main(["runtimes", "--json", str(tmp_path / "mine.json")]) == 0
+    assert (tmp_path / "mine.json").is_file()
+    assert "AVX2: one run on a CPU with 2 threads" in capsys.readouterr().out

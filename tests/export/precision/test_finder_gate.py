@@ -14,6 +14,7 @@ from cfpose_export.cli import main
 from cfpose_export.graph.frame_finder import frame_finder
 from cfpose_export.graph.rules import element_types, load_model, read_finder_spec, scopes
 from cfpose_export.precision.finder_gate import lowered_finder
+from cfpose_export.precision.typed import modules_of, plan, scope
 from cfpose_export.proof.runtimes import FinderAgreement, FinderBound, judge_finders, nearest_gaps
 from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import ExportError, InputError
@@ -42,7 +43,7 @@ def test_the_bundled_finder_passes_in_fp16(tmp_path: Path) -> None:
 
 
 def test_one_that_drifts_is_refused(bundled: onnx.ModelProto, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"is not the model \(.*boxes differ by"):
+    with pytest.raises(ExportError, match=r"is not the model \(.*boxes differ by more than"):
         lowered_finder(bundled, "fp16", None, bound=FinderBound(1e-6, 1e-6))
     wild = onnx.ModelProto()
     wild.CopyFrom(bundled)
@@ -61,21 +62,46 @@ def test_one_that_drifts_is_refused(bundled: onnx.ModelProto, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def moved(*px: float, score: float = 0.0, nonfinite: int = 0) -> FinderAgreement:
+    """An agreement of candidates whose boxes moved so far."""
+    return FinderAgreement("a", "b", 2, len(px), max(px, default=0.0), score, px, nonfinite)
+
+
 @pytest.mark.parametrize(
     ("agreement", "said"),
     [
-        (FinderAgreement("a", "b", 2, 0, 0.0, 0.0), "the comparison says nothing"),
-        (FinderAgreement("a", "b", 2, 5, 1.5, 0.0), "boxes differ by 1.5"),
-        (FinderAgreement("a", "b", 2, 5, 0.5, 0.5), "scores by 0.5"),
-        (FinderAgreement("a", "b", 2, 5, float("nan"), 0.0), "boxes differ by nan"),
-        (FinderAgreement("a", "b", 2, 5, 0.0, 0.0, nonfinite=1), "1 numbers are not finite"),
+        (moved(), "the comparison says nothing"),
+        (moved(0.5, 1.5, 0.1), r"1 of 3 boxes differ by more than 1 .*\(allowed 0; the most 1.5\)"),
+        (moved(0.5, score=0.5), "scores by 0.5"),
+        (moved(float("nan")), "1 of 1 boxes differ"),
+        (moved(0.0, nonfinite=1), "1 numbers are not finite"),
     ],
 )
 def test_what_is_judged(agreement: FinderAgreement, said: str) -> None:
     bound = FinderBound(1.0, 0.1)
-    judge_finders(FinderAgreement("a", "b", 2, 5, 0.9, 0.05), bound)
+    judge_finders(moved(0.9, score=0.05), bound)
     with pytest.raises(ExportError, match=said):
         judge_finders(agreement, bound)
+
+
+def test_a_share_of_the_boxes_may_be_others() -> None:
+    """Of two candidates that tie, a low precision may take the other one."""
+    bound = FinderBound(1.0, 0.1, far=0.05)
+    judge_finders(moved(9.0, *[0.5] * 19), bound)
+    with pytest.raises(ExportError, match=r"2 of 20 .*allowed 1"):
+        judge_finders(moved(9.0, 1.5, *[0.5] * 18), bound)
+
+
+def test_the_first_layers_stay_float32_in_bf16(bundled: onnx.ModelProto) -> None:
+    """Else boxes move by ten pixels; with them the gate lets the bundled finder through."""
+    kept = {"network.body", "network.body.bn0", "network.body.blocks.1.bn1", "network.heat.1"}
+    assert kept <= {scope(node) for node in bundled.graph.node}
+    for precision, inside in (("fp16", True), ("bf16", False)):
+        low = modules_of(bundled, plan(bundled, precision).low)
+        assert all((module in low) is inside for module in kept)
+        assert "network.body.blocks.2.bn1" in low
+    report = lowered_finder(bundled, "bf16", None)[1]
+    assert report.bound.far == 0.05
 
 
 def test_a_box_that_is_gone_is_infinitely_far() -> None:

@@ -19,6 +19,7 @@ from cfpose_export.graph.rules import (
     read_spec,
     write_spec,
 )
+from cfpose_export.precision.int8 import _is_quantised
 from cfpose_export.precision.typed import ELEMENT, TypedPrecision, emulate, lower, plan, scope
 from cfpose_export.proof.compare import run_graph
 from cfpose_export.proof.crops import Crops, read_people
@@ -200,3 +201,27 @@ def _scale(model: onnx.ModelProto, factor: float) -> None:
     ):
         array = numpy_helper.to_array(tensors[name]) * np.float32(by)
         tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+
+
+def test_what_bf16_leaves_alone() -> None:
+    """The depthwise convolution behind a MobileNet's stem is float32 in bf16, and low in fp16."""
+    model = small(np.ones((4, 2)), "pose.backbone.first.depthwise")
+    product = [n.name for n in model.graph.node].index("product")
+    assert product in plan(model, "fp16").low
+    assert product not in plan(model, "bf16").low
+    other = small(np.ones((4, 2)), "pose.backbone.stages.0.0.depthwise")
+    assert product in plan(other, "bf16").low
+
+
+def test_what_int8_leaves_alone() -> None:
+    """Stems, and of MobileNet the first stage and the layer that reads it."""
+    chosen = {
+        name
+        for name in (
+            "stem", "first.project", "stages.0.1.expand", "stages.1.0.expand",
+            "stages.1.0.depthwise", "stages.1.1.expand", "merge4.project", "layer1.0", "layer2.0",
+        )
+        if _is_quantised(f"pose.backbone.{name}")
+    }  # fmt: skip
+    assert chosen == {"stages.1.0.depthwise", "stages.1.1.expand", "merge4.project", "layer2.0"}
+    assert not _is_quantised("pose.head.heat.out")

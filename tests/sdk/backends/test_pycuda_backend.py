@@ -15,6 +15,7 @@ from cfpose_sdk.backends import RuntimeOptions, open_backend
 from cfpose_sdk.backends.tensorrt.pycuda import PyCuda
 from cfpose_sdk.errors import BackendError, MissingDependencyError
 from cfpose_sdk.spec import SPEC_KEY
+from tests.sdk.fake_pycuda import FakePycuda
 
 PYCUDA_OPTIONS = RuntimeOptions(cuda="pycuda")
 
@@ -38,9 +39,9 @@ def _check(backend: Any, fake: ModuleType, crops: np.ndarray) -> None:
 
 
 @pytest.fixture
-def pycuda(gpu: Any, fake_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+def pycuda(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """pycuda over the same device, where the caller's thread has no context of it."""
-    driver = fake_cuda.FakePycuda(gpu)
+    driver = FakePycuda(gpu)
     monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
     return driver

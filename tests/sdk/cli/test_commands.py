@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO, cast
 
 import pytest
 
 from cfpose_sdk import commands
-from cfpose_sdk.commands import Console
+from cfpose_sdk.commands import Console, watched
 from cfpose_sdk.errors import BackendError, InputError, MissingDependencyError
 
 
@@ -106,6 +107,26 @@ def test_a_letter_that_the_console_lacks_is_escaped() -> None:
     console.flush()
     assert raw.getvalue().rstrip() == b"\\u7167.jpg"
     assert not Console(None).isatty()
+
+
+class Cell(io.StringIO):
+    """Stands for the stream of a notebook's cell, which is no terminal."""
+
+
+Cell.__module__ = "ipykernel.iostream"
+
+
+def test_bars_are_for_terminals_and_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched(Cell())
+    assert watched(cast("TextIO", Console(Cell())))  # as a command's own stream is
+    assert not watched(io.StringIO())
+    closed = io.StringIO()
+    closed.close()
+    assert not watched(closed)
+    monkeypatch.setattr(sys, "stderr", Cell())
+    assert watched()
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not watched()
 
 
 @pytest.fixture

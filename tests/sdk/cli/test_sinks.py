@@ -187,6 +187,7 @@ def test_progress_is_for_terminals() -> None:
     assert "clip.mp4  [##" in shown.getvalue()
     assert "3/3" in shown.getvalue()
     assert shown.getvalue().endswith("\r\x1b[K")  # wiped at the end
+    assert " " * 40 in shown.getvalue().rpartition("left")[2]  # notebooks know no ESC [ K
     endless = Terminal()
     Progress("camera", None, endless).step()
     assert "camera  1 " in endless.getvalue()

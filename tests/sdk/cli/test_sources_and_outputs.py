@@ -6,12 +6,16 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+
+from cfpose_sdk.cli.main import main
+from cfpose_sdk.streaming.stream import StreamOptions
 
 
 @pytest.mark.parametrize("option", ["--json", "--coco", "--csv"])
@@ -148,3 +152,33 @@ def test_a_file_on_stdout_has_it_alone(
     out, err = capfd.readouterr()
     assert len(json.loads(out)) == 2
     assert "market.jpg: 2 people" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_frames"), [([], 8), (["--latency"], 1), (["--show"], 1)]
+)
+def test_files_are_posed_several_at_once_unless_latency_matters(
+    options: list[str], batch_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[StreamOptions] = []
+
+    def note(sources: list[str], *, streaming: StreamOptions, **_: Any) -> int:
+        given.append(streaming)
+        return 0
+
+    monkeypatch.setattr(sys.modules[main.__module__], "predict", note)
+    assert main(["predict", "a.jpg", *options]) == 0
+    assert [streaming.batch_frames for streaming in given] == [batch_frames]
+
+
+def test_latency_changes_no_answer(cfpose: Any, street: Path, tmp_path: Path) -> None:
+    (street / "a-broken.jpg").write_bytes(b"no photo")
+    answers = []
+    for name, options in (("one.json", ["--latency"]), ("all.json", [])):
+        assert cfpose.predict(street, "--json", tmp_path / name, *options) == 1
+        images = json.loads((tmp_path / name).read_text())
+        for image in images:
+            del image["speed_ms"]
+        answers.append(images)
+    assert [image["image"] for image in answers[0]] == ["000000000139.png", "market.jpg"]
+    assert answers[0] == answers[1]

@@ -14,9 +14,11 @@ from cfpose_sdk.diagnostics.versions import cuda_of_wheels, driver_cuda, too_new
 
 DECLARED = [
     "numpy>=1.26",
-    "opencv-python-headless>=4.8",
+    "opencv-python-headless>=4.9",
     'onnxruntime>=1.20; extra == "cpu"',
     'ray[data]>=2.40; extra == "ray"',
+    "pre>=1.26.1",
+    "zeros>=1.26.0",
     "nothing",
 ]
 
@@ -24,12 +26,15 @@ DECLARED = [
 @pytest.mark.parametrize(
     ("installed", "old"),
     [
-        ({"numpy": "1.26.0", "opencv-python-headless": "4.8"}, set()),
+        ({"numpy": "1.26.0", "opencv-python-headless": "4.9"}, set()),
         ({"numpy": "1.25.9", "opencv-python-headless": "4.10.0.84"}, {"numpy"}),
         ({"numpy": "2.0.0rc1", "opencv-python-headless": "4.7.0.72"}, {"opencv-python-headless"}),
         ({"numpy": "1.26", "onnxruntime": "1.9.0"}, {"onnxruntime"}),
         ({"numpy": None, "ray": "2.5"}, {"ray"}),
         ({"onnxruntime": "1.20"}, set()),
+        ({"pre": "1.26rc5"}, {"pre"}),
+        ({"pre": "1.26+cu118"}, {"pre"}),
+        ({"pre": "1.26.1+cu118", "zeros": "1.26"}, set()),
     ],
 )
 def test_what_is_older_than_declared(installed: dict[str, str | None], old: set[str]) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -113,6 +114,21 @@ def test_downloads_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_an_address_may_lead_to_no_other_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer(contextlib.nullcontext[Any]):
+        url, length = "ftp://127.0.0.1/a.jpg", 0
+
+        def __enter__(self) -> Any:
+            return self
+
+        def read1(self, size: int) -> bytes:
+            return b""
+
+    monkeypatch.setattr(names.urllib.request, "urlopen", lambda *_, **__: Answer())
+    with pytest.raises(ImageError, match=r"leads to ftp://127.0.0.1/a.jpg; expected a photo"):
+        names.fetch_photo("http://127.0.0.1/a.jpg", 5.0)
 
 
 def test_addresses_by_their_path() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.estimator import PoseEstimator
+from cfpose_sdk.media import reconnect
 from cfpose_sdk.media.frames import Footage, Frame, Item, Unread
 from cfpose_sdk.media.reconnect import reconnecting
 from cfpose_sdk.media.sources import open_video
@@ -44,7 +46,24 @@ def opener(*lives: Callable[[], Footage] | None) -> Callable[[], Footage]:
     return open_again
 
 
-def test_frames_go_on_and_every_gap_is_said() -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between two tries; the clock here goes on by them, and a bit at each look."""
+    now, taken = [100.0], []
+
+    def sleep(seconds: float) -> None:
+        taken.append(seconds)
+        now[0] += seconds
+
+    def monotonic() -> float:
+        now[0] += 1e-4
+        return now[0]
+
+    monkeypatch.setattr(reconnect, "time", types.SimpleNamespace(sleep=sleep, monotonic=monotonic))
+    return taken
+
+
+def test_frames_go_on_and_every_gap_is_said(pauses: list[float]) -> None:
     closed: list[str] = []
     again = opener(None, lambda: footage(closed), lambda: footage(closed))
     whole = reconnecting(footage(closed), again, "camera 0", 0.9)
@@ -58,6 +77,14 @@ def test_frames_go_on_and_every_gap_is_said() -> None:
     assert times == sorted(times)
     assert "lost after 6 frames, and did not answer again within 0.9 s" in str(end.error)
     assert len(closed) >= 3
+    assert pauses == pytest.approx([0.25, 0.5, 0.25, 0.25, 0.5, 0.15], abs=0.01)
+
+
+def test_pauses_grow_to_two_seconds_and_end_in_time(pauses: list[float]) -> None:
+    whole = reconnecting(footage([]), opener(), "camera 0", 10.0)
+    *_, end = whole.items
+    assert "did not answer again within 10 s" in str(end.error)
+    assert pauses == pytest.approx([0.25, 0.5, 1, 2, 2, 2, 2, 0.25], abs=0.01)
 
 
 def test_another_size_ends_it() -> None:

@@ -102,6 +102,7 @@ def test_health_metrics_and_openapi(client: TestClient, photo: bytes) -> None:
     assert client.post("/predict", content=photo).status_code == 200
     health = client.get("/healthz").json()
     assert (health["status"], health["model"], health["decoders"]) == ("ok", "brightest", 1)
+    assert (health["provider"], health["tuned"]) == ("CPUExecutionProvider", "")
     text = client.get("/metrics").text
     assert 'cfpose_answers_total{status="200"}' in text
     assert 'cfpose_step_seconds_count{step="infer"}' in text

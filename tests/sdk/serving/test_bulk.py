@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 
 from cfpose_sdk import InputError, MissingDependencyError, PoseEstimator
 from cfpose_sdk.cli.main import main
+from cfpose_sdk.detectors.base import PersonFinder
+from cfpose_sdk.errors import BoxError
 from cfpose_sdk.serving import bulk
 from cfpose_sdk.serving.bulk import BulkOptions, photos_of, run_bulk
 from cfpose_sdk.serving.shards import Counts, ShardFolder
@@ -109,6 +113,56 @@ def test_rows_are_what_predict_says(
     assert rows[0] == {
         "image": str(photos / "000.png"), "size_wh": [64, 64], "people": expected, "error": None
     }  # fmt: skip
+
+
+def test_a_photo_that_the_detector_fails_on_is_broken_and_no_other(
+    photos: Path, options: BulkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = photos_of([str(photos)])[:12]  # the fourth is broken
+    find, calls = PersonFinder.__call__, list[int]()
+
+    def fail_once(finder: PersonFinder, image: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:  # the seventh photo
+            raise BoxError("box 0 must be finite")
+        return find(finder, image)
+
+    monkeypatch.setattr(PersonFinder, "__call__", fail_once)
+    rows = bulk.Poser(options, 1).rows(names)
+    assert [row["image"] for row in rows] == names
+    assert [n for n, row in enumerate(rows) if row["error"]] == [3, 6]
+    assert rows[6]["error"] == "box 0 must be finite"
+
+
+@pytest.mark.parametrize(("shards", "workers"), [([100, 100, 40], 2), ([5], 8), ([1] * 9, 1)])
+def test_pieces_hold_every_photo_once_and_grow_small(shards: list[int], workers: int) -> None:
+    todo = [(n, [f"{n}-{k}" for k in range(size)]) for n, size in enumerate(shards)]
+    pieces = list(bulk._pieces(todo, workers))
+    for number, photos in todo:
+        mine = [(first, names) for n, first, names in pieces if n == number]
+        assert [name for _, names in mine for name in names] == photos
+        assert [photos[first] for first, _ in mine] == [names[0] for _, names in mine]
+    sizes = [len(names) for _, _, names in pieces]
+    assert max(sizes) <= 32
+    assert sizes[-1] <= 4  # what the others wait for when one worker has the last piece
+
+
+def test_pieces_that_overtake_each_other_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    todo = [(7, [f"a{n}" for n in range(40)]), (8, ["b0"])]
+    first = threading.Event()
+
+    def work(photos: list[str]) -> list[dict[str, Any]]:
+        if photos[0] == "a0":
+            assert first.wait(60)  # until the last shard is done
+        elif photos[0] == "b0":
+            first.set()
+        return [{"image": photo} for photo in photos]
+
+    monkeypatch.setattr(bulk, "_work", work)
+    with ThreadPoolExecutor(2) as pool:
+        done = dict(bulk._finished(pool, todo, 2))  # type: ignore[arg-type]
+    assert list(done) == [8, 7]
+    assert [row["image"] for row in done[7]] == todo[0][1]
 
 
 def test_a_finished_run_is_not_made_again(

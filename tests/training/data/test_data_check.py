@@ -123,7 +123,7 @@ def test_a_source_is_checked_as_a_run_reads_it(tiny_root: Path, tiny_recipe: Pat
     assert some.is_usable
     for fields, problem in (
         ({"files": "*.jpg"}, "nobody has a labelled joint"),
-        ({"files": "*1?.png", "holdout_every": 1}, "nobody is left to train on"),
+        ({"files": "*1?.png", "holdout_every": 1}, "nobody is left to train on: holdout_every = 1"),
         ({"files": "*1?.png", "holdout_every": 50}, "nobody is left to measure on"),
     ):
         found = check_recipe(with_source(recipe, **fields), tiny_root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 from cfpose_sdk.media.image import read_image
 from cfpose_training.cli import main
-from cfpose_training.config import load_recipe
+from cfpose_training.config import FinderConfig, OptimConfig, PhotoSource, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.photo_sizes import other_sizes, size_in_header
+from cfpose_training.finder import train as finder_train
 from cfpose_training.pose.run import PoseRun
 from cfpose_training.pose.train import pose_spec
 from cfpose_training.run.loop import RunOptions
@@ -63,15 +65,19 @@ def test_the_sentence_counts() -> None:
     assert "a has 1 x 2, annotated are 2 x 1" in text
 
 
+def swap_two_sizes(root: Path) -> None:
+    record = json.loads((root / "people.json").read_text())
+    for image in record["images"][:2]:
+        image["width"], image["height"] = 100, 120
+    (root / "people.json").write_text(json.dumps(record))
+
+
 def test_training_and_its_check_say_so(
     tiny_root: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "check", str(tiny_root), "--recipe", str(tiny_recipe)]) == 0
     capsys.readouterr()
-    record = json.loads((tiny_root / "people.json").read_text())
-    for image in record["images"][:2]:
-        image["width"], image["height"] = 100, 120
-    (tiny_root / "people.json").write_text(json.dumps(record))
+    swap_two_sizes(tiny_root)
     assert main(["data", "check", str(tiny_root), "--recipe", str(tiny_recipe)]) == 1
     assert f"PROBLEM: {SENTENCE}" in capsys.readouterr().out
     recipe, data = load_recipe(tiny_recipe), DataOptions(tiny_root, tiny_root / "cache")
@@ -80,3 +86,25 @@ def test_training_and_its_check_say_so(
     run.batches(run.people())
     trained_on = SENTENCE.replace("of 12", "of 10")  # two are held out
     assert f"cfpose-train: warning: {trained_on}" in capsys.readouterr().err
+
+
+def test_training_a_finder_says_so(
+    tiny_root: Path,
+    tiny_recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(finder_train, "label_photos", stop)
+    sources = PhotoSource("people", "images", "people.json"), PhotoSource("plain", "images")
+    finder = FinderConfig("f", OptimConfig(1, batch_size=4), sources)
+    recipe = dataclasses.replace(load_recipe(tiny_recipe), finder=finder)
+    data, options = DataOptions(tiny_root, tiny_root / "cache"), RunOptions(tiny_root / "run")
+    sentence = SENTENCE.replace("of 12", "of 24")  # half of them are not annotated
+    for said in ("", f"cfpose-train: warning: {sentence}"):
+        with pytest.raises(InterruptedError):
+            finder_train.train_finder(recipe, tiny_root / "no.onnx", data, options)
+        assert capsys.readouterr().err.partition(",")[0] == said
+        swap_two_sizes(tiny_root)

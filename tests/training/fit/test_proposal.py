@@ -18,7 +18,7 @@ from cfpose_training.cli import main
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.people import load_people
 from cfpose_training.fit import facts
-from cfpose_training.fit.estimate import training_bytes
+from cfpose_training.fit.estimate import network_cost, training_bytes
 from cfpose_training.fit.facts import look_at, split
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import PoseNet
@@ -91,7 +91,9 @@ def test_a_start_on_movenets_trunk(tmp_path: Path, write_data: Callable[..., Non
     assert recipe.pose.movenet == MoveNetConfig("lightning", frozen=4)
     assert recipe.pose.head == "marginal"
     assert recipe.fit.init == str(tmp_path / "start.safetensors")
-    assert training_bytes(recipe) > 4 * sum(p.numel() for p in network.parameters())
+    assert training_bytes(network_cost(recipe), recipe.stage1) > 4 * sum(
+        p.numel() for p in network.parameters()
+    )
 
 
 def test_sizes_and_starts(tmp_path: Path, write_data: Callable[..., None]) -> None:

@@ -12,9 +12,13 @@ from cfpose_sdk.commands import number
 from cfpose_sdk.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from cfpose_training.data.crop_dataset import DataOptions
     from cfpose_training.labels.people import Who
 
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+UNCACHED = Path("none")  # of --cache: photos are read at each use
 
 
 def minutes(text: str) -> float:
@@ -60,6 +64,16 @@ def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]
     return {name: getattr(arguments, name) for name in names}
 
 
+def data_options(*, data_root: Path, cache: Path | None) -> DataOptions:
+    """Where a run's photos are; `cache` as of --cache."""
+    from cfpose_training.data.crop_dataset import DataOptions
+    from cfpose_training.data.photo_cache import photo_folder
+
+    if cache is None:
+        return DataOptions(data_root, photo_folder(data_root))
+    return DataOptions(data_root, None if cache == UNCACHED else cache)
+
+
 def add_convert(commands: Commands) -> None:
     """Add `convert` and its arguments."""
     parser = commands.add_parser(
@@ -89,6 +103,15 @@ def add_data(commands: Commands) -> Commands:
     check.set_defaults(run=check_data)
     check.add_argument("folder", type=Path, help="data root")
     check.add_argument("--recipe", type=Path, help="check what this recipe needs")
+    fetch = actions.add_parser(
+        "fetch",
+        help="bring the paper's public files into a data root, and say how to get the others; exit "
+        "code 1 when some are to be got by hand",
+    )
+    fetch.set_defaults(run=fetch_data)
+    fetch.add_argument("what", choices=("coco", "crowdpose", "boxes", "imagenet-hrnet"))
+    fetch.add_argument("--into", type=Path, required=True, help="data root")
+    fetch.add_argument("--mirror", default="", help="another host than the publishers'")
     speed = actions.add_parser(
         "speed", help="measure samples per second of stage 1's loader and of its network"
     )
@@ -174,6 +197,16 @@ def check_data(arguments: argparse.Namespace) -> int:
         check = check_recipe(load_recipe(recipe_file), folder)
     print(check.text)
     return 0 if check.is_usable else 1
+
+
+def fetch_data(arguments: argparse.Namespace) -> int:
+    """Run `data fetch`; returns the exit code."""
+    from cfpose_training.archives.catalogue import SETS
+    from cfpose_training.archives.fetch import fetch_set
+
+    what, root, mirror = arguments.what, arguments.into, arguments.mirror
+
+    return 1 if fetch_set(SETS[what], root, mirror=mirror) else 0
 
 
 def measure_data_speed(arguments: argparse.Namespace) -> int:

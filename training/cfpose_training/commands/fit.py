@@ -66,7 +66,7 @@ def propose(arguments: argparse.Namespace) -> int:
     """Run `init`; returns the exit code."""
     from cfpose_bench.data.annotations import read_annotations
     from cfpose_sdk.errors import InputError
-    from cfpose_sdk.files import write_file
+    from cfpose_sdk.files import what_is_at, write_file
     from cfpose_training.config import load_recipe
     from cfpose_training.fit.facts import look_at, swapped_note
     from cfpose_training.fit.proposal import Proposal, write_text
@@ -75,7 +75,7 @@ def propose(arguments: argparse.Namespace) -> int:
     annotations, images, target = arguments.annotations, arguments.images, arguments.output
     size, asked, estimate = arguments.size, arguments.start, not arguments.no_estimate
 
-    if target.exists():
+    if what_is_at(target) != "nothing":
         raise InputError(f"{target} is there already; give another -o, or move it away")
     asked = SIZES[size] if asked is None else asked
     start, init = _start(asked, size)

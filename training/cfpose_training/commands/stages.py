@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfpose_sdk.commands import number
-from cfpose_training.commands.data import given, minutes, names, numbers, whole_number
+from cfpose_training.commands.data import (
+    data_options,
+    given,
+    minutes,
+    names,
+    numbers,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from cfpose_training.commands.data import Commands
     from cfpose_training.config import OptimConfig, PhotoSource, Source
-    from cfpose_training.data.crop_dataset import DataOptions
     from cfpose_training.run.loop import RunOptions
 
-# the options that `_data_options` and `_run_options` take
-DATA = ("data_root", "out", "cache")
+# the options that `data_options` and `_run_options` take
+DATA = ("data_root", "cache")
 RUN = ("out", "resume", "max_minutes", "devices", "accelerator", "threads", "keep_last")
 
 
@@ -42,7 +48,7 @@ def teacher(arguments: argparse.Namespace) -> int:
     recipe, init = load_recipe(arguments.recipe), _start(arguments.init)
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint, scratch = arguments.out / TEACHER_FILE, arguments.from_scratch
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     swapped = teacher_recipe(recipe)
     if dry_run:
@@ -64,7 +70,7 @@ def stage1(arguments: argparse.Namespace) -> int:
     )
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint, scratch = arguments.out / STUDENT_FILE, arguments.from_scratch
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         title, files = f"stage1 of {recipe.pose.name}", [("teacher", teacher), ("init", init)]
@@ -85,7 +91,7 @@ def stage2(arguments: argparse.Namespace) -> int:
     )
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / REFINED_FILE
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         title, files = f"stage2 of {recipe.pose.name}", [("student", student), ("teacher", teacher)]
@@ -103,7 +109,7 @@ def finder(arguments: argparse.Namespace) -> int:
     recipe, labeller, init = load_recipe(arguments.recipe), arguments.labeller, arguments.init
     data_root, dry_run = arguments.data_root, arguments.dry_run
     checkpoint = arguments.out / FINDER_FILE
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         if recipe.finder is None:
@@ -125,7 +131,7 @@ def average(arguments: argparse.Namespace) -> int:
 
     recipe, students, finders = load_recipe(arguments.recipe), arguments.student, arguments.finder
     out, threads, dry_run = arguments.out, arguments.threads, arguments.dry_run
-    data = _data_options(**given(arguments, DATA))
+    data = data_options(**given(arguments, DATA))
 
     kind, checkpoints = ("student", students) if students else ("finder", finders)
     target = out / (STUDENT_FILE if kind == "student" else FINDER_FILE)
@@ -149,7 +155,7 @@ def finish(arguments: argparse.Namespace) -> int:
 
     recipe, student, init = load_recipe(arguments.recipe), arguments.student, _start(arguments.init)
     out, threads, share = arguments.out, arguments.threads, arguments.init_share
-    data, dry_run = _data_options(**given(arguments, DATA)), arguments.dry_run
+    data, dry_run = data_options(**given(arguments, DATA)), arguments.dry_run
 
     if dry_run:
         _say_files([("student", student), ("init", init)])
@@ -174,7 +180,7 @@ def ablation(arguments: argparse.Namespace) -> int:
     protocol = Protocol.of(arguments.preset, arguments.boxes)
     schemes, seeds, processes = arguments.schemes, arguments.seeds, arguments.jobs
     out, dry_run = arguments.out, arguments.dry_run
-    data, run = _data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
+    data, run = data_options(**given(arguments, DATA)), _run_options(**given(arguments, RUN))
 
     if dry_run:
         _say_files((role.replace("_", "'s "), path) for role, path in files.items())
@@ -194,12 +200,6 @@ def _start(name: Path | None) -> Path | None:
     from cfpose_sdk.backends.bundled import model_file
 
     return None if name is None else model_file(name)
-
-
-def _data_options(*, data_root: Path, out: Path, cache: Path | None) -> DataOptions:
-    from cfpose_training.data.crop_dataset import DataOptions
-
-    return DataOptions(data_root, cache or out / "cache")
 
 
 def _run_options(*, out: Path, **options: Any) -> RunOptions:
@@ -254,7 +254,13 @@ def _place_parser() -> argparse.ArgumentParser:
         "--data-root", type=Path, required=True, help="folder that the recipe's paths start from"
     )
     place.add_argument("--out", type=Path, required=True, help="folder of this run")
-    place.add_argument("--cache", type=Path, help="folder of decoded photos; none: OUT/cache")
+    place.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER|none",
+        help="folder of decoded photos; none: read the photos at each use; without it, a folder "
+        "below $CFPOSE_CACHE (~/.cache/cfpose) that all runs over this data root share",
+    )
     place.add_argument(
         "--threads", type=whole_number(0), default=0, help="CPU threads; 0: PyTorch chooses"
     )

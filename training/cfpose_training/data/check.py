@@ -20,10 +20,13 @@ from cfpose_training.data.photo_sizes import other_sizes, size_in_header
 from cfpose_training.skeletons import columns
 from cfpose_training.sources import unlabelled, with_joints
 
-COCO_PAGE = "the Download page of the COCO site (cocodataset): the 2017 {} and annotations"
+COCO_PAGE = (
+    "the Download page of the COCO site (cocodataset): the 2017 {} and annotations; or: "
+    "cfpose-train data fetch coco"
+)
 CROWDPOSE_PAGE = (
     "the repository CrowdPose of Jeff-sjtu on GitHub, whose README links the images and json "
-    "folders"
+    "folders; more on it: cfpose-train data fetch crowdpose"
 )
 LSP_PAGE = (
     "the page Leeds Sports Pose Extended Training Dataset of Sam Johnson; its joints have to be "
@@ -33,6 +36,8 @@ PAGES = (  # by a word in a source's name or path
     ("crowdpose", CROWDPOSE_PAGE),
     ("lsp", LSP_PAGE),
     ("coco", COCO_PAGE.format("images")),
+    ("person_keypoints_train2017", COCO_PAGE.format("Train images")),
+    ("person_keypoints_val2017", COCO_PAGE.format("Val images")),
 )
 
 
@@ -76,6 +81,10 @@ KNOWN = (
                 (f"{root}{folder}/crowdpose_{split}.json", f"{root}images")
                 for root in ("", "crowdpose/")
                 for folder in ("json", "annotations")
+            )
+            + tuple(
+                (f"{root}annotations/mmpose_crowdpose_{split}.json", f"{root}images")
+                for root in ("", "crowdpose/")
             ),
             CROWDPOSE_PAGE,
         )
@@ -137,7 +146,7 @@ def check_recipe(recipe: Recipe, root: Path) -> Check:
             root / source.annotations,
             root / source.images,
             skeleton,
-            _origin(source.name, source.annotations),
+            _origin(source.name, source.annotations) + _elsewhere(source.annotations, root),
             source,
         )
         title = f"{source.annotations}, photos in {source.images}"
@@ -147,9 +156,15 @@ def check_recipe(recipe: Recipe, root: Path) -> Check:
         facts, problems = _check_photos(photos, root)
         lines += _section(f"finder: {photos.name}", f"photos in {photos.images}", facts, problems)
         broken += bool(problems)
+    trained = [source for source in recipe.sources if source.holdout_every != 1]
+    if recipe.sources and not trained:
+        lines.append(
+            "PROBLEM: nobody is left to train on: holdout_every = 1 in every source; set it to 0 "
+            "in one that is to be trained on"
+        )
     total = len(recipe.sources) + (0 if recipe.finder is None else len(recipe.finder.sources))
     lines.append(f"{total - broken} of {total} sources can be used")
-    return Check("\n".join(lines), is_usable=broken == 0)
+    return Check("\n".join(lines), is_usable=broken == 0 and bool(trained or not recipe.sources))
 
 
 def _section(name: str, title: str, facts: Sequence[str], problems: Sequence[str]) -> list[str]:
@@ -167,6 +182,16 @@ def _origin(name: str, annotations: str) -> str:
         if word in label:
             return page
     return "your own collection: any COCO-format keypoint file and its photos"
+
+
+def _elsewhere(annotations: str, root: Path) -> str:
+    """Another usual place of the same data set's annotations, where a file is."""
+    for known in KNOWN:
+        if any(annotations == place for place, _ in known.places):
+            for place, images in known.places:
+                if place != annotations and os.path.isfile(root / place):
+                    return f"; {place} is there (photos: {images}): name the two in the recipe"
+    return ""
 
 
 def _check_file(
@@ -238,12 +263,18 @@ def _part(record: dict[str, Any], source: Source) -> dict[str, Any]:
 
 
 def _shares(record: dict[str, Any], source: Source) -> tuple[list[str], list[str]]:
-    """How many people are held out, and a problem when none are held out or none are left."""
+    """How many people are held out, and a problem when none are.
+
+    `holdout_every = 1` is a source that is measured on and never trained on, as the paper's
+    recipes have their evaluation photos.
+    """
     if not source.holdout_every:
         return [], []
     counted = [person for person in record["annotations"] if is_counted(person)]
     held_out = sum(is_held_out(person["image_id"], source) for person in counted)
     every = f"holdout_every = {source.holdout_every}"
+    if source.holdout_every == 1:
+        return [f"all {held_out} people are measured on, and none is trained on ({every})"], []
     problems = []
     if counted and held_out == len(counted):
         problems.append(f"nobody is left to train on: {every} holds everybody out")

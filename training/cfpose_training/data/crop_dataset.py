@@ -40,7 +40,7 @@ class DataOptions:
     """Where the photos are, and where their decoded copies go."""
 
     root: Path
-    cache: Path
+    cache: Path | None  # None: the photos are read at each use
 
 
 class CropDataset(Dataset[Batch]):

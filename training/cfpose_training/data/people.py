@@ -19,6 +19,8 @@ from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.config import Arithmetic, Source
 from cfpose_training.sources import read_source
 
+AT_JOINT_PX = 1.0  # a box within this of the outermost joints is made of them; tools round
+
 
 @dataclass(frozen=True)
 class People:
@@ -176,3 +178,12 @@ def clipped_box(
     left, top = max(0.0, x), max(0.0, y)
     right, bottom = min(float(width), x + w), min(float(height), y + h)
     return (left, top, right, bottom) if right > left and bottom > top else None
+
+
+def ends_at_joints(bbox: Sequence[float], xy: Float64) -> bool:
+    """Whether an xywh box is no more than the hull of two or more labelled joints (M, 2)."""
+    if len(xy) < 2:
+        return False
+    x, y, w, h = bbox
+    hull = np.concatenate([xy.min(axis=0), xy.max(axis=0)])
+    return bool(np.abs(hull - (x, y, x + w, y + h)).max() <= AT_JOINT_PX)

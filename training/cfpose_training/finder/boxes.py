@@ -20,12 +20,14 @@ from tqdm import tqdm
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.boxes import iou_matrix
+from cfpose_sdk.commands import watched
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import OpenDetector
 from cfpose_sdk.errors import ArtifactError, DatasetError
 from cfpose_sdk.files import sha256, write_file
 from cfpose_training.config import FinderConfig, PhotoSource
 from cfpose_training.data.photo_cache import PHOTO_SUFFIXES, PhotoCache
+from cfpose_training.data.photo_sizes import SizeWh
 
 LABELLER_SIZE = 416
 LEAST_SCORE = 0.05  # of the boxes that are kept in the cache
@@ -50,6 +52,7 @@ class PhotoTruth:
     people: Float64  # (N, 4) xyxy, all but crowds
     crowds: Float64  # (M, 4)
     counted: Float64  # (P, 4) those of `people` with a labelled keypoint
+    size_wh: SizeWh | None = None  # as annotated
 
 
 def list_photos(source: PhotoSource, root: Path, *, held_out: bool = False) -> list[PhotoTruth]:
@@ -84,6 +87,9 @@ def _annotated_photos(
             people=_xyxy([p for p in by_image[image["id"]] if not p["iscrowd"]]),
             crowds=_xyxy([p for p in by_image[image["id"]] if p["iscrowd"]]),
             counted=_xyxy([p for p in by_image[image["id"]] if is_counted(p)]),
+            size_wh=(image["width"], image["height"])
+            if {"width", "height"} <= image.keys()
+            else None,
         )
         for image in record["images"]
         if _is_held_out(image["id"], source) == held_out
@@ -135,7 +141,9 @@ def _detect_all(
     if not kept.is_file():
         rows: list[list[list[float]]] = []
         with contextlib.closing(open_labeller(labeller)) as detector:
-            for index in tqdm(range(len(paths)), desc="labelling", unit="photo", disable=None):
+            for index in tqdm(
+                range(len(paths)), desc="labelling", unit="photo", disable=not watched()
+            ):
                 detections = detector(cache[index])
                 scored = np.column_stack([detections.boxes, detections.scores])
                 rows.append(scored.tolist())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cfpose_training.config import FinderConfig, Recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.loader import batches_per_epoch, epoch_batches
 from cfpose_training.data.photo_cache import PhotoCache, cache_photos
+from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.finder.boxes import PhotoTruth, label_photos, list_photos
 from cfpose_training.finder.data import PAD_VALUE, FinderDataset
 from cfpose_training.finder.stage import FinderStage
@@ -75,7 +77,8 @@ def train_finder(
     repeat = np.array([count for _, count in visits], dtype=np.intp)
     per_epoch = batches_per_epoch(repeat, optim)
     cache = cache_photos([photo.path for photo in photos], data.cache)
-    labelled = label_photos(photos, cache, labeller, config, data.cache)
+    warn_of_sizes(photos, cache)
+    labelled = label_photos(photos, cache, labeller, config, data.cache or options.folder)
     dataset = FinderDataset(labelled, cache, config.size_wh, config.augment, optim.seed)
     dev = FinderDevelopmentSet(config, data)
     torch.manual_seed(optim.seed)
@@ -100,6 +103,15 @@ def train_finder(
         write_finder(checkpoint, network, config, dev.figures(network), started)
     wait_for_processes()
     return checkpoint
+
+
+def warn_of_sizes(photos: Sequence[PhotoTruth], cache: PhotoCache) -> None:
+    """Count on stderr the photos of another size than annotated."""
+    found = cache.sizes_wh
+    annotated = [photo.size_wh or size for photo, size in zip(photos, found, strict=True)]
+    problem = other_sizes([photo.path for photo in photos], annotated, found)
+    if problem and is_first_process():
+        print(f"cfpose-train: warning: {problem}", file=sys.stderr)
 
 
 def write_finder(

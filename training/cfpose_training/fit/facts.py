@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from cfpose_bench.data.annotations import is_counted, read_annotations
 from cfpose_bench.data.gaps import AREA_OF_BOX, notes
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.image import read_image
 from cfpose_training.checkpoints.convert import load_network
 from cfpose_training.checkpoints.initial import Initial
 from cfpose_training.config import Source
 from cfpose_training.data.near_photos import NEAR_BITS, photo_bits
-from cfpose_training.data.people import load_people
+from cfpose_training.data.people import clipped_box, ends_at_joints, load_people
 from cfpose_training.data.photo_cache import cache_photos
 from cfpose_training.pose.evaluation import predict_people
 from cfpose_training.pose.speed import some_people
@@ -66,8 +68,8 @@ class Facts:
 def look_at(annotations: Path, images: Path) -> Facts:
     """Facts of a COCO keypoint file and its photos.
 
-    Raises DatasetError when nobody is labelled, photos are missing, or a photo is of another size
-    than annotated, with what to do.
+    Raises DatasetError when nobody is labelled, people have no box, photos are missing, or a photo
+    is of another size than annotated, with what to do.
     """
     record = read_annotations(annotations)
     people = [person for person in record["annotations"] if is_counted(person)]
@@ -77,6 +79,7 @@ def look_at(annotations: Path, images: Path) -> Facts:
     flags = np.array([person["keypoints"][2::3] for person in people])
     counted = Counter(person["image_id"] for person in people)
     photos = [image for image in record["images"] if image["id"] in counted]
+    _check_boxes(people, photos)
     chosen, hashes = _decoded(photos, images)
     every, held_out = split(counted)
     odd = _odd(record, people, names, flags)
@@ -176,7 +179,28 @@ def _odd(
             f"{int(outside.sum())} of {len(people)} people have a joint well outside their box; "
             f"the crops are cut by the boxes"
         )
+    tight = sum(map(ends_at_joints, boxes, (p[p[:, 2] > 0, :2] for p in joints)))
+    if tight > 0.2 * len(people):
+        odd.append(
+            f"{tight} of {len(people)} boxes end at the outermost joints, as those of CVAT's "
+            f"skeletons do; a detector's are wider. cfpose-train data convert grows them"
+        )
     return odd
+
+
+def _check_boxes(people: Sequence[Mapping[str, Any]], photos: Sequence[Mapping[str, Any]]) -> None:
+    sizes = {p["id"]: (p["width"], p["height"]) for p in photos if {"width", "height"} <= p.keys()}
+    without = [
+        person
+        for person in people
+        if (size := sizes.get(person["image_id"])) and clipped_box(person["bbox"], *size) is None
+    ]
+    if without:
+        raise DatasetError(
+            f"{len(without)} people with labelled joints have a box without area on their photo, "
+            f"the first is {without[0]['bbox']} of annotation {without[0]['id']}; people without a "
+            f"box get one with: cfpose-train data convert"
+        )
 
 
 def _decoded(
@@ -184,13 +208,14 @@ def _decoded(
 ) -> tuple[Sequence[Mapping[str, Any]], np.ndarray[Any, Any]]:
     """The photos that were decoded, and the hash of each; their sizes are as annotated."""
     chosen = photos[:: max(1, -(-len(photos) // MOST_PHOTOS))]
-    if missing := [p["file_name"] for p in photos if not (images / p["file_name"]).is_file()]:
+    names = [photo["file_name"] for photo in photos]
+    if missing := [name for name in names if what_is_at(images / name) != "file"]:
         raise DatasetError(
             f"{len(missing)} of {len(photos)} photos are missing in {images}, the first is "
             f"{missing[0]}; give the folder that the file names start from as --images"
         )
     hashes, wrong = [], []
-    for photo in tqdm(chosen, desc="looking at photos", unit="photo", disable=None):
+    for photo in tqdm(chosen, desc="looking at photos", unit="photo", disable=not watched()):
         image = read_image(images / photo["file_name"])
         hashes.append(photo_bits(image))
         size = photo.get("width"), photo.get("height")

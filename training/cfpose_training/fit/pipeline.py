@@ -21,17 +21,17 @@ import numpy as np
 from cfpose_sdk.backends.bundled import model_file
 from cfpose_sdk.backends.foreign import split_preset
 from cfpose_sdk.errors import DatasetError, ExportError, TrainingError, require
-from cfpose_sdk.files import write_file
+from cfpose_sdk.files import what_is_at, write_file
 from cfpose_sdk.keypoints import calibrate
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.checkpoints.initial import open_initial
 from cfpose_training.config import Recipe, Source, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.data.people import load_people
-from cfpose_training.data.photo_cache import cache_photos
+from cfpose_training.data.photo_cache import cache_photos, photo_folder
 from cfpose_training.data.photo_sizes import other_sizes
 from cfpose_training.finish import FINISHED_FILE, finish_student
-from cfpose_training.fit.plan import cache_of, epochs_within, measure_pace, with_epochs
+from cfpose_training.fit.plan import epochs_within, measure_pace, with_epochs
 from cfpose_training.fit.score import Judge, Score
 from cfpose_training.pose.train import (
     REFINED_FILE,
@@ -133,7 +133,7 @@ class _Fit:
         self.root = self.options.data_root or self._path(steps.data_root)
         self.init = self._named(steps.init)
         self.teacher = self._named(steps.teacher)
-        self.data = DataOptions(self.root, cache_of(self.options.out))
+        self.data = DataOptions(self.root, photo_folder(self.root))
         if self.init is not None:
             open_initial(self.init)  # what is no start is named before anything runs
         check_start(self.recipe, self.init, remedy='init = "default" or a file, in [fit]')
@@ -186,7 +186,7 @@ class _Fit:
     def _label(self) -> None:
         """Write the labels that the recipe asks for, each by `cfpose-train label`."""
         for step in self.recipe.fit.labels:
-            if (self.root / step.out).is_file():
+            if what_is_at(self.root / step.out) == "file":
                 continue
             command = ["label", "--data-root", str(self.root), "--images", step.images]
             command += ["--out", str(self.root / step.out), "--resume", "--labeller"]

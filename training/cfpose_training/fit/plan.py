@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from cfpose_training.config import OptimConfig, Recipe
 from cfpose_training.data.crop_dataset import DataOptions
@@ -89,8 +88,3 @@ def shortened(optim: OptimConfig, epochs: int) -> OptimConfig:
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe with another number of epochs in stage 1."""
     return dataclasses.replace(recipe, stage1=shortened(recipe.stage1, epochs))
-
-
-def cache_of(out: Path) -> Path:
-    """Where a fit keeps its decoded photos."""
-    return out / "cache"

@@ -34,7 +34,7 @@ class Judge:
 
     source: Source
     root: Path
-    cache: Path
+    cache: Path | None
     skeleton: Skeleton
 
     def score(self, model: Path, names: Sequence[str] = (), *, threads: int | None = None) -> Score:

@@ -12,6 +12,7 @@ import numpy as np
 from cfpose_bench.data.annotations import CROWDPOSE_AREA, is_counted
 from cfpose_sdk.arrays import Float64
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.frames import expand
 from cfpose_sdk.skeleton import Skeleton
 from cfpose_training.data.people import clipped_box
@@ -49,7 +50,7 @@ def annotated_targets(
     `unlabelled`: who has no labelled joint and is no crowd region; `fill`, `measure`: who has.
     People whose box has a longer side below `min_side` pixels are left out, and photos whose id is
     a multiple of `holdout_every`. `limit`: photos, evenly spread, of about so many people. Raises
-    DatasetError when sizes are not stated or photos are missing.
+    DatasetError when sizes are not stated or photos are missing, InputError as `what_is_at` does.
     """
     by_image: dict[int, list[dict[str, Any]]] = {}
     for person in record["annotations"]:
@@ -68,7 +69,7 @@ def annotated_targets(
             neighbours = counted if who == "unlabelled" else ()
             targets.append(Target(image, images / image["file_name"], wanted, neighbours))
     chosen = _spread(targets, limit) if limit else targets
-    if missing := [target.path for target in chosen if not target.path.is_file()]:
+    if missing := [target.path for target in chosen if what_is_at(target.path) != "file"]:
         raise DatasetError(
             f"{len(missing)} of {len(chosen)} photos are missing, the first is {missing[0]}"
         )
@@ -80,7 +81,7 @@ def photo_targets(folder: Path) -> list[Target]:
 
     Raises InputError when there are none.
     """
-    if not folder.is_dir():
+    if what_is_at(folder) != "folder":
         raise DatasetError(f"{folder} is no folder; expected one with photos")
     return [
         Target({"id": number, "file_name": path.name}, path, None)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import cfpose_sdk
 from cfpose_bench.data.annotations import read_annotations
+from cfpose_sdk.commands import watched
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import Detections, Detector, as_detections
 from cfpose_sdk.errors import ArtifactError, DatasetError
@@ -136,7 +137,7 @@ def _look_at_all(
         detector = open_detector(options.detector, settings, threads=options.threads)
     with tqdm(
         total=len(targets), initial=len(targets) - len(left), desc="labelling", unit="photo",
-        disable=None,
+        disable=not watched(),
     ) as progress:  # fmt: skip
         for target in left:
             if time.monotonic() > deadline:

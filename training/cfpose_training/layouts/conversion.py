@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from cfpose_bench.data.annotations import is_counted, read_annotations, read_json
-from cfpose_sdk.errors import DatasetError, InputError
+from cfpose_sdk.errors import CfposeError, DatasetError, InputError
 from cfpose_sdk.files import write_file
 from cfpose_sdk.media.draw import draw_poses
 from cfpose_sdk.media.image import Image, read_image, write_picture
@@ -34,21 +34,15 @@ def convert_annotations(
     not fit its photos, which `images` then holds. `joints`: names, where the source has none.
     Raises DatasetError when it is none of them, or what comes out cannot be trained on.
     """
-    done: Counter[str] = Counter()
-    if source.suffix.lower() in (".yaml", ".yml"):
-        record, folder = read_yolo(source, joints)
-        lines = [f"Ultralytics' labels; their photos: --images {folder}"]
-    else:
-        content = read_json(source)
-        if isinstance(content, list):
-            record, lines = read_tasks(content, joints, images), ["Label Studio's tasks"]
-        elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
-            record, lines = _named(content, joints), ["a COCO file"]
-        else:
-            raise DatasetError(
-                f"{source} is neither Ultralytics' YAML, nor Label Studio's JSON, nor a COCO file"
-            )
-        record, done = repaired(record, images)
+    try:
+        record, lines, done = _read(source, images, joints)
+    except CfposeError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{source} is not laid out as expected: {type(error).__name__}, {error}; every entry "
+            f"needs the fields that its tool writes, with numbers where those are numbers"
+        ) from error
     whole = read_annotations(record)
     counted = [person for person in whole["annotations"] if is_counted(person)]
     if not counted:
@@ -57,6 +51,28 @@ def convert_annotations(
     lines.append(f"{len(counted)} people with labelled joints on {len(record['images'])} photos")
     lines += [f"mended: {count} {what}" for what, count in done.items() if count]
     return tuple(lines)
+
+
+def _read(
+    source: Path, images: Path | None, joints: Sequence[str]
+) -> tuple[dict[str, Any], list[str], Counter[str]]:
+    """The mended COCO object, what it was, and what was mended how often."""
+    if source.suffix.lower() in (".yaml", ".yml"):
+        record, folder = read_yolo(source, joints)
+        return record, [f"Ultralytics' labels; their photos: --images {folder}"], Counter()
+    content = read_json(source)
+    if isinstance(content, list):
+        record, lines = read_tasks(content, joints, images), ["Label Studio's tasks"]
+        if sigmas := record["categories"][0].get("oks_sigmas"):
+            lines.append(f"sigmas, from people whom two annotators labelled: {sigmas}")
+    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        record, lines = _named(content, joints), ["a COCO file"]
+    else:
+        raise DatasetError(
+            f"{source} is neither Ultralytics' YAML, nor Label Studio's JSON, nor a COCO file"
+        )
+    record, done = repaired(record, images)
+    return record, lines, done
 
 
 def _named(record: dict[str, Any], joints: Sequence[str]) -> dict[str, Any]:

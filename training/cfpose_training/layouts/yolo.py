@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.files import what_is_at
 from cfpose_sdk.media.image import read_image
 from cfpose_training.skeletons import NAMED
 
@@ -38,14 +40,14 @@ def read_yolo(path: Path, names: Sequence[str] = ()) -> tuple[Record, Path]:
     names = tuple(names) or _joint_names(options, joints, path)
     if len(names) != joints:
         raise DatasetError(f"{path} has {joints} joints, {len(names)} names are given for them")
-    root = _root(path, str(options.get("path") or "."))
+    root = _root(path, str(options.get("path") or ""))
     parts = [options.get(part) for part in ("train", "val", "test")]
     photos = [photo for part in parts if part for photo in _photos(root, part)]
     if not photos:
         raise DatasetError(f"{path} names no photos: neither of its train, val and test has any")
     images: list[Record] = []
     people: list[Record] = []
-    for number, photo in enumerate(tqdm(photos, unit="photo", disable=None), start=1):
+    for number, photo in enumerate(tqdm(photos, unit="photo", disable=not watched()), start=1):
         height, width = read_image(photo).shape[:2]
         name = photo.relative_to(root).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
@@ -59,9 +61,9 @@ def read_yolo(path: Path, names: Sequence[str] = ()) -> tuple[Record, Path]:
 
 
 def _root(path: Path, name: str) -> Path:
-    """`path` of the file: beside it, or where it says."""
-    places = [Path(name), path.parent / name, path.parent]
-    return next((p for p in places if p.is_dir() and (p / "images").exists()), path.parent)
+    """`path` of the file: beside it, or where it says; the file's folder where it says nothing."""
+    places = [path.parent / name, Path(name)] if name else []
+    return next((p for p in places if what_is_at(p / "images") != "nothing"), path.parent)
 
 
 def _joint_names(options: Record, joints: int, path: Path) -> tuple[str, ...]:
@@ -88,13 +90,25 @@ def _photos(root: Path, part: Any) -> list[Path]:
     """Photos of a folder, of a list file, or of several of them."""
     if isinstance(part, list):
         return [photo for each in part for photo in _photos(root, each)]
-    place = root / str(part)
-    if place.is_file():
+    place = _place(root, str(part), "..")
+    kind = what_is_at(place)
+    if kind == "file":
         lines = [line.strip() for line in place.read_text().splitlines()]
-        return [root / line for line in lines if line]
-    if not place.is_dir():
+        return [_place(root, line, "data") for line in lines if line]
+    if kind != "folder":
         raise DatasetError(f"{place} is neither a folder of photos nor a list of them")
     return sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def _place(root: Path, name: str, first: str) -> Path:
+    """A path of the data set; where it is not there, without a first folder that tools put before.
+
+    Roboflow's YAML says ../train/images of a folder beside it, CVAT's lists data/images/train.
+    """
+    parts = Path(name).parts
+    if parts[:1] == (first,) and what_is_at(root / name) == "nothing":
+        return root.joinpath(*parts[1:])
+    return root / name
 
 
 def _label_of(photo: Path) -> Path:
@@ -108,9 +122,9 @@ def _label_of(photo: Path) -> Path:
 
 def _lines(photo: Path) -> list[str]:
     label = _label_of(photo)
-    return (
-        [line for line in label.read_text().splitlines() if line.strip()] if label.is_file() else []
-    )
+    if what_is_at(label) != "file":
+        return []
+    return [line for line in label.read_text().splitlines() if line.strip()]
 
 
 def _person(line: str, size_wh: tuple[int, int], joints: int, numbers: int, label: Path) -> Record:

@@ -46,7 +46,7 @@ class DevelopmentSet:
         source: Source,
         root: Path,
         spec: ModelSpec,
-        cache_folder: Path,
+        cache_folder: Path | None,
         arithmetic: Arithmetic = "cfpose",
     ) -> None:
         self.spec, self.source = spec, source

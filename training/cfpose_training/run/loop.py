@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
+from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.config import OptimConfig
 from cfpose_training.data.crop_dataset import Batch
@@ -81,7 +82,7 @@ def fit(
     trainer = run.trainer
     deadline = time.monotonic() + options.max_minutes * 60
     total = config.epochs * batches_per_epoch
-    with tqdm(total=total, initial=trainer.step, unit="batch", disable=None) as progress:
+    with tqdm(total=total, initial=trainer.step, unit="batch", disable=not watched()) as progress:
         while trainer.epoch < config.epochs:
             stage.set_epoch(trainer.epoch + 1, config.epochs)
             try:
@@ -160,8 +161,8 @@ class _Run:
         self.save()
 
     def _say(self, figures: Mapping[str, float]) -> None:
-        """A line an epoch where no progress bar is seen: without a terminal."""
-        if sys.stderr.isatty():
+        """A line an epoch where no progress bar is seen."""
+        if watched():
             return
         done, total = self.trainer.epoch + 1, self.trainer.config.epochs
         left = (time.monotonic() - self._began) / (done - self._first) * (total - done) / 60

@@ -1,0 +1,153 @@
+"""`cfpose-train reproduce --miniature`, from its first step to its table; interrupted, resumed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from cfpose_sdk.skeleton import COCO_17
+from cfpose_sdk.spec import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, ModelSpec
+from cfpose_training.nets.hrnet import HRNET_W32, HRNET_W48, HRNetConfig
+from cfpose_training.nets.pose_net import PoseNet
+
+CODE = "import sys; from cfpose_sdk.commands import train; sys.exit(train())"
+FAST = ["--miniature", "--accelerator", "cpu", "--threads", "1", "--devices", "2"]
+
+
+def reproduce(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "CFPOSE_CACHE": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, "reproduce", *words],
+        cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def figures(folder: Path) -> dict[str, list[float]]:
+    content = json.loads((folder / "table.json").read_text())
+    found: dict[str, list[float]] = {}
+    for figure in content["figures"]:
+        found.setdefault(figure["row"], []).append(figure["ours"])
+    return found
+
+
+def test_table_one(tmp_path: Path) -> None:
+    out, err = (process := reproduce(tmp_path, "coco", *FAST, "--out", "a")).communicate()
+    assert process.returncode == 0, err
+    assert "HRNets of width 4 and 8 in place of W32 and W48" in err
+    assert "figures mean nothing beside the paper's" in out
+    assert "75.1 AP on COCO test-dev" in out
+    for row in ("| SimCC-W32 | 75.3 |", "| teacher, SimCC-W48 | 75.9 |", "| ours | 76.2 |"):
+        assert row in out
+    assert all(value is not None for row in figures(tmp_path / "a").values() for value in row)
+    # the same command finds all done, and writes the same table
+    table = (tmp_path / "a" / "table.md").read_text()
+    out, err = (process := reproduce(tmp_path, "coco", *FAST, "--out", "a")).communicate()
+    assert process.returncode == 0, err
+    assert "begins" not in err
+    assert (tmp_path / "a" / "table.md").read_text() == table
+
+
+def test_table_four_goes_on_after_an_interrupt(tmp_path: Path) -> None:
+    words = ["crowdpose", "--table", "4", *FAST, "--out", "a"]
+    process = reproduce(tmp_path, *words)
+    state = tmp_path / "a" / "seed1" / "stage1-labels" / "log.csv"
+    while not state.is_file() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143, err
+    journal = json.loads((tmp_path / "a" / "plan.json").read_text())
+    assert journal["check"]["done"]
+    out, err = (process := reproduce(tmp_path, *words)).communicate()
+    assert process.returncode == 0, err
+    assert "check, begins" not in err
+    assert out.count("| 66.7 |") == 1
+    rows = figures(tmp_path / "a")
+    assert len(rows) == 8
+    assert all(value is not None for row in rows.values() for value in row)
+    # one step after the other gives the same table
+    one = [word if word != "2" else "1" for word in words[:-1]]
+    out, err = (process := reproduce(tmp_path, *one, "b", "--schemes", "1")).communicate()
+    assert process.returncode == 0, err
+    for row, values in figures(tmp_path / "b").items():
+        assert values == rows[row]
+    last = Path("seed1") / "stage2-gt-on-labels" / "refined.safetensors"
+    two, single = (load_file(tmp_path / name / last) for name in "ab")
+    assert two.keys() == single.keys()
+    assert all(np.array_equal(two[key], single[key]) for key in two)
+
+
+@pytest.mark.parametrize(("width", "config"), [(32, HRNET_W32), (48, HRNET_W48)])
+def test_a_published_layout_is_measured_with_the_vector_flip(
+    width: int, config: HRNetConfig, tmp_path: Path
+) -> None:
+    network = sharp(config)
+    file = tmp_path / f"pose_hrnet_w{width}_256x192.pth"
+    torch.save({k.split(".", 1)[1]: v for k, v in network.state_dict().items()}, file)
+    out, err = (
+        process := reproduce(tmp_path, "coco", *FAST, "--out", "a", "--from-official", str(file))
+    ).communicate()
+    assert process.returncode == 0, err
+    assert f"| SimCC-W{width}, published weights: {file.name} |" in out
+    report = json.loads((tmp_path / "a" / "reports" / f"{file.stem}.json").read_text())
+    protocol = report["protocol"]
+    assert protocol["flip_test"]
+    assert protocol["joint_threshold"] == 0.01
+    assert list(protocol["oks_nms"].values()) == [0.9]
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "a" / "graphs" / f"{file.stem}.onnx"), providers=["CPUExecutionProvider"]
+    )
+    crops = np.random.default_rng(3).integers(0, 256, (2, 256, 192, 3), dtype=np.uint8)
+    crops = cv2.blur(crops.reshape(512, 192, 3), (9, 9)).reshape(crops.shape)
+    straight = session.run(["keypoints"], {"crops": crops})[0]
+    mirrored = session.run(["keypoints"], {"crops": np.ascontiguousarray(crops[:, :, ::-1])})[0]
+    order = list(COCO_17.flip_order)
+    np.testing.assert_allclose(191 - mirrored[:, order, 0], straight[..., 0], atol=1e-4)
+    np.testing.assert_allclose(mirrored[:, order, 1], straight[..., 1], atol=1e-4)
+    np.testing.assert_allclose(straight, reference(network, crops), atol=1e-4)
+
+
+def sharp(config: HRNetConfig) -> PoseNet:
+    """A network of random weights whose bins have clear peaks, as trained ones have."""
+    torch.manual_seed(5)
+    spec = ModelSpec("x", COCO_17, (192, 256), decode="argmax", split_ratio=2.0)
+    network = PoseNet(config, spec).eval()
+    with torch.no_grad():
+        network.head.final_layer.weight.mul_(300)
+        for layer in (network.head.mlp_head_x, network.head.mlp_head_y):
+            layer.weight.mul_(20)
+    return network
+
+
+def reference(network: PoseNet, crops: np.ndarray) -> np.ndarray:
+    """SimCC's flip test in float64, bin by bin: (N, 17, 2) crop pixels."""
+    exact = copy.deepcopy(network).double()
+    images = torch.from_numpy(crops[..., ::-1].copy()).double().permute(0, 3, 1, 2) / 255
+    mean, std = (
+        torch.tensor(values).double()[:, None, None]
+        for values in (IMAGENET_MEAN_RGB, IMAGENET_STD_RGB)
+    )
+    images = (images - mean) / std
+    order = list(COCO_17.flip_order)
+    with torch.no_grad():
+        x, y = (v.softmax(-1) for v in exact(images)[:2])
+        x_flip, y_flip = (v.softmax(-1)[:, order] for v in exact(images.flip(-1))[:2])
+    x_back = torch.zeros_like(x_flip)
+    bins = x.shape[-1]
+    for place in range(bins - 1):  # reversed, then shifted to the left by a bin
+        x_back[..., place] = x_flip[..., bins - 2 - place]
+    x_back[..., bins - 1] = x_flip[..., 0]
+    return torch.stack([(x + x_back).argmax(-1), (y + y_flip).argmax(-1)], -1).numpy() / 2

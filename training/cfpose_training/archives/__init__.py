@@ -1,0 +1,1 @@
+"""Public files that the paper's recipes need: where they come from, and fetching them."""
