@@ -52,8 +52,9 @@ def boxes(tiny_root: Path) -> Path:
 def network_of(recipe: Path) -> nn.Module:
     torch.manual_seed(3)
     network = PoseNet(HRNET, pose_spec(load_recipe(recipe)))
-    for layer in (network.head.mlp_head_x, network.head.mlp_head_y, network.head.final_layer):
-        nn.init.normal_(layer.weight, std=0.2)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):  # else every map is all but 0, and every score the same
+            nn.init.kaiming_normal_(layer.weight)
     return network.eval()
 
 
