@@ -90,8 +90,11 @@ def test_a_recipe_trains(
     def options(stage: str) -> RunOptions:
         return RunOptions(tmp_path / stage, accelerator="cpu", threads=1)
 
-    teacher = train_teacher(recipe, data, options("teacher")) if recipe.teacher else None
-    student = train_stage1(recipe, data, options("stage1"), teacher)
+    scratch = recipe.start == "imagenet"
+    teacher = None
+    if recipe.teacher:
+        teacher = train_teacher(recipe, data, options("teacher"), from_scratch=scratch)
+    student = train_stage1(recipe, data, options("stage1"), teacher, from_scratch=scratch)
     assert student is not None
     network, spec = load_pose(student)
     assert isinstance(network, PoseNet)

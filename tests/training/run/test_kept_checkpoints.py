@@ -192,11 +192,3 @@ def test_stage_2_starts_from_a_kept_checkpoint_and_keeps_whole_networks(
         network, spec = load_pose(tmp_path / "s2" / file)
         assert isinstance(network, RefinedPoseNet), file
         assert dataclasses.replace(spec, metrics={}) == pose_spec(recipe)
-
-
-def test_the_best_needs_development_photos(recipe: Recipe, tiny_root: Path, tmp_path: Path) -> None:
-    sources = tuple(dataclasses.replace(source, holdout_every=0) for source in recipe.sources)
-    recipe = dataclasses.replace(recipe, sources=sources)
-    data = DataOptions(tiny_root, tmp_path / "cache")
-    with pytest.raises(TrainingError, match="set holdout_every"):
-        train_stage1(recipe, data, RunOptions(tmp_path / "s1", accelerator="cpu"))
