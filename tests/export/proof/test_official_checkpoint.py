@@ -32,6 +32,10 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in SimCC's layout: converted, then exported with the flip test inside."""
     folder = tmp_path_factory.mktemp("official")
     network = live_network(TINY, SPEC, refined=False)
+    with torch.no_grad():  # nothing at the edges: SimCC's shift repeats the last bin, and drops one
+        network.head.mlp_head_x.bias[:2] = network.head.mlp_head_x.bias[-2:] = -1e4
+        for layer in (network.head.mlp_head_x, network.head.mlp_head_y):
+            layer.weight *= 0.2  # where each view is certain of its own, two halves are a tie
     state = {key.split(".", 1)[1]: value for key, value in network.state_dict().items()}
     assert {"conv1.weight", "final_layer.bias", "mlp_head_x.weight"} <= state.keys()
     torch.save(state, folder / "pose_hrnet.pth")
@@ -101,13 +105,8 @@ def test_a_mirrored_photo_has_mirrored_joints(graph: Path) -> None:
             there = estimator.predict(np.ascontiguousarray(photo[:, ::-1]), boxes=box)
             xy = there.xy[:, order].copy()
             xy[..., 0] = width - 1 - xy[..., 0]
-            # bin 0 apart, whose mirror bin is beyond the last one
-            inside = (here.xy[..., 0] > 0) & (xy[..., 0] >= 0) & (here.xy[..., 0] < width - 1)
-            assert inside.sum() > 8
-            np.testing.assert_allclose(xy[inside], here.xy[inside], atol=1e-4)
-            np.testing.assert_allclose(
-                there.confidence[:, order][inside], here.confidence[inside], atol=1e-5
-            )
+            np.testing.assert_allclose(xy, here.xy, atol=1e-4)
+            np.testing.assert_allclose(there.confidence[:, order], here.confidence, atol=1e-5)
 
 
 def test_the_bench_measures_it_as_the_paper_does(
