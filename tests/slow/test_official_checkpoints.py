@@ -36,7 +36,7 @@ def filled(key: str, shape: list[int]) -> torch.Tensor:
         values = draw.uniform(0.5, 1.0, shape)
     elif key.endswith("weight"):
         values = draw.standard_normal(shape) * np.sqrt(1 / np.prod(shape[1:]))
-        values *= 6 if key.startswith("mlp_head") else 1
+        values *= 2 if key.startswith("mlp_head") else 1
     else:
         values = 0.1 * draw.standard_normal(shape)
     return torch.from_numpy(values).float()
