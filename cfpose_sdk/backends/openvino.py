@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -118,6 +120,24 @@ class OpenvinoBackend(Backend):
             self._idle.clear()
 
 
+def shared_core() -> Any:
+    """This process's one `openvino.Core`, which stays; OpenVINO must be installed.
+
+    OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack, and puts the one
+    before it back when it goes. Two plugins that do not go last in, first out leave a stack that
+    is no longer there, and the next signal ends the process: SIGINT, or the end of a child.
+    """
+    return _core(os.getpid())
+
+
+@functools.cache
+def _core(process: int) -> Any:
+    """By process: a fork has none of its parent's threads."""
+    import openvino
+
+    return openvino.Core()
+
+
 def ir_weights(path: Path) -> Path:
     """The file with the weights of an .xml file."""
     return path.with_suffix(".bin")
@@ -133,9 +153,7 @@ def lacking(precision: ArithmeticPrecision) -> str:
 
     OpenVINO must be installed.
     """
-    import openvino
-
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in able:
         return f"this CPU has only {sorted(able)}, no AVX512_BF16 and no AMX"
     flags = processor_flags()
@@ -161,9 +179,7 @@ def _available(
 
 
 def _compile(path: Path, threads: int | None, precision: ArithmeticPrecision) -> tuple[Any, Any]:
-    import openvino
-
-    core = openvino.Core()
+    core = shared_core()
     # int8 is no hint: quantised layers run so by themselves, and the rest stays float32
     hint = "bf16" if precision == "bf16" else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}

@@ -11,7 +11,7 @@ from cfpose_export.graph.rules import load_model, read_spec
 from cfpose_export.proof.compare import Agreement, Bound, compare_runtimes, judge_agreement
 from cfpose_export.proof.crops import Crops
 from cfpose_sdk.backends import open_backend
-from cfpose_sdk.backends.openvino import ir_record, ir_weights
+from cfpose_sdk.backends.openvino import ir_record, ir_weights, shared_core
 from cfpose_sdk.errors import InputError, require
 from cfpose_sdk.files import sha256, write_file
 
@@ -36,7 +36,7 @@ def write_openvino(
     spec = read_spec(load_model(source))
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "model.xml"
-        model = openvino.Core().read_model(str(source))
+        model = shared_core().read_model(str(source))
         openvino.serialize(model, str(trial), str(ir_weights(trial)))
         with (
             open_backend(source, device="cpu") as reference,

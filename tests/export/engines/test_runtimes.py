@@ -16,6 +16,7 @@ from cfpose_export.precision.int8 import calibrate, quantise
 from cfpose_export.precision.typed import lower
 from cfpose_export.proof.compare import Values, compare_graphs, run_graph
 from cfpose_export.proof.crops import ProofSet, read_hard
+from cfpose_sdk.backends.openvino import shared_core
 from cfpose_sdk.estimator import BUNDLED_MODEL
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -26,11 +27,9 @@ BOUNDS = {"fp32": (0.05, 0.9999), "fp16": (0.25, 0.999), "int8": (30.0, 0.98)}
 
 
 def run_openvino(model: onnx.ModelProto, feeds: dict[str, Any], folder: Path) -> Values:
-    import openvino
-
     path = folder / "model.onnx"
     onnx.save_model(model, path)
-    core = openvino.Core()
+    core = shared_core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(feeds)
     return {output.get_any_name(): found[output] for output in compiled.outputs}

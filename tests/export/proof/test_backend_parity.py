@@ -19,6 +19,7 @@ from cfpose_export.graph.rules import load_model, read_spec
 from cfpose_export.precision.int8 import calibrate, quantise
 from cfpose_export.proof.crops import read_hard, read_people
 from cfpose_sdk.backends import Backend, RuntimeOptions, open_backend
+from cfpose_sdk.backends.openvino import shared_core
 from cfpose_sdk.backends.tensorrt import open_memory
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.diagnostics.known_answers import BOUNDS
@@ -43,7 +44,7 @@ def _openvino(model: onnx.ModelProto, folder: Path) -> Backend:
 def _ir(model: onnx.ModelProto, folder: Path) -> Backend:
     import openvino
 
-    read = openvino.Core().read_model(str(BUNDLED_MODEL))
+    read = shared_core().read_model(str(BUNDLED_MODEL))
     openvino.serialize(read, str(folder / "s.xml"))
     return open_backend(folder / "s.xml", threads=1)
 

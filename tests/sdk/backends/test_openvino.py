@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,7 @@ import pytest
 
 from cfpose_sdk.backends import RuntimeOptions, open_backend
 from cfpose_sdk.backends import openvino as runtime
-from cfpose_sdk.backends.openvino import processor_flags
+from cfpose_sdk.backends.openvino import processor_flags, shared_core
 from cfpose_sdk.crops import crop_transforms, extract_crops
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
@@ -28,7 +30,7 @@ CROPS = np.zeros((2, 64, 48, 3), np.uint8)
 def ir(pose_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pose model as .xml and .bin, as OpenVINO itself writes it."""
     path: Path = tmp_path_factory.mktemp("ir") / "tiny.xml"
-    openvino.serialize(openvino.Core().read_model(str(pose_model)), str(path))
+    openvino.serialize(shared_core().read_model(str(pose_model)), str(path))
     return path
 
 
@@ -93,7 +95,7 @@ def test_bf16_only_where_the_cpu_has_it(ir: Path, monkeypatch: pytest.MonkeyPatc
         found = real(core, *arguments)
         return [f for f in found if f != "BF16"] if "CAPABILITIES" in arguments[-1] else found
 
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with open_backend(ir, options=RuntimeOptions(precision="bf16")) as backend:
             assert backend.provider == "OpenVINO CPU bf16"
             assert str(backend._compiled.get_property("INFERENCE_PRECISION_HINT")) == (
@@ -226,3 +228,25 @@ def test_options_of_other_runtimes_are_refused(ir: Path, pose_model: Path) -> No
     for wrong in ({"precision": "f16"}, {"cuda": "cupy"}, {"workers": 0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             RuntimeOptions(**wrong)  # type: ignore[arg-type]
+
+
+_SIGNAL_AFTER_CLOSING = """
+import faulthandler, gc, os, signal, sys
+faulthandler.enable()  # a signal stack of its own, as pytest and torch's loaders have
+from cfpose_sdk.backends import open_backend
+told = []
+signal.signal(signal.SIGUSR1, lambda *_: told.append("told"))
+first, second = (open_backend(path, device="openvino", threads=1) for path in sys.argv[1:] * 2)
+for backend in (first, second):  # in the order in which they were opened
+    backend.close()
+del first, second, backend
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print(*told)
+"""
+
+
+def test_signals_are_survived_after_backends_that_closed_in_any_order(pose_model: Path) -> None:
+    script = [sys.executable, "-c", _SIGNAL_AFTER_CLOSING, str(pose_model)]
+    run = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.strip()) == (0, "told"), run.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cfpose_sdk.backends.openvino import shared_core
 from cfpose_sdk.backends.tensorrt.passport import passport_path
 from cfpose_sdk.detectors import DetectorOptions, open_detector
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
@@ -156,7 +157,7 @@ def test_a_raw_yolo_engine_reads_names_from_the_passport(gpu: Any, write: Write)
 def test_the_finder_in_openvino_finds_the_same(root: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO has no wheel for this platform")
     path = tmp_path / "finder.xml"
-    openvino.serialize(openvino.Core().read_model(str(BUNDLED_FINDER)), str(path))
+    openvino.serialize(shared_core().read_model(str(BUNDLED_FINDER)), str(path))
     with (
         PersonFinder(device="cpu") as plain,
         PersonFinder(device="openvino", threads=1) as asked,
