@@ -82,11 +82,21 @@ def _run(command: str, module: str) -> int:
             print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except Terminated as error:
+            _end_at_next_interrupt()
             print(f"{command}: ended by {signal.Signals(error.number).name}", file=sys.stderr)
             return 128 + error.number
         except KeyboardInterrupt:
+            _end_at_next_interrupt()
             print(f"{command}: interrupted", file=sys.stderr)
             return 130
+
+
+def _end_at_next_interrupt() -> None:
+    """Everything is cleaned up: another Ctrl-C ends the process, without what Python would print of
+    the libraries that it met at their exit.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

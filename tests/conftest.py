@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ os.environ["CFPOSE_CACHE"] = str(ROOT / ".pytest_cache" / "cfpose")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests keep what they decode, adopt or fetch in a folder of their own, not in the user's."""
     os.environ["CFPOSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_interrupts() -> Iterator[None]:
+    """Ctrl-C stays pytest's: an interrupted command leaves it to the system."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

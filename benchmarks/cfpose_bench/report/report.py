@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,13 +117,18 @@ def table(models: Sequence[Row]) -> str:
     for row in models:
         a = row.accuracy
         interval = "-" if a.AP_ci95 is None else f"{a.AP_ci95[0]:.3f} to {a.AP_ci95[1]:.3f}"
-        figures = ["-" if (v := getattr(a, n)) is None else f"{v:.3f}" for n in names]
+        ap, *figures = (_share(getattr(a, name)) for name in ("AP", *names))
         times = [
             f"{row.latency_ms[stage].p50:.1f}" if stage in row.latency_ms else "-"
             for stage in STAGES
         ]
-        rows.append([row.model, row.boxes, f"{a.AP:.3f}", interval, *figures, *times])
+        rows.append([row.model, row.boxes, ap, interval, *figures, *times])
     return _columns(rows, left=(0, 1, 3))
+
+
+def _share(value: float | None) -> str:
+    """Of [0, 1]; "-" where nothing was there to measure it on."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def side_table(models: Sequence[Row]) -> str:

@@ -57,5 +57,5 @@ def test_table_shows_the_figures_in_columns() -> None:
     lines = table([ROW]).splitlines()
     assert lines[0].split()[:3] == ["model", "boxes", "AP"]
     cells = lines[1].split()
-    assert cells[:8] == ["m", "gt", "0.500", "-", "0.800", "0.400", "nan", "0.600"]
+    assert cells[:8] == ["m", "gt", "0.500", "-", "0.800", "0.400", "-", "0.600"]
     assert cells[-3:] == ["1.0", "-", "-"]  # infer, and no post or total

@@ -166,3 +166,31 @@ def test_asked_to_end_is_cleaned_up_as_ctrl_c_is(
     assert cleaned == [True]
     assert capsys.readouterr().err == f"cfpose: ended by {name}\n"
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+_INTERRUPTED = """
+import atexit, sys, time
+from cfpose_sdk import commands
+class Module:
+    @staticmethod
+    def main(arguments):
+        raise KeyboardInterrupt
+def leave():  # as PyTorch's and onnxruntime's own ends
+    print("leaving", flush=True)
+    time.sleep(60)
+atexit.register(leave)
+commands.importlib.import_module = lambda name: Module
+sys.exit(commands.cfpose())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_second_ctrl_c_while_leaving_ends_without_a_traceback() -> None:
+    started = [sys.executable, "-c", _INTERRUPTED]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"leaving\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        assert process.stderr.read() == b"cfpose: interrupted\n"
