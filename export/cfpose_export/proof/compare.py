@@ -185,6 +185,7 @@ class Bounds:
 
     max_px: float = MAX_PX  # keypoint drift of any compared joint
     max_logit: float = 1e-3  # logit difference; judged for argmax, where pixels jump
+    max_logit_share: float = 5e-4  # or so much of the largest logit, where that is more
     max_confidence: float = 1e-3  # confidence difference of any compared joint
     min_confidence: float = MIN_CONFIDENCE  # joints below are not compared
 

@@ -30,7 +30,7 @@ from cfpose_training.nets.fused import FusedPose
 from cfpose_training.nets.pose_net import RefinedPoseNet
 
 ALL_JOINTS = Bounds(min_confidence=0.0)
-PASSING = Drift("subbin", 42, 100, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, "CPUExecutionProvider")
+PASSING = Drift("subbin", 42, 100, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0, 0, "CPUExecutionProvider")
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +164,8 @@ def test_a_wrong_calibration_stops_the_export(
         ({"spread_max": 0.06}, "covariances differ by 0.06 of their deviations, allowed 0.05"),
         ({"spread_max": math.inf}, "variance that is not positive"),
         ({"spread_max": math.nan}, "covariance is not finite"),
-        ({"decode": "argmax", "logit_max": 2e-3}, "logits differ by 0.002"),
+        ({"decode": "argmax", "logit_max": 5e-3}, "logits differ by 0.005, allowed 0.0045"),
+        ({"decode": "argmax", "logit_max": 2e-3, "logit_largest": 1.0}, "allowed 0.001"),
     ],
 )
 def test_what_the_judge_stops(change: dict[str, float], message: str) -> None:
