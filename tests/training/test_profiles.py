@@ -133,6 +133,38 @@ def test_options_that_contradict_each_other_are_refused(
         load_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("epochs = 2", "epoch = 2", r"stage1\.epoch is no option; did you mean epochs\?"),
+        ("[stage1]", "[stagel]", r"stagel is no option; did you mean stage"),
+        ("width = 4", "widht = 4", r"pose\.hrnet\.widht is no option; did you mean width\?"),
+        ('images = "i"', 'photos = "i"', r"sources\[0\]\.photos is no option; expected .*images"),
+        (
+            "epochs = 2",
+            'epochs = 2\noptimiser = "sgd"',
+            "optimiser is 'sgd', expected one of 'adam'",
+        ),
+        ("[[sources]]", "[sources]", r"sources is .*, expected \[\[sources\]\], a table each"),
+        ("hrnet =", "size_wh = 3\nhrnet =", r"pose\.size_wh is 3, expected a list"),
+        ("epochs = 2", 'epochs = "two"', r"stage1\.epochs"),
+    ],
+)
+def test_a_misspelt_option_is_named_with_its_place(
+    tmp_path: Path, right: str, wrong: str, message: str
+) -> None:
+    text = (
+        '[pose]\nname = "t"\nhrnet = { width = 4 }\n[stage1]\nepochs = 2\n[stage2.optim]\n'
+        'epochs = 2\n[[sources]]\nname = "s"\nannotations = "a"\nimages = "i"\n'
+    )
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    load_recipe(path)
+    path.write_text(text.replace(right, wrong, 1))
+    with pytest.raises(TrainingError, match=rf"recipe\.toml is not usable: .*{message}"):
+        load_recipe(path)
+
+
 def test_the_paper_profile_is_the_papers() -> None:
     coco, crowdpose = (load_recipe(RECIPES / f"paper-{n}.toml") for n in ("coco", "crowdpose"))
     assert (coco.distill.alpha, coco.distill.beta, coco.distill.kd_logit) == (5e-5, 0.1, False)

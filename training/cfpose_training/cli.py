@@ -29,6 +29,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     from cfpose_sdk.files import check_command_outputs, check_output_folder
 
     check_command_outputs(vars(arguments), "output", *(["out"] * (arguments.command == "label")))
+    if getattr(arguments, "into", None) is not None:  # of `data fetch`
+        check_output_folder("--into", arguments.into)
     for option in ("out", "cache"):
         folder = getattr(arguments, option, None)
         if folder in (None, UNCACHED) or arguments.command in ("label", "data"):

@@ -25,7 +25,7 @@ from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, HeadName
-from cfpose_training.ranges import out_of_range
+from cfpose_training.ranges import out_of_range, unknown_options, wrong_value
 from cfpose_training.skeletons import MAX_JOINTS, named_skeleton
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -276,18 +276,6 @@ class RefinerConfig:
     init_noise_px: float = 0.0  # Gaussian noise on the coarse pose, in training only
 
 
-# Options of before, and what stands in their place.
-REMOVED = {
-    "cst_ratio": "L_cst weighs as L1 does, as eq. (2) has it; leave it out",
-    "logit_temperature": "kd_logit compares the bins as they are; leave it out",
-    "alpha_auto_batches": "alpha_auto is measured on 20 batches; leave it out",
-    "integral_head": 'sample_at = "integral" brings that head along; leave it out',
-    "weight": "give a source's annotations joint_weights, or repeat the others",
-    "quality_p": "no recipe gained from worse pictures; leave it out",
-    "final": "best.safetensors is kept beside the last epoch's network; take it from there",
-}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A whole training recipe."""
@@ -325,11 +313,11 @@ def load_recipe(path: str | Path) -> Recipe:
         table = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
         if {"skeleton", "joints"} <= table.keys():
             raise TrainingError("both skeleton and [joints] say which joints it has; give one")
+        if unknown := "; ".join(unknown_options(table, Recipe)):
+            raise TrainingError(unknown)
         recipe = dacite.from_dict(Recipe, table, dacite.Config(strict=True, cast=[tuple]))
-    except dacite.UnexpectedDataError as error:
-        gone = [f"{key} is no option any more: {REMOVED[key]}" for key in error.keys & set(REMOVED)]
-        why = "; ".join(sorted(gone)) or str(error)
-        raise TrainingError(f"the recipe {path} is not usable: {why}") from error
+    except dacite.WrongTypeError as error:
+        raise TrainingError(f"the recipe {path} is not usable: {wrong_value(error)}") from error
     except OSError as error:
         raise TrainingError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (

@@ -1,17 +1,22 @@
-"""The range of every number of a recipe, by the dataclass and the field of `config` that hold it.
+"""What a recipe may say: the range of every number, and which names are options.
 
-A field of several numbers has one range for all of them. A test compares this table with the
+A range stands by the dataclass and the field of `config` that hold the number; a field of several
+numbers has one range for all of them. A test compares this table with the
 dataclasses, so that no number is left without a range.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
+
+import dacite
 
 LARGE = 10**9  # of what has no limit of its own
 
@@ -106,6 +111,17 @@ RANGES: dict[str, dict[str, Range]] = {
     "MoveNetConfig": {"frozen": Range(0, 64)},
 }  # fmt: skip
 
+# Options of before, and what stands in their place.
+REMOVED = {
+    "cst_ratio": "L_cst weighs as L1 does, as eq. (2) has it; leave it out",
+    "logit_temperature": "kd_logit compares the bins as they are; leave it out",
+    "alpha_auto_batches": "alpha_auto is measured on 20 batches; leave it out",
+    "integral_head": 'sample_at = "integral" brings that head along; leave it out',
+    "weight": "give a source's annotations joint_weights, or repeat the others",
+    "quality_p": "no recipe gained from worse pictures; leave it out",
+    "final": "best.safetensors is kept beside the last epoch's network; take it from there",
+}
+
 
 def out_of_range(options: object, name: str = "") -> Iterator[str]:
     """A sentence for each number of a dataclass, and of those in it, that its range does not hold.
@@ -139,3 +155,57 @@ def _numbers(value: Any) -> Iterator[Any]:
             yield from _numbers(item)
     else:
         yield value
+
+
+def unknown_options(table: Any, options: type, place: str = "") -> Iterator[str]:
+    """A sentence for each key of a TOML table, and of the tables in it, that no field has, and for
+    each value that stands where a list does.
+
+    `options` is the dataclass that the table becomes, `place` its name in the recipe.
+    """
+    hints = typing.get_type_hints(options)
+    names = [field.name for field in dataclasses.fields(options)]
+    for key, value in table.items():
+        where = f"{place}.{key}".lstrip(".")
+        if key not in names:
+            if key in REMOVED:
+                yield f"{where} is no option any more: {REMOVED[key]}"
+            else:
+                yield f"{where} is no option; {_meant(key, names)}"
+            continue
+        below = next(_dataclasses(hints[key]), None)
+        if typing.get_origin(hints[key]) is tuple and not isinstance(value, list):
+            wanted = "a list in [ ]" if below is None else f"[[{where}]], a table each"
+            yield f"{where} is {value!r}, expected {wanted}"
+            continue
+        if below is None:
+            continue
+        if isinstance(value, dict):
+            yield from unknown_options(value, below, where)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from unknown_options(item, below, f"{where}[{index}]")
+
+
+def wrong_value(error: dacite.WrongTypeError) -> str:
+    """What dacite says of a value; of one that is none of a few words, these words."""
+    if typing.get_origin(error.field_type) is not Literal:
+        return str(error)
+    words = ", ".join(repr(word) for word in typing.get_args(error.field_type))
+    return f"{error.field_path} is {error.value!r}, expected one of {words}"
+
+
+def _meant(key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.7)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"expected one of {', '.join(names)}"
+
+
+def _dataclasses(hint: Any) -> Iterator[type]:
+    """The dataclasses in a field's type, as in `Config | None` and `tuple[Config, ...]`."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _dataclasses(part)

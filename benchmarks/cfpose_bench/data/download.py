@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
-import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ COCO_HOST = "http://images.cocodataset.org"
 CACHE_VARIABLE = "CFPOSE_CACHE"
 CHUNK = 1 << 20
 TRIES = 5
+SCHEMES = ("http", "https", "file")  # of addresses that can be fetched
+OTHERWISE = "pass --data-root with the data set"
+RECORD_FILE = "downloads.json"  # beside what was unpacked: archive -> SHA-256
 COCO_NOTICE = (
     "COCO val2017: annotations CC BY 4.0 (COCO Consortium); the photos are their photographers', "
     "under the Flickr licences that the annotation file names. See https://cocodataset.org/#termsofuse"
@@ -77,15 +81,14 @@ def fetch_archives(
     The hashes that were seen go to `downloads.json` there. Raises DatasetError when the host cannot
     be reached or a file is not the published one.
     """
-    seen_file = folder / "downloads.json"
-    seen: dict[str, str] = json.loads(seen_file.read_text()) if seen_file.is_file() else {}
+    seen = seen_archives(folder)
     todo = [archive for archive in archives if archive.name not in seen]
     if todo:
         total = sum(archive.bytes for archive in todo) / 1e6
         print(f"{notice}\nfetching {total:.0f} MB from {host} into {folder}", file=sys.stderr)
     for archive in todo:
         path = folder / archive.name
-        fetch(f"{host}/{archive.place}", path, archive.bytes)
+        fetch(f"{host}/{archive.place}", path, archive.bytes, instead=OTHERWISE)
         actual = digest(path)
         if archive.sha256 is not None and actual != archive.sha256:
             path.unlink()
@@ -98,19 +101,45 @@ def fetch_archives(
             packed.extractall(folder, members)
         path.unlink()
         seen[archive.name] = actual
-        write_file(seen_file, json.dumps(seen, indent=1) + "\n")
+        record_archives(folder, seen)
     return folder
 
 
-def fetch(url: str, path: Path, size: int | None) -> None:
+def seen_archives(folder: Path) -> dict[str, str]:
+    """SHA-256 of the archives that were unpacked into a folder, by name; {} where none was.
+
+    Raises DatasetError where the record of them cannot be read.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        seen = json.loads(path.read_bytes())
+        return {str(name): str(digest) for name, digest in seen.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            f"{path} is no record of downloads ({error}); delete it, and run the command again"
+        ) from error
+
+
+def record_archives(folder: Path, seen: dict[str, str]) -> None:
+    """Write what `seen_archives` reads."""
+    write_file(folder / RECORD_FILE, json.dumps(seen, indent=1) + "\n")
+
+
+def fetch(url: str, path: Path, size: int | None, *, instead: str) -> None:
     """Download `size` bytes to `path` over HTTP; a cut-off download goes on where it stopped.
 
     None: as many as the host says, where no size is published. What has come so far waits in
     PATH.part. Raises DatasetError after five tries without a byte, or when the host has another
-    size.
+    size; `instead` is what its reader can do other than try again.
     """
+    if urllib.parse.urlparse(url).scheme not in SCHEMES:
+        raise DatasetError(
+            f"{url} is no address; expected one that begins with http:// or https://"
+        )
     if size is None:
-        size = _size_at(url)
+        size = _size_at(url, instead)
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     tries, problem = 0, ""
@@ -120,11 +149,11 @@ def fetch(url: str, path: Path, size: int | None) -> None:
             if tries == TRIES:
                 raise DatasetError(
                     f"{url} cannot be fetched ({problem}); {have} of {size} bytes are in {part}. "
-                    f"Run the command again, or pass --data-root with the data set"
+                    f"Run the command again, or {instead}"
                 )
             try:
                 _fetch_rest(url, part, have, size, bar)
-            except (OSError, urllib.error.URLError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 problem = str(error)
             grown = (part.stat().st_size if part.exists() else 0) > have
             tries = 0 if grown else tries + 1
@@ -134,13 +163,16 @@ def fetch(url: str, path: Path, size: int | None) -> None:
     os.replace(part, path)
 
 
-def _size_at(url: str) -> int:
+def _size_at(url: str, instead: str) -> int:
     try:
         request = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.headers["Content-Length"])
-    except (OSError, urllib.error.URLError, TypeError, ValueError) as error:
-        raise DatasetError(f"{url} cannot be reached, or tells no size: {error}") from error
+    except (OSError, http.client.HTTPException, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{url} cannot be reached, or tells no size: {error}. Run the command again, or "
+            f"{instead}"
+        ) from error
 
 
 def _fetch_rest(url: str, part: Path, have: int, size: int, bar: tqdm[None]) -> None:

@@ -72,11 +72,12 @@ def host() -> Iterator[Host]:
 
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
+INSTEAD = "pass --data-root with the data set"
 
 
 def test_a_cut_download_goes_on_where_it_stopped(host: Host, tmp_path: Path) -> None:
     host.files["/f"], host.cuts = DATA, 3
-    fetch(f"{host.url}/f", tmp_path / "f", len(DATA))
+    fetch(f"{host.url}/f", tmp_path / "f", len(DATA), instead=INSTEAD)
     assert (tmp_path / "f").read_bytes() == DATA
     assert host.asked[0] is None
     starts = [int(str(r)[6:-1]) for r in host.asked[1:]]
@@ -87,31 +88,47 @@ def test_a_cut_download_goes_on_where_it_stopped(host: Host, tmp_path: Path) -> 
 def test_what_an_earlier_run_fetched_is_kept(host: Host, tmp_path: Path) -> None:
     host.files["/f"] = DATA
     (tmp_path / "f.part").write_bytes(DATA[:1000])
-    fetch(f"{host.url}/f", tmp_path / "f", len(DATA))
+    fetch(f"{host.url}/f", tmp_path / "f", len(DATA), instead=INSTEAD)
     assert host.asked == ["bytes=1000-"]
     assert (tmp_path / "f").read_bytes() == DATA
 
 
 def test_a_host_that_cannot_resume_sends_all_again(host: Host, tmp_path: Path) -> None:
     host.files["/f"], host.cuts, host.resumes = DATA, 1, False
-    fetch(f"{host.url}/f", tmp_path / "f", len(DATA))
+    fetch(f"{host.url}/f", tmp_path / "f", len(DATA), instead=INSTEAD)
     assert (tmp_path / "f").read_bytes() == DATA
 
 
 def test_a_file_of_another_size_or_an_absent_one_is_refused(host: Host, tmp_path: Path) -> None:
     host.files["/f"] = DATA
     with pytest.raises(DatasetError, match="has 3000000 bytes, expected 2999999"):
-        fetch(f"{host.url}/f", tmp_path / "f", len(DATA) - 1)
+        fetch(f"{host.url}/f", tmp_path / "f", len(DATA) - 1, instead=INSTEAD)
     host.asked.clear()
-    with pytest.raises(DatasetError, match=r"404.*0 of 5 bytes"):
-        fetch(f"{host.url}/none", tmp_path / "g", 5)
+    with pytest.raises(DatasetError, match=r"404.*0 of 5 bytes.*again, or pass --data-root"):
+        fetch(f"{host.url}/none", tmp_path / "g", 5, instead=INSTEAD)
     assert len(host.asked) == 5
     assert not (tmp_path / "f").exists()
     (tmp_path / "h.part").write_bytes(DATA + b"x")  # of another file of that name
     with pytest.raises(DatasetError, match="more than the published 3000000 bytes"):
-        fetch(f"{host.url}/f", tmp_path / "h", len(DATA))
-    fetch(f"{host.url}/f", tmp_path / "h", len(DATA))
+        fetch(f"{host.url}/f", tmp_path / "h", len(DATA), instead=INSTEAD)
+    fetch(f"{host.url}/f", tmp_path / "h", len(DATA), instead=INSTEAD)
     assert (tmp_path / "h").read_bytes() == DATA
+
+
+def test_what_is_no_address_or_no_web_server_is_said(tmp_path: Path) -> None:
+    for url in ("mirror.example/f", "ftp://mirror.example/f", ""):
+        with pytest.raises(DatasetError, match=r"is no address; expected .* http://"):
+            fetch(url, tmp_path / "f", 5, instead=INSTEAD)
+    for size in (5, None):
+        with pytest.raises(DatasetError, match=r"can't contain control characters.*or pass"):
+            fetch("http://a mirror/f", tmp_path / "f", size, instead=INSTEAD)
+
+
+@pytest.mark.parametrize("text", ["{bad", "[]", b"\xff"])
+def test_a_broken_record_of_downloads_is_named(tmp_path: Path, text: str | bytes) -> None:
+    (tmp_path / "downloads.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DatasetError, match=r"downloads.json is no record.*delete it"):
+        fetch_archives(COCO_VAL, tmp_path)
 
 
 def packed(files: dict[str, bytes]) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cfpose_sdk.errors import DatasetError
+from cfpose_sdk.errors import DatasetError, InputError
 from cfpose_training.archives import fetch
 from cfpose_training.archives.catalogue import SETS, FileSet
 from cfpose_training.archives.fetch import fetch_set
@@ -197,6 +197,18 @@ def test_files_without_an_address_are_described_and_recognised(
         main(["data", "fetch", "boxes", "--into", str(root)])
     boxes.write_text(json.dumps([0] * 104_125))
     assert main(["data", "fetch", "boxes", "--into", str(root)]) == 0
+
+
+def test_a_place_or_a_mirror_that_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with pytest.raises(InputError, match=r"--into .*taken is no folder; give another --into"):
+        main(["data", "fetch", "coco", "--into", str(taken)])
+    command = ["data", "fetch", "coco", "--into", str(tmp_path / "data"), "--mirror"]
+    with pytest.raises(DatasetError, match=r"mirror.example/.*zip is no address"):
+        main([*command, "mirror.example"])
+    with pytest.raises(DatasetError, match=r"0 of 252907541 bytes.* or give --mirror another host"):
+        main([*command, "http://127.0.0.1:1"])
 
 
 def test_a_name_of_weights_carries_the_hash_that_is_checked() -> None:

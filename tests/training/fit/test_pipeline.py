@@ -231,3 +231,14 @@ def test_photos_of_another_size_end_a_fit_before_it_trains(
     with pytest.raises(DatasetError, match=r"000000000003.png has 140 x 100.*data convert"):
         run_fit(recipe, options(tmp_path / "out"))
     assert not (tmp_path / "out" / "stage1").exists()
+
+
+def test_a_recipe_may_be_mended_as_long_as_nothing_was_made_by_it(
+    recipe: Path, children: Children, tmp_path: Path
+) -> None:
+    right = recipe.read_text()
+    recipe.write_text(right.replace('images = "images"', 'images = "imags"'))
+    with pytest.raises(DatasetError, match="imags"):
+        run_fit(recipe, options(tmp_path / "out"))
+    recipe.write_text(right)
+    assert run_fit(recipe, options(tmp_path / "out")) is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
 from cfpose_bench import cli as bench_cli
+from cfpose_bench.data.annotations import is_crowdpose
 from cfpose_export import cli as export_cli
 from cfpose_sdk.errors import DatasetError, InputError, TrainingError
 from cfpose_training import cli as train_cli
@@ -226,3 +228,11 @@ def test_the_people_of_annotations_that_are_here_are_counted(
     text = capsys.readouterr().out
     assert "16 people to train on, 8 to measure on (counted in the annotations)" in text
     assert before in text
+
+
+def test_a_miniature_is_taken_for_the_data_set_that_it_stands_for(tmp_path: Path) -> None:
+    for dataset, crowded in (("coco", False), ("crowdpose", True)):
+        recipe = small(paper_recipe(dataset))  # type: ignore[arg-type]
+        write_data(tmp_path, dataset, recipe)  # type: ignore[arg-type]
+        for source in recipe.sources:
+            assert is_crowdpose(json.loads((tmp_path / source.annotations).read_bytes())) == crowded

@@ -17,13 +17,13 @@ from typing import IO
 
 from tqdm import tqdm
 
-from cfpose_bench.data.download import fetch
+from cfpose_bench.data.download import fetch, record_archives, seen_archives
 from cfpose_sdk.commands import watched
 from cfpose_sdk.errors import DatasetError
-from cfpose_sdk.files import digest, write_file
+from cfpose_sdk.files import digest
 from cfpose_training.archives.catalogue import FileSet, PublicFile
 
-RECORD_FILE = "downloads.json"  # below the data root: name -> SHA-256 of what was unpacked
+OTHERWISE = "give --mirror another host that has the file"
 
 
 def fetch_set(files: FileSet, root: Path, *, mirror: str = "") -> list[str]:
@@ -32,7 +32,7 @@ def fetch_set(files: FileSet, root: Path, *, mirror: str = "") -> list[str]:
     `mirror` stands in for the publishers' hosts. Raises DatasetError when a host cannot be reached,
     a file is not the published one, or one that is there is another than its name says.
     """
-    seen = _seen(root)
+    seen = seen_archives(root)
     todo = [file for file in files.files if not _is_here(file, root)]
     print(files.notice, file=sys.stderr)
     by_hand = [
@@ -54,7 +54,7 @@ def fetch_set(files: FileSet, root: Path, *, mirror: str = "") -> list[str]:
             size = "a size that is not published" if file.size is None else _size(file.size)
             _say(f"{file.what}: fetching {url}, {size}, into {root}")
             seen[file.name] = _bring(file, url, root)
-            write_file(root / RECORD_FILE, json.dumps(seen, indent=1) + "\n")
+            record_archives(root, seen)
     return by_hand
 
 
@@ -72,7 +72,7 @@ def _bring(file: PublicFile, url: str, root: Path) -> str:
             raise DatasetError(
                 f"{file.name} takes {_size(file.size)} and as much unpacked; {root} has less left"
             )
-        fetch(url, path, file.size)
+        fetch(url, path, file.size, instead=OTHERWISE)
     actual = digest(path)
     if not actual.startswith(file.sha256):
         path.unlink()
@@ -150,12 +150,6 @@ def _entries(target: Path) -> int:
         return len(content["images"] if isinstance(content, dict) else content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{target} is no JSON file of annotations or boxes: {error}") from error
-
-
-def _seen(root: Path) -> dict[str, str]:
-    path = root / RECORD_FILE
-    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
 
 
 def _there(folder: Path) -> Path:

@@ -220,12 +220,14 @@ class _Fit:
         path = self.options.out / CLAIM_FILE
         if path.is_file():
             self.claim = json.loads(path.read_bytes())
-            if changed := differences(self.claim["record"], record):
+            untouched = self.claim.keys() == {"record"}  # it ended before anything was made
+            if (changed := differences(self.claim["record"], record)) and not untouched:
                 raise TrainingError(
                     f"{self.options.out} holds the fit of another recipe or other files: "
                     f"{'; '.join(changed[:5])}; give another --out, or go on with that one"
                 )
-            return
+            if not changed:
+                return
         self._keep(record=record)
 
     def _keep(self, **values: Any) -> None:
