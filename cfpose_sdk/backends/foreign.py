@@ -6,6 +6,7 @@ The SDK cannot adopt; `cfpose-export adopt` can, and is run as a child process.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import uuid
@@ -83,8 +84,8 @@ def adopt_hint(
     preset = presets[0] if len(presets) == 1 else "|".join(presets)
     target = f"{path.stem}-adopted.onnx"
     return (
-        f"to make one of a foreign pose network: cfpose-export adopt {path.name} --preset {preset} "
-        f"--license LICENCE -o {target}"
+        f"to make one of a foreign pose network: cfpose-export adopt {shlex.quote(str(path))} "
+        f"--preset {preset} --license LICENCE -o {target}"
     )
 
 

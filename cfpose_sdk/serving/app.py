@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,7 +39,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "an empty body"},
     408: {"description": "the body did not arrive in time"},
     413: {"description": "too many bytes or pixels"},
-    415: {"description": "a compressed body"},
+    415: {"description": "a compressed body, or a form"},
     422: {"description": "a damaged photo, one that is too small, or no photo; a wrong option"},
     429: {"description": "too many requests wait; try again later"},
     503: {"description": "not answered by the deadline; try again later"},
@@ -161,6 +161,7 @@ def make_app(
     """
     require("fastapi", "prometheus_client", extra="serve", why="cfpose serve")
     from fastapi import FastAPI, Request, Response
+    from fastapi.exceptions import RequestValidationError
     from starlette.requests import ClientDisconnect
 
     service = Service(estimator, options)
@@ -186,8 +187,7 @@ def make_app(
         """
         start, body = time.perf_counter(), request.stream()
         try:
-            if request.headers.get("content-encoding", "identity") != "identity":
-                raise RefusedError(415, "the body is compressed; send the photo's file as it is")
+            _check_headers(request.headers)
             announced = request.headers.get("content-length")
             data = await service.receive(body, announced)
             status, content = 200, _written(await service.pose(data), format, name)
@@ -199,6 +199,10 @@ def make_app(
         service.metrics.answered(status, time.perf_counter() - start)
         later = _LATER if status in (429, 503) else None
         return Response(content, status, later, media_type="application/json")
+
+    async def wrong_option(_: Request, error: Any) -> Response:
+        said = "; ".join(f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in error.errors())
+        return Response(json.dumps({"detail": said}), 422, media_type="application/json")
 
     async def healthz() -> dict[str, Any]:
         """200 while the server takes requests."""
@@ -226,8 +230,18 @@ def make_app(
     )
     app.add_api_route("/healthz", healthz, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
+    app.add_exception_handler(RequestValidationError, wrong_option)
     app.state.service = service
     return app
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Raise RefusedError where the body is not the photo's file as it is."""
+    if headers.get("content-encoding", "identity") != "identity":
+        raise RefusedError(415, "the body is compressed; send the photo's file as it is")
+    if headers.get("content-type", "").lower().startswith("multipart/"):
+        text = "the body is a form; send the photo's file as the body: curl --data-binary @FILE"
+        raise RefusedError(415, text)
 
 
 async def _discard(body: AsyncIterator[bytes]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from cfpose_sdk.media.image import Image, decode_image
 
 SMALLEST_SIDE = 16  # px: nobody can be seen in less
 _TOO_MANY_PIXELS = "CV_IO_MAX_IMAGE"  # of OpenCV's messages: pixels, width or height
+_NO_MEMORY = re.compile("Insufficient memory|Failed to allocate")  # of them, too
 
 
 def main(memory_mb: int) -> None:
@@ -60,7 +62,7 @@ def decode(data: bytes) -> tuple[Image | None, dict[str, object]]:
             most = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "too many")
             text = f"the photo has more than {most} pixels; send a smaller one"
             return None, {"status": 413, "detail": text}
-        if isinstance(error, MemoryError) or "Insufficient memory" in text:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
             text = "the photo needs more memory than a decoder may take; send a smaller one"
             return None, {"status": 413, "detail": text}
         return None, {"status": 422, "detail": text}

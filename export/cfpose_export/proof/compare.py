@@ -266,14 +266,21 @@ def judge_agreement(agreement: Agreement, bound: Bound) -> None:
     px = getattr(agreement, bound.figure)
     if not px <= bound.px:
         raise ExportError(
-            f"{agreement.candidate} is not {agreement.reference}: keypoints differ by "
+            f"{_pair(agreement)}: keypoints differ by "
             f"{px:.3g} px ({bound.figure}), allowed {bound.px:g}"
         )
     allowed, median = allowed_spread(bound.px), None
     if bound.spread_median is not None:
         allowed, median = bound.spread_median, agreement.spread_median
     if problem := spread_problem(agreement.spread_max, allowed, median):
-        raise ExportError(f"{agreement.candidate} is not {agreement.reference}: {problem}")
+        raise ExportError(f"{_pair(agreement)}: {problem}")
+
+
+def _pair(agreement: Agreement) -> str:
+    """What was compared, in words that hold where one runtime ran both."""
+    if agreement.candidate == agreement.reference:
+        return f"the file is not its reference (both on {agreement.candidate})"
+    return f"{agreement.candidate} is not {agreement.reference}"
 
 
 @dataclass(frozen=True)

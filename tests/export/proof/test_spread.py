@@ -70,4 +70,6 @@ def test_another_runtime_with_a_wrong_covariance(
         judge_agreement(same, bound)
         with pytest.raises(ExportError, match="a variance that is not positive"):
             judge_agreement(other, bound)
+    with pytest.raises(ExportError, match=r"^the file is not its reference \(both on CPUExecution"):
+        judge_agreement(other, Bound())
     assert same.spread_max == 0.0

@@ -43,6 +43,11 @@ def test_the_command_names_the_preset(
     assert f"cfpose-export adopt {name} --preset {preset} --license" in said
 
 
+def test_the_command_names_the_file_where_it_lies() -> None:
+    said = foreign.adopt_hint(Path("my nets/hrnet.onnx"), IMAGE, FLOAT, {"o": (None, 17, 64, 48)})
+    assert "cfpose-export adopt 'my nets/hrnet.onnx' --preset hrnet" in said
+
+
 def test_what_is_no_pose_network_gets_no_preset() -> None:
     for outputs in ({"logits": (1, 1000)}, {"a": (1, 1, 40, 40), "b": (1, 1, 20, 20),
                                             "c": (1, 1, 10, 10)}):  # fmt: skip
@@ -52,7 +57,7 @@ def test_what_is_no_pose_network_gets_no_preset() -> None:
 def test_a_foreign_file_in_the_place_of_an_artifact(tmp_path: Path) -> None:
     path = tmp_path / "movenet.onnx"
     path.write_bytes(nets.movenet_like().SerializeToString())
-    with pytest.raises(ArtifactError, match=r"adopt movenet\.onnx --preset movenet --license"):
+    with pytest.raises(ArtifactError, match=r"adopt \S*movenet\.onnx --preset movenet --license"):
         PoseEstimator(path)
 
 

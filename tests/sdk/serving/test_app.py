@@ -77,6 +77,7 @@ def test_a_name_is_never_opened(client: TestClient, photo: bytes, tmp_path: Path
         (b"x" * 200_001, {}, 413, "200000"),
         (b"no photo", {}, 422, "not an image"),
         (b"x", {"content-encoding": "gzip"}, 415, "compressed"),
+        (b"x", {"content-type": "multipart/form-data; boundary=x"}, 415, "--data-binary @FILE"),
     ],
 )
 def test_refusals(
@@ -93,7 +94,9 @@ def test_a_body_of_unknown_length_is_counted_as_it_comes(client: TestClient) -> 
 
 
 def test_wrong_options_and_methods(client: TestClient, photo: bytes) -> None:
-    assert client.post("/predict?format=xml", content=photo).status_code == 422
+    wrong = client.post("/predict?format=xml", content=photo)
+    assert wrong.status_code == 422
+    assert wrong.json() == {"detail": "format: Input should be 'json' or 'coco'"}
     assert client.get("/predict").status_code == 405
     assert client.get("/docs").status_code == 404  # it would fetch scripts from elsewhere
 
