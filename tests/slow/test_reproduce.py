@@ -120,9 +120,11 @@ def test_a_published_layout_is_measured_with_the_vector_flip(
     straight = session.run(["keypoints"], {"crops": crops})[0]
     mirrored = session.run(["keypoints"], {"crops": np.ascontiguousarray(crops[:, :, ::-1])})[0]
     order = list(COCO_17.flip_order)
-    np.testing.assert_allclose(191 - mirrored[:, order, 0], straight[..., 0], atol=1e-4)
-    np.testing.assert_allclose(mirrored[:, order, 1], straight[..., 1], atol=1e-4)
-    np.testing.assert_allclose(straight, reference(network, crops), atol=1e-4)
+    back = mirrored[:, order] * (-1, 1) + (191, 0)
+    exact, clear = reference(network, crops)
+    assert clear.mean() > 0.8
+    np.testing.assert_allclose(back[clear], straight[clear], atol=1e-4)
+    np.testing.assert_allclose(straight[clear], exact[clear], atol=1e-4)
 
 
 def spread(config: HRNetConfig, crops: np.ndarray) -> PoseNet:
@@ -151,8 +153,11 @@ def normalised(crops: np.ndarray) -> torch.Tensor:
     return (images - mean) / std
 
 
-def reference(network: PoseNet, crops: np.ndarray) -> np.ndarray:
-    """SimCC's flip test in float64, bin by bin: (N, 17, 2) crop pixels."""
+def reference(network: PoseNet, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """SimCC's flip test in float64, bin by bin: (N, 17, 2) crop pixels, and where they are clear.
+
+    Elsewhere two bins are all but equal, and float32 may choose the other one.
+    """
     exact, images = copy.deepcopy(network).double(), normalised(crops).double()
     order = list(COCO_17.flip_order)
     with torch.no_grad():
@@ -163,4 +168,7 @@ def reference(network: PoseNet, crops: np.ndarray) -> np.ndarray:
     for place in range(bins - 1):  # reversed, then shifted to the left by a bin
         x_back[..., place] = x_flip[..., bins - 2 - place]
     x_back[..., bins - 1] = x_flip[..., 0]
-    return torch.stack([(x + x_back).argmax(-1), (y + y_flip).argmax(-1)], -1).numpy() / 2
+    best = [(vectors / 2).topk(2) for vectors in (x + x_back, y + y_flip)]
+    points = torch.stack([found.indices[..., 0] for found in best], -1) / 2
+    lead = torch.stack([found.values[..., 0] - found.values[..., 1] for found in best], -1)
+    return points.numpy(), (lead > 1e-3).numpy()
