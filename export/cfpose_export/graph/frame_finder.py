@@ -11,7 +11,7 @@ import onnx
 
 from cfpose_export.graph.frame_input import core_graph, parsed, rename
 from cfpose_export.graph.rules import FINDER_OUTPUTS, OPSET, check_graph, read_finder_spec
-from cfpose_sdk.errors import ExportError
+from cfpose_sdk.errors import InputError
 from cfpose_sdk.spec import FinderSpec
 
 FINDER_CORE_INPUT = "core_images"  # float32 (1, H, W, 3), BGR, whole grey levels
@@ -115,11 +115,11 @@ def frame_finder(model: onnx.ModelProto) -> onnx.ModelProto:
     """The frame-in twin of a finder's graph; the same input gives the same bytes.
 
     Input `frame` uint8 [h, w, 3] BGR of any size; outputs `boxes` [1, M, 4] and `scores` [1, M] in
-    letterbox pixels. Raises ExportError when `model` is not a finder that takes letterboxes.
+    letterbox pixels. Raises InputError when `model` takes frames already.
     """
     spec = read_finder_spec(model)
     if [value.name for value in model.graph.input] != ["images"]:
-        raise ExportError(f"{spec.name} takes a frame already; give the one on letterboxes")
+        raise InputError(f"{spec.name} takes a frame already; give the one on letterboxes")
     merged = core_graph(model, "images", FINDER_CORE_INPUT)
     graph, before = merged.graph, letterboxing(spec)
     core = list(graph.node)

@@ -26,7 +26,7 @@ from cfpose_export.graph.rules import (
     read_spec,
     write_spec,
 )
-from cfpose_sdk.errors import ExportError
+from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.spec import ModelSpec
 
 PLACED = ("keypoints", "covariance", "coarse")  # outputs of the core that are in crop pixels
@@ -230,11 +230,11 @@ def frame_graph(model: onnx.ModelProto, antialias: int = 1) -> onnx.ModelProto:
     Inputs `frame` uint8 [h, w, 3] BGR, h and w at least 2, and `boxes` float32 [N, 4] xyxy; outputs
     those of `model`, keypoints and coarse in frame pixels, covariance in frame pixels². N = 0 is
     valid. `antialias` s > 1 takes s × s samples a crop pixel where the frame is shrunk more than
-    √2 times. Raises ExportError when `model` is not a crops-in graph of cfpose.
+    √2 times. Raises InputError when `model` takes frames already.
     """
     spec = read_spec(model)
     if spec.input != "crops":
-        raise ExportError(f"{spec.name} takes a {spec.input} already; give the crops-in graph")
+        raise InputError(f"{spec.name} takes a {spec.input} already; give the crops-in graph")
     spec = dataclasses.replace(spec, input="frame", antialias=antialias)
     outputs = [o.name for o in model.graph.output]
     merged = core_graph(model)

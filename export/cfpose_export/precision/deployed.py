@@ -45,14 +45,14 @@ def typed_graph(
 ) -> onnx.ModelProto:
     """The graph of a pose model or finder in a precision, proven against `model`.
 
-    `model` may be in it already. Raises ExportError when it is in another lower precision, or when
-    the proof fails.
+    `model` may be in it already. Raises InputError when it is in another lower precision,
+    ExportError when the proof fails.
     """
     spec = read_finder_spec(model) if is_finder(model) else read_spec(model)
     if spec.precision == precision and not keep:
         return model
     if spec.precision != "fp32" or precision == "fp32":
-        raise ExportError(f"the graph is {spec.precision} already, and {precision} was asked for")
+        raise InputError(f"the graph is {spec.precision} already, and {precision} was asked for")
     if any(value.name == "frame" for value in model.graph.input):
         raise InputError(
             f"the graph takes whole frames, and {precision} is proven without them; give the graph "

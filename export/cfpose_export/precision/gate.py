@@ -183,12 +183,12 @@ def builder(model: onnx.ModelProto, precision: LowPrecision, ranges: Ranges | No
 
 
 def check_reference(model: onnx.ModelProto) -> None:
-    """Raise ExportError unless the graph is float32 and carries its own proof."""
+    """Raise InputError unless the graph is float32 and carries its own proof."""
     spec = read_spec(model)
     if spec.precision != "fp32":
-        raise ExportError(f"the reference must be float32, this graph is {spec.precision}")
+        raise InputError(f"the reference must be float32, this graph is {spec.precision}")
     if not spec.gate:
-        raise ExportError(
+        raise InputError(
             "the float32 graph carries no proof, so nothing can be compared with it; write it "
             "with: cfpose-export onnx"
         )

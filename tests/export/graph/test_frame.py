@@ -33,7 +33,7 @@ from cfpose_export.proof.compare import Bounds
 from cfpose_export.proof.frame import SIZES_WH, judge_frame, measure_frame, sample_crops
 from cfpose_sdk.crops import crop_transforms, extract_crops, invert_transforms, transform_points
 from cfpose_sdk.diagnostics.known_answers import BOUNDS
-from cfpose_sdk.errors import ExportError
+from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.estimator import BUNDLED_MODEL, PoseEstimator
 from cfpose_sdk.media.image import read_image
 from cfpose_training.checkpoints.files import save_pose
@@ -254,7 +254,7 @@ def test_nobody_one_and_many(graphs: dict[int, Graph], street: np.ndarray) -> No
 
 def test_what_cannot_be_rebuilt_is_refused(crops_model: onnx.ModelProto) -> None:
     framed = frame_graph(crops_model)
-    with pytest.raises(ExportError, match="takes a frame already"):
+    with pytest.raises(InputError, match="takes a frame already"):
         frame_graph(framed)
     other = onnx.ModelProto()
     other.CopyFrom(crops_model)

@@ -16,7 +16,7 @@ from cfpose_export.proof.runtimes import FinderBound, nearest_gaps
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import fitting, letterbox
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
-from cfpose_sdk.errors import ExportError
+from cfpose_sdk.errors import ExportError, InputError
 from cfpose_sdk.media.image import Image, read_image
 
 # (width, height): shrunk and grown, by whole and by odd factors, lying and standing, thin, as it is
@@ -96,7 +96,7 @@ def test_what_cannot_be_rebuilt_is_refused(bundled: onnx.ModelProto) -> None:
     assert framed.SerializeToString(deterministic=True) == frame_finder(bundled).SerializeToString(
         deterministic=True
     )
-    with pytest.raises(ExportError, match="takes a frame already"):
+    with pytest.raises(InputError, match="takes a frame already"):
         frame_finder(framed)
     other = onnx.ModelProto()
     other.CopyFrom(bundled)

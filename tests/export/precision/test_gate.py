@@ -140,10 +140,10 @@ def test_a_drifting_layer_is_named(proven: onnx.ModelProto, proof: ProofSet) -> 
 def test_only_a_proven_float32_graph_is_a_reference(
     model: onnx.ModelProto, proof: ProofSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="carries no proof"):
+    with pytest.raises(InputError, match="carries no proof"):
         write_gated(tmp_path / "a.onnx", model, "fp16", proof)
     write_spec(model, dataclasses.replace(read_spec(model), precision="fp16"))
-    with pytest.raises(ExportError, match="must be float32"):
+    with pytest.raises(InputError, match="must be float32"):
         write_gated(tmp_path / "a.onnx", model, "fp16", proof)
     with pytest.raises(InputError, match="int8 needs calibrated ranges"):
         builder(model, "int8")

@@ -168,7 +168,7 @@ def test_a_run_goes_on_from_a_checkpoint_also_at_another_size(
 
 @pytest.mark.parametrize("power", [1.0, 0.9])
 def test_an_exported_graph_computes_the_same_and_starts_a_run(
-    trained: PoseNet, tmp_path: Path, power: float
+    trained: PoseNet, tmp_path: Path, power: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pose, spec, path = copy.deepcopy(trained), spec_of((48, 64)), tmp_path / "pose.onnx"
     torch.nn.init.constant_(pose.head.power, power)
@@ -188,6 +188,7 @@ def test_an_exported_graph_computes_the_same_and_starts_a_run(
         torch.testing.assert_close(value, pose.state_dict()[name], rtol=0, atol=0)
     checkpoint = tmp_path / "pose.safetensors"
     assert main(["convert", str(path), "-o", str(checkpoint)]) == 0
+    assert "keeps no calibration" in capsys.readouterr().out
     converted, found_spec = load_pose(checkpoint)
     assert found_spec == spec
     for name, value in converted.state_dict().items():

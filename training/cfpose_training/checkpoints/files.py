@@ -54,7 +54,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"cannot read the checkpoint {path}: {error}") from error
+        hint = ""
+        if path.suffix == ".onnx":
+            hint = (
+                f"; make a checkpoint of it: cfpose-train convert {path} -o {path.stem}.safetensors"
+            )
+        raise ArtifactError(f"cannot read the checkpoint {path}: {error}{hint}") from error
 
 
 def misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

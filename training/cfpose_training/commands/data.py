@@ -166,6 +166,10 @@ def _convert_into_ours(
 
     if network is None and recipe is None and (own := read_own_graph(source)) is not None:
         save_pose(target, own, graph_spec(source))
+        print(
+            f"{target} keeps no calibration, since training on changes it: `fit`, `stage2` and "
+            f"`finish` calibrate anew"
+        )
         return ()
     adopted = load_foreign(source)
     expected = {None: None, "w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}[network]
