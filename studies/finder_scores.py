@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from cfpose_bench.accuracy.coco import evaluate
+from cfpose_bench.accuracy.fits import fit_confidence
 from cfpose_bench.data.annotations import read_annotations
 from cfpose_bench.measurement import environment
 from cfpose_sdk.arrays import Float64
@@ -27,6 +28,7 @@ from cfpose_sdk.boxes import iou_matrix
 from cfpose_sdk.detectors.base import Detections, PersonFinder
 from cfpose_sdk.estimator import PoseEstimator
 from cfpose_sdk.files import write_file
+from cfpose_sdk.keypoints import calibrate, raw_score
 from cfpose_sdk.media.image import read_image
 
 LOWEST = 0.45  # of the boxes that the fit sees; the finder's scores are fourth roots of its heat
@@ -52,11 +54,10 @@ def main() -> None:
         verdict = judged(truth, image_id, detections)
         scores += detections.scores[verdict >= 0].tolist()
         right += verdict[verdict >= 0].tolist()
-    slope, offset = platt(_logit(np.array(scores)), np.array(right))
+    calibration = fit_confidence(np.array(scores) ** 4, np.array(right) == 1)
 
     def calibrated(score: Float64) -> Float64:
-        share: Float64 = 1 / (1 + np.exp(-(slope * _logit(score) + offset)))
-        return share
+        return calibrate(score**4, calibration)
 
     kept = {i: _cut(detections, shipped) for i, detections in found.items()}
     ways = {
@@ -68,9 +69,10 @@ def main() -> None:
         "environment": environment(),
         "boxes": len(scores),
         "right": int(sum(right)),
-        "slope_offset": [round(slope, 3), round(offset, 3)],
+        "calibration": [round(value, 3) for value in calibration],
         "score_that_is_right_so_often": {
-            str(share): round(_score((_logit_of(share) - offset) / slope), 3) for share in RIGHT
+            str(share): round(float(raw_score(np.array(share), calibration)) ** 0.25, 3)
+            for share in RIGHT
         },
         "precision_at_the_shipped_threshold": round(
             float(np.array(right)[np.array(scores) >= shipped].mean()), 3
@@ -108,17 +110,6 @@ def judged(truth: Mapping[str, Any], image_id: int, detections: Detections) -> F
     return verdict
 
 
-def platt(logits: Float64, right: Float64) -> tuple[float, float]:
-    """Slope and offset of the logistic regression, by Newton's method."""
-    inputs = np.stack([logits, np.ones_like(logits)], axis=1)
-    weights = np.array([1.0, 0.0])
-    for _ in range(50):
-        share = 1 / (1 + np.exp(-inputs @ weights))
-        curve = (inputs * (share * (1 - share))[:, None]).T @ inputs
-        weights -= np.linalg.solve(curve, inputs.T @ (share - right))
-    return float(weights[0]), float(weights[1])
-
-
 def ap(
     truth: Mapping[str, Any],
     photos: Mapping[int, Path],
@@ -139,21 +130,6 @@ def ap(
 def _cut(detections: Detections, threshold: float) -> Detections:
     kept = detections.scores >= threshold
     return Detections(detections.boxes[kept], detections.scores[kept])
-
-
-def _logit(score: Float64) -> Float64:
-    """Of the heat whose fourth root the score is."""
-    heat = np.clip(np.asarray(score, np.float64) ** 4, 1e-6, 1 - 1e-6)
-    logit: Float64 = np.log(heat / (1 - heat))
-    return logit
-
-
-def _logit_of(share: float) -> float:
-    return float(np.log(share / (1 - share)))
-
-
-def _score(logit: float) -> float:
-    return float((1 / (1 + np.exp(-logit))) ** 0.25)
 
 
 if __name__ == "__main__":

@@ -76,19 +76,6 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(
     assert not list((tmp_path / "cache").glob("*.bin"))
 
 
-def test_photos_are_said_to_be_kept_where_they_are(
-    tiny_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    photos = sorted((tiny_root / "images").iterdir())
-    monkeypatch.setattr(photo_cache.tempfile, "gettempdir", lambda: str(tmp_path / "passing"))
-    for folder, kept in ((tmp_path / "cache", True), (tmp_path / "passing" / "tmp1", False)):
-        cache_photos(photos, folder)
-        assert ("kept for later runs" in capsys.readouterr().err) == kept
-
-
 def test_without_a_cache_photos_are_read_from_their_files(tiny_root: Path) -> None:
     photos = sorted((tiny_root / "images").iterdir())
     kept = cache_photos(photos, tiny_root.parent / "cache")

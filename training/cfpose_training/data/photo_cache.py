@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,9 +158,7 @@ def _write(photos: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
     size = sum(3 * width * height for width, height in map(_size_wh, photos))
     folder = pixels_path.parent
     free = shutil.disk_usage(folder).free
-    passing = Path(tempfile.gettempdir()).resolve() in folder.resolve().parents
-    kept = "" if passing else ", kept for later runs"
-    _say(f"decoding {len(photos)} photos once: {_bytes(size)} into {folder}{kept}")
+    _say(f"decoding {len(photos)} photos once: {_bytes(size)} into {folder}")
     if size > free:
         raise DatasetError(
             f"the decoded photos take {_bytes(size)}, and {folder} has {_bytes(free)} left; give "
