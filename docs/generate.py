@@ -128,7 +128,7 @@ def _text(text: str) -> str:
 def recipe_page() -> str:
     """The fields of a recipe: a table for each dataclass, from `Recipe` downwards."""
     config = importlib.import_module("cfpose_training.config")
-    ranges = importlib.import_module("cfpose_training.ranges").RANGES
+    ranges = importlib.import_module("cfpose_training.recipe_checks").RANGES
     seen: dict[str, type] = {}
 
     def visit(kind: type) -> None:

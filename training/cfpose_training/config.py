@@ -1,8 +1,8 @@
 """Every option of training: frozen dataclasses, filled from one TOML recipe.
 
 Every difference between two runs is a field here. A recipe names each field that it sets; an
-unknown key, a value of another type, or a number out of its range (`ranges`) is an error; the last
-of a recipe that is built in Python, too.
+unknown key, a value of another type, or a number out of its range (`recipe_checks`) is an error;
+the last of a recipe that is built in Python, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cfpose_training.nets.hrnet import HRNetConfig
 from cfpose_training.nets.igp_gcn import OutputKind, RefineMode, SampleAt
 from cfpose_training.nets.movenet import MoveNetConfig
 from cfpose_training.nets.pose_net import BackboneConfig, HeadName
-from cfpose_training.ranges import out_of_range, unknown_options, wrong_value
+from cfpose_training.recipe_checks import out_of_range, unknown_options, wrong_value
 from cfpose_training.skeletons import MAX_JOINTS, named_skeleton
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]

@@ -134,7 +134,7 @@ def fetch(url: str, path: Path, size: int | None, *, instead: str) -> None:
     PATH.part. Raises DatasetError after five tries without a byte, or when the host has another
     size; `instead` is what its reader can do other than try again.
     """
-    if urllib.parse.urlparse(url).scheme not in SCHEMES:
+    if not _is_address(url):
         raise DatasetError(
             f"{url} is no address; expected one that begins with http:// or https://"
         )
@@ -161,6 +161,15 @@ def fetch(url: str, path: Path, size: int | None, *, instead: str) -> None:
         part.unlink()
         raise DatasetError(f"{url} has more than the published {size} bytes; it was deleted")
     os.replace(part, path)
+
+
+def _is_address(url: str) -> bool:
+    """Whether there is a host to ask."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # a host in brackets that is no IPv6 address
+        return False
+    return parts.scheme in SCHEMES
 
 
 def _size_at(url: str, instead: str) -> int:

@@ -116,7 +116,7 @@ def test_a_file_of_another_size_or_an_absent_one_is_refused(host: Host, tmp_path
 
 
 def test_what_is_no_address_or_no_web_server_is_said(tmp_path: Path) -> None:
-    for url in ("mirror.example/f", "ftp://mirror.example/f", ""):
+    for url in ("mirror.example/f", "ftp://mirror.example/f", "", "http://[::1/f"):
         with pytest.raises(DatasetError, match=r"is no address; expected .* http://"):
             fetch(url, tmp_path / "f", 5, instead=INSTEAD)
     for size in (5, None):

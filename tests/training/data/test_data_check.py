@@ -210,6 +210,8 @@ def test_cut_off_json_is_refused_and_reported(tiny_root: Path, tiny_recipe: Path
     assert not found.is_usable
     assert "not valid JSON" in found.text
     assert not check_known(tiny_root).is_usable
+    with pytest.raises(DatasetError, match=r"nothere is no folder; expected the one that"):
+        main(["data", "check", str(tiny_root / "nothere")])
 
 
 @pytest.mark.parametrize(

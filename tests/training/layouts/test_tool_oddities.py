@@ -269,3 +269,10 @@ def test_two_annotators_tell_the_sigmas(photos: Path, tmp_path: Path) -> None:
         task["annotations"][2]["completed_by"] = 1  # the same person, twice
     converted(tasks, photos, tmp_path)
     assert "oks_sigmas" not in json.loads((tmp_path / "out.json").read_text())["categories"][0]
+
+
+def test_the_address_of_a_photo_may_be_any_text(photos: Path, tmp_path: Path) -> None:
+    record = label_studio()
+    record[0]["data"]["image"] = "http://[no host/0a1b2c3d-a.png"
+    _, people = converted(record, photos, tmp_path)
+    assert len(people) == 1

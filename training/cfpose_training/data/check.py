@@ -107,7 +107,12 @@ class Check:
 
 
 def check_known(root: Path) -> Check:
-    """Check the public data sets below `root`; usable: at least one is there and none is broken."""
+    """Check the public data sets below `root`; usable: at least one is there and none is broken.
+
+    Raises DatasetError when there is no such folder.
+    """
+    if not os.path.isdir(root):
+        raise DatasetError(f"{root} is no folder; expected the one that the data sets lie in")
     lines: list[str] = []
     here = broken = 0
     for known in KNOWN:

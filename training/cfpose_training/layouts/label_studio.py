@@ -119,7 +119,7 @@ def _file_name(task: Mapping[str, Any], images: Path | None) -> str:
     """The photo's name, without the eight letters that an upload gets where the file has none."""
     data = {key: text for key, text in task.get("data", {}).items() if isinstance(text, str)}
     text = data.get("image") or next(iter(data.values()), "")
-    query = urllib.parse.parse_qs(urllib.parse.urlparse(text).query)
+    query = urllib.parse.parse_qs(text.partition("?")[2].partition("#")[0])
     name = Path(urllib.parse.unquote(query.get("d", [text])[0])).name
     head, dash, rest = name.partition("-")
     if dash and len(head) == 8 and images is not None and what_is_at(images / name) == "nothing":

@@ -14,7 +14,7 @@ import pytest
 from cfpose_sdk.errors import TrainingError
 from cfpose_training.cli import main
 from cfpose_training.config import Recipe, load_recipe
-from cfpose_training.ranges import RANGES, Range
+from cfpose_training.recipe_checks import RANGES, Range
 
 
 def kinds_of(annotation: Any) -> Iterator[type]:
