@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "photos"
 TIMEOUT_S = 900.0
+SAID = 1500  # characters of what a command that failed said last
 _START = (
     "import sys; from cfpose_sdk import commands; sys.exit(getattr(commands, sys.argv.pop(1))())"
 )
@@ -66,10 +67,10 @@ def run_points(scenario: Scenario, points: int, rng: random.Random) -> Report:
             number = (signal.SIGKILL, signal.SIGTERM)[point % 2]
             place = _fresh(scenario, Path(name) / f"{point}")
             before = _contents(place / "in")
-            code = _end_at(scenario, place, number, lasts_s, rng)
+            code, said = _end_at(scenario, place, number, lasts_s, rng)
             key = f"{number.name}, {'ended by it' if code else 'too late'}"
             report.points[key] = report.points.get(key, 0) + 1
-            for problem in _problems(scenario, place, before, number, code):
+            for problem in _problems(scenario, place, before, number, code, said):
                 report.wrong.append(f"{scenario.name}, point {point}, {number.name}: {problem}")
             shutil.rmtree(place)
     return report
@@ -99,15 +100,15 @@ def _finish(scenario: Scenario, place: Path) -> str:
     running = _start(scenario, place)
     _, said = running.communicate(timeout=TIMEOUT_S)
     if running.returncode:
-        return f"code {running.returncode}: {said.decode(errors='replace').strip()[-300:]}"
+        return f"code {running.returncode}: {said.decode(errors='replace').strip()[-SAID:]}"
     missing = [name for name in scenario.outputs if not (place / "out" / name).exists()]
     return f"{', '.join(missing)} is not there" if missing else "".join(_half_written(place))
 
 
 def _end_at(
     scenario: Scenario, place: Path, number: int, lasts_s: float, rng: random.Random
-) -> int:
-    """Start, send the signal after a drawn time, and wait; the exit code."""
+) -> tuple[int, str]:
+    """Start, send the signal after a drawn time, and wait; the exit code and the last words."""
     running = _start(scenario, place)
     end = time.monotonic() + lasts_s
     if rng.random() < 0.6:  # from the first file on: starting takes longer than the work
@@ -122,15 +123,15 @@ def _end_at(
         running.wait(wait_s)
     except subprocess.TimeoutExpired:
         running.send_signal(number)
-    running.communicate(timeout=TIMEOUT_S)
-    return running.returncode
+    _, said = running.communicate(timeout=TIMEOUT_S)
+    return running.returncode, said.decode(errors="replace").strip()[-SAID:]
 
 
 def _problems(
-    scenario: Scenario, place: Path, before: dict[str, bytes], number: int, code: int
+    scenario: Scenario, place: Path, before: dict[str, bytes], number: int, code: int, said: str
 ) -> Iterator[str]:
     if code not in (0, -number, 128 + number):
-        yield f"code {code}"
+        yield f"code {code}: {said}"
     yield from _half_written(place)
     if number == signal.SIGTERM and (parts := sorted(p.name for p in place.rglob(".*.part*"))):
         yield f"it left {', '.join(parts)}"

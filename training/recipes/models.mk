@@ -118,4 +118,4 @@ $(RUNS)/cfpose-m.onnx: | $(RUNS)/m/finished.safetensors
 	$(graph) $(RUNS)/m/finished.safetensors --half-weights -o $@
 
 $(RUNS)/finder-s.onnx: | $(RUNS)/finder-mean/finder.safetensors
-	$(graph) $(RUNS)/finder-mean/finder.safetensors --half-weights -o $@
+	$(graph) $(RUNS)/finder-mean/finder.safetensors -o $@

@@ -36,6 +36,19 @@ from cfpose_training.nets.movenet import (
 from cfpose_training.nets.pose_net import PoseNet
 from cfpose_training.pose.train import check_start, pose_spec
 
+RECIPE = """
+skeleton = "coco-17"
+sources = []
+[pose]
+name = "tuned"
+size_wh = {size_wh}
+head = "marginal"
+movenet = {{ body = "lightning" }}
+[stage1]
+epochs = 1
+[stage2.optim]
+epochs = 1
+"""
 SIDES: dict[MoveNetName, int] = {"lightning": 192, "thunder": 256}
 
 
@@ -193,6 +206,16 @@ def test_an_exported_graph_computes_the_same_and_starts_a_run(
     assert found_spec == spec
     for name, value in converted.state_dict().items():
         torch.testing.assert_close(value, pose.state_dict()[name], rtol=0, atol=0)
+
+    recipe = tmp_path / "tuned.toml"
+    recipe.write_text(RECIPE.format(size_wh="[48, 64]"))
+    assert main(["convert", str(path), "-o", str(checkpoint), "--recipe", str(recipe)]) == 0
+    assert load_pose(checkpoint)[1] == pose_spec(load_recipe(recipe))
+    recipe.write_text(RECIPE.format(size_wh="[64, 64]"))
+    with pytest.raises(ArtifactError, match=r"crops of \(48, 64\).*asks for \(64, 64\)"):
+        main(["convert", str(path), "-o", str(checkpoint), "--recipe", str(recipe)])
+    with pytest.raises(ArtifactError, match=r"another trunk than HRNet.*backbone\.stem"):
+        main(["convert", str(path), "-o", str(checkpoint), "--network", "w32"])
 
     half = onnx.load_model(path)
     halve_weights(half)

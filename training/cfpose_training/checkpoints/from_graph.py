@@ -104,6 +104,8 @@ def _norm_of(convolution: str) -> str:
     if name in LITE_NORMS:
         return f"{parent}.{LITE_NORMS[name]}"
     parent, _, index = module.rpartition(".")
+    if not index.isdigit():
+        raise ArtifactError(f"the graph is of another trunk than HRNet or EfficientNet: {module}")
     return f"{parent}.{int(index) + 1}"
 
 

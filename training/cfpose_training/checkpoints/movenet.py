@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cfpose_sdk.errors import ArtifactError
-from cfpose_sdk.spec import SPEC_KEY
+from cfpose_sdk.spec import SPEC_KEY, ModelSpec
 from cfpose_training.checkpoints.files import load_tensors, misfits
 from cfpose_training.checkpoints.from_graph import (
     CLASSIFIERS,
@@ -107,11 +107,12 @@ def _read_own(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_own_graph(path: Path) -> PoseNet | None:
+def read_own_graph(path: Path, spec: ModelSpec | None = None) -> PoseNet | None:
     """The network of an exported graph on MoveNet's trunk, without its refiner; None for another.
 
-    Its `frozen` is the default: a graph does not tell it. Raises ArtifactError when the head is
-    not whole.
+    Its `frozen` is the default: a graph does not tell it. Crop and joints are those of `spec`, else
+    the graph's own. Raises ArtifactError when the head is not whole, or is of other crops or joints
+    than `spec` says.
     """
     if path.suffix != ".onnx":
         return None
@@ -119,7 +120,13 @@ def read_own_graph(path: Path) -> PoseNet | None:
     body = next((b for b, w in WIDTHS.items() if stem is not None and w[0] == len(stem)), None)
     if body is None:
         return None
-    network = PoseNet(MoveNetConfig(body), graph_spec(path), "marginal")
+    own = graph_spec(path)
+    if spec is not None and (spec.size_wh, spec.skeleton) != (own.size_wh, own.skeleton):
+        raise ArtifactError(
+            f"{path} has crops of {own.size_wh} and {len(own.skeleton)} joints, the recipe asks "
+            f"for {spec.size_wh} and {len(spec.skeleton)}, or for other joints"
+        )
+    network = PoseNet(MoveNetConfig(body), spec or own, "marginal")
     if left := start_movenet(network, path)[1]:
         raise ArtifactError(f"{path} lacks {', '.join(left)} of its head")
     return network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -164,8 +165,11 @@ def _convert_into_ours(
     from cfpose_training.nets.hrnet import HRNET_S, HRNET_W32, HRNET_W48
     from cfpose_training.pose.train import pose_spec
 
-    if network is None and recipe is None and (own := read_own_graph(source)) is not None:
-        save_pose(target, own, graph_spec(source))
+    spec = None if recipe is None else pose_spec(load_recipe(recipe))
+    if network is None and (own := read_own_graph(source, spec)) is not None:
+        carried = graph_spec(source)
+        spec = carried if spec is None else replace(spec, started_from=carried.started_from)
+        save_pose(target, own, spec)
         print(
             f"{target} keeps no calibration, since training on changes it: `fit`, `stage2` and "
             f"`finish` calibrate anew"
@@ -175,10 +179,7 @@ def _convert_into_ours(
     expected = {None: None, "w32": HRNET_W32, "w48": HRNET_W48, "s": HRNET_S}[network]
     if expected not in (None, adopted.backbone):
         raise ArtifactError(f"{source} is an {adopted.backbone}, expected {network}")
-    spec = None
-    if recipe is not None:
-        spec = pose_spec(load_recipe(recipe))
-    elif source.suffix == ".onnx":
+    if spec is None and source.suffix == ".onnx":
         spec = graph_spec(source)
     save_adopted(adopted, target, name=source.stem, spec=spec)
     if not adopted.has_head:
