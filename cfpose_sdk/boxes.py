@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -102,16 +103,27 @@ def fitting(shape: tuple[int, ...], size_wh: tuple[int, int]) -> float:
     return min(size_wh[0] / shape[1], size_wh[1] / shape[0])
 
 
-def letterbox(image: Image, size_wh: tuple[int, int], pad_value: int) -> tuple[Image, float]:
+CUT_MULTIPLE = 64  # of a cut letterbox's sides: a multiple of every finder's coarsest cell
+
+
+def letterbox(
+    image: Image, size_wh: tuple[int, int], pad_value: int, *, cut: bool = False
+) -> tuple[Image, float]:
     """Fit (h, w, 3) into a (H, W, 3) canvas, aspect true, at the top left; also returns the scale.
 
     Frame coordinates are letterbox coordinates / scale: edges of pixels meet edges, nothing is
     shifted. Rounding the picture to whole pixels moves its far edge by half a pixel at most.
+    `cut` leaves out the margin beyond the next multiple of CUT_MULTIPLE behind the picture.
     """
     width, height = size_wh
     h, w = image.shape[:2]
     scale = fitting(image.shape, size_wh)
     fitted_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
+    if cut:
+        width, height = (
+            min(side, math.ceil(fitted / CUT_MULTIPLE) * CUT_MULTIPLE)
+            for side, fitted in zip(size_wh, fitted_wh, strict=True)
+        )
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     canvas = np.empty((height, width, 3), dtype=np.uint8)
     canvas[fitted_wh[1] :], canvas[:, fitted_wh[0] :] = pad_value, pad_value

@@ -75,20 +75,23 @@ def watched(stream: TextIO | None = None) -> bool:
 
 
 def _run(command: str, module: str) -> int:
-    with _console(), _end_signals(), _plain_warnings(command):
+    with _console(), _end_signals() as asked, _plain_warnings(command):
         try:
             return int(importlib.import_module(module).main(sys.argv[1:]))
-        except CfposeError as error:
-            print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        except Terminated as error:
-            _end_at_next_interrupt()
-            print(f"{command}: ended by {signal.Signals(error.number).name}", file=sys.stderr)
-            return 128 + error.number
-        except KeyboardInterrupt:
-            _end_at_next_interrupt()
-            print(f"{command}: interrupted", file=sys.stderr)
-            return 130
+        except (Exception, KeyboardInterrupt) as error:
+            # a library that the signal met may have made another error of it
+            if asked:
+                _end_at_next_interrupt()
+                print(f"{command}: ended by {signal.Signals(asked[0]).name}", file=sys.stderr)
+                return 128 + asked[0]
+            if isinstance(error, KeyboardInterrupt):
+                _end_at_next_interrupt()
+                print(f"{command}: interrupted", file=sys.stderr)
+                return 130
+            if isinstance(error, CfposeError):
+                print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+            raise
 
 
 def _end_at_next_interrupt() -> None:
@@ -124,20 +127,14 @@ def _plain_warnings(command: str) -> Iterator[None]:
         warnings.showwarning = before
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end; whoever cleans up after Ctrl-C cleans up after this."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 @contextlib.contextmanager
-def _end_signals() -> Iterator[None]:
+def _end_signals() -> Iterator[list[int]]:
     """SIGTERM (docker stop, a batch system) and SIGHUP (a closed terminal) as Ctrl-C.
 
-    One that is ignored, as nohup has it, or handled already stays so.
+    One that is ignored, as nohup has it, or handled already stays so. The list holds the signal
+    once it has come.
     """
+    asked: list[int] = []
     numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
     taken = []
     if threading.current_thread() is threading.main_thread():
@@ -146,12 +143,13 @@ def _end_signals() -> Iterator[None]:
     def end(number: int, _: object) -> None:
         for each in taken:
             signal.signal(each, signal.SIG_IGN)  # a second one must not cut the cleaning short
-        raise Terminated(number)
+        asked.append(number)
+        raise KeyboardInterrupt
 
     for number in taken:
         signal.signal(number, end)
     try:
-        yield
+        yield asked
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections import Counter
@@ -30,6 +31,7 @@ from cfpose_sdk.backends.providers import (
     missing_provider,
 )
 from cfpose_sdk.errors import ArtifactError, BackendError, InputError, require
+from cfpose_sdk.files import FINDER_KEY
 
 _ERRORS_ONLY = 3  # onnxruntime's severity scale: 2 is warning, 3 error, 4 fatal
 _TOLD = 6  # kinds of nodes that are named
@@ -172,8 +174,12 @@ def _providers(
     if name in TENSORRT:  # their profiles are given when the session is made, by the inputs' shapes
         plain = _session_options(None, False)
         plain.graph_optimization_level = _no_optimisation()
-        nodes = _session(path, [(CPU, {})], plain).get_inputs()
-        shapes = {node.name: list(node.shape) for node in nodes}
+        session = _session(path, [(CPU, {})], plain)
+        shapes = {node.name: list(node.shape) for node in session.get_inputs()}
+        if "images" in shapes:  # a finder's, for whole letterboxes
+            facts = session.get_modelmeta().custom_metadata_map.get(FINDER_KEY)
+            width, height = json.loads(facts)["size_wh"] if facts else shapes["images"][2:0:-1]
+            shapes["images"][1:3] = [height, width]
     return gpu_providers(path, name, place.gpu, available, tf32=tf32, shapes=shapes)
 
 

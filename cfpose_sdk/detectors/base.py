@@ -195,7 +195,8 @@ def padded(image: Image, least: int) -> Image:
 
 class PersonFinder:
     """A finder artifact: `images` uint8 (N, H, W, 3) → `boxes` (N, M, 4), `scores` (N, M); or
-    `frame` uint8 (h, w, 3), letterboxed inside.
+    `frame` uint8 (h, w, 3), letterboxed inside. A graph that leaves H and W open gets letterboxes
+    without most of their margin, on a CPU.
 
     Without a path: the bundled one; an open Backend stays the caller's to close. `threshold` and
     `nms_iou` override the artifact's own; `beside` is that of `open_backend`. Raises ArtifactError
@@ -236,6 +237,9 @@ class PersonFinder:
         self.name = self.spec.name
         self.provider = self._backend.provider  # the runtime that really runs it
         self.device, self.store = self._backend.device, self._backend.store
+        # the margin costs as much as the picture; a GPU would plan anew for each shape
+        open_sides = self._backend.input_shapes.get("images", ())[1:3] == (None, None)
+        self._cuts = open_sides and self.device == "cpu"
         self.threshold = self.spec.threshold if threshold is None else threshold
         self.nms_iou = self.spec.nms_iou if nms_iou is None else nms_iou
 
@@ -281,7 +285,8 @@ class PersonFinder:
             frame = padded(cast(Image, image), self._backend.least_side) if small else image
             return self._backend.run({"frame": frame}), fitting(frame.shape, self.spec.size_wh)
         pixels = image.array if isinstance(image, HeldImage) else image
-        canvas, scale = letterbox(pixels, self.spec.size_wh, self.spec.pad_value)
+        spec = self.spec
+        canvas, scale = letterbox(pixels, spec.size_wh, spec.pad_value, cut=self._cuts)
         return self._backend.run({"images": canvas[None]}), scale
 
     def __enter__(self) -> Self:

@@ -105,6 +105,23 @@ def test_letterbox_fits_and_pads(w: int, h: int) -> None:
     assert abs(rows - max(1, h * scale)) <= 0.5
 
 
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_a_cut_letterbox_lacks_margin_alone(w: int, h: int) -> None:
+    image = np.full((h, w, 3), 200, np.uint8)
+    whole, scale = letterbox(image, (96, 160), pad_value=7)
+    cut, same = letterbox(image, (96, 160), pad_value=7, cut=True)
+    height, width = cut.shape[:2]
+    assert same == scale
+    assert height % 64 == 0 or height == 160
+    assert width % 64 == 0 or width == 96
+    np.testing.assert_array_equal(cut, whole[:height, :width])
+    assert (whole[height:] == 7).all()
+    assert (whole[:, width:] == 7).all()
+    inside = cut[..., 0] == 200  # and no block of 64 is margin alone
+    assert height - inside.any(axis=1).sum() < 64
+    assert width - inside.any(axis=0).sum() < 64
+
+
 def test_letterbox_moves_no_edge() -> None:
     # a white box with edges on multiples of the scale: its edges stay at x * scale exactly
     image = np.zeros((120, 200, 3), np.uint8)

@@ -214,7 +214,7 @@ class PoseConfig:
     box_scale: float = 1.25  # of the training crops
     deploy_box_scale: float = 0.0  # of the artifact's crops; 0: as in training
     decode: Decode = "argmax"
-    oks_window: float = 0.0  # of the artifact's decoder, see ModelSpec; not while training
+    oks_window: float = 0.0  # of the artifact's decoder, see ModelSpec; not in stage 1
     evidence: Evidence = "peak"  # of the artifact's confidence, see ModelSpec; not while training
     spread_temperature: float = 1.0  # of the artifact's covariance, see ModelSpec; as above
     spread_isotropy: float = 0.0

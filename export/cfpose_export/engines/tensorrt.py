@@ -22,7 +22,14 @@ from cfpose_export.engines.options import (
     monitored,
     profiles_of,
 )
-from cfpose_export.graph.rules import OPSET, SCOPES_KEY, check_graph, element_types, fp16_twin
+from cfpose_export.graph.rules import (
+    OPSET,
+    SCOPES_KEY,
+    check_graph,
+    element_types,
+    fp16_twin,
+    whole_letterboxes,
+)
 from cfpose_sdk.backends.tensorrt.library import NAMES, Flavour, open_flavour, open_log
 from cfpose_sdk.backends.tensorrt.passport import Shapes
 from cfpose_sdk.errors import ExportError
@@ -189,6 +196,7 @@ def build(
     Raises ExportError with the nodes that are refused, or when the engine would have other types
     than the graph; InputError for options that the flavour does not have.
     """
+    model = whole_letterboxes(model)
     check_buildable(model)
     options.check(flavour)
     trt = open_flavour(flavour, "building an engine")

@@ -264,18 +264,18 @@ def core_graph(
 ) -> onnx.ModelProto:
     """A graph without the first Cast of its input: it takes float32 pixels, named `core_name`.
 
-    Raises ExportError when the input `name` goes anywhere but into one Cast to float32.
+    Raises ExportError when the pixels of the input `name` go anywhere but into one Cast to float32.
     """
     core = onnx.ModelProto()
     core.CopyFrom(model)
     graph = core.graph
-    readers = [node for node in graph.node if name in node.input]
+    readers = [node for node in graph.node if name in node.input and node.op_type != "Shape"]
     targets = [a.i for node in readers for a in node.attribute if a.name == "to"]
     if [node.op_type for node in readers] != ["Cast"] or targets != [onnx.TensorProto.FLOAT]:
         nodes = [f"{node.op_type} {node.name}" for node in readers]
         raise ExportError(f"{name} goes into {nodes}, expected one Cast to float32")
     graph.node.remove(readers[0])
-    rename(graph, {readers[0].output[0]: core_name})
+    rename(graph, {readers[0].output[0]: core_name, name: core_name})
     shape = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
     value = onnx.helper.make_tensor_value_info(core_name, onnx.TensorProto.FLOAT, shape)
     graph.input[0].CopyFrom(value)

@@ -85,6 +85,20 @@ def is_finder(model: onnx.ModelProto) -> bool:
     return any(entry.key == FINDER_KEY for entry in model.metadata_props)
 
 
+def whole_letterboxes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A finder for letterboxes of its spec's size alone; any other graph as it is."""
+    sides = model.graph.input[0].type.tensor_type.shape.dim[1:3]
+    if not is_finder(model) or model.graph.input[0].name != "images" or sides[0].dim_value:
+        return model
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    del fixed.graph.value_info[:]  # of the open sides
+    width, height = read_finder_spec(model).size_wh
+    for number, length in ((1, height), (2, width)):
+        fixed.graph.input[0].type.tensor_type.shape.dim[number].dim_value = length
+    return fixed
+
+
 def check_graph(
     model: onnx.ModelProto, input_name: str | Sequence[str], output_names: Sequence[str]
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple
 
 import onnx
 import onnxscript.optimizer
@@ -28,6 +30,14 @@ from cfpose_training.nets.fused import FusedOutput, FusedPose
 FOLD_LIMIT = 1 << 24  # elements; the largest weights have a tenth of that
 
 
+class OpenSide(NamedTuple):
+    """A dimension of an input that may be any multiple, from `least` of them on."""
+
+    name: str
+    multiple: int
+    least: int
+
+
 def build_pose(fused: FusedPose) -> onnx.ModelProto:
     """The crops-in graph of a pose model, with its ModelSpec in the metadata.
 
@@ -44,20 +54,29 @@ def build_pose(fused: FusedPose) -> onnx.ModelProto:
 
 
 def trace(
-    module: nn.Module, example: Tensor, input_name: str, output_names: Sequence[str]
+    module: nn.Module,
+    example: Tensor,
+    input_name: str,
+    output_names: Sequence[str],
+    sides: Mapping[int, OpenSide] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """Export `module(example)` with a dynamic first dimension "N", free of volatile metadata.
 
     Two calls on equal weights give equal bytes. `example` must have at least 2 rows, because the
-    exporter takes 0 and 1 for constants.
+    exporter takes 0 and 1 for constants. `sides`: further dimensions of the example that are left
+    open, by their number.
     """
+    open_sides = {
+        number: side.multiple * torch.export.Dim(side.name, min=side.least)
+        for number, side in sides.items()
+    }
     with _quiet():
         program = torch.onnx.export(
             module,
             (example,),
             input_names=[input_name],
             output_names=list(output_names),
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC, **open_sides},),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -71,6 +90,8 @@ def trace(
     )
     onnxscript.rewriter.rewrite(program.model)
     model = program.model_proto
+    for number, side in sides.items():
+        model.graph.input[0].type.tensor_type.shape.dim[number].dim_param = side.name
     _clean(model)
     onnx.checker.check_model(model, full_check=True)
     return model

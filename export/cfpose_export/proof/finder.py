@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class FinderDrift:
 
 
 def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | None) -> FinderDrift:
-    """Compare both on the photos of a folder, one by one. None: the demo photos.
+    """Compare both on the photos of a folder, one by one. None: the demo photos. A graph that takes
+    cut letterboxes is given whole and cut ones.
 
     Raises InputError when the folder holds no JPEG or PNG.
     """
@@ -55,8 +57,10 @@ def measure_finder(fused: FusedFinder, model: onnx.ModelProto, folder: Path | No
         written = Path(temporary) / "finder.onnx"
         onnx.save_model(model, written)
         with open_backend(written, device="cpu") as backend, torch.inference_mode():
-            for path in paths:
-                canvas, _ = letterbox(read_image(path), fused.spec.size_wh, fused.spec.pad_value)
+            cuts = (False, True) if backend.input_shapes["images"][1] is None else (False,)
+            for path, cut in itertools.product(paths, cuts):
+                size_wh, grey = fused.spec.size_wh, fused.spec.pad_value
+                canvas, _ = letterbox(read_image(path), size_wh, grey, cut=cut)
                 boxes, scores = (v[0].numpy() for v in fused(torch.from_numpy(canvas[None])))
                 got = backend.run({"images": canvas[None]})
                 far, gap = nearest_gaps(boxes, scores, got["boxes"][0], got["scores"][0])

@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx
 
-from cfpose_export.graph.rules import load_model, read_spec
+from cfpose_export.graph.rules import load_model, read_spec, whole_letterboxes
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER, model_file
 from cfpose_sdk.errors import InputError
 from cfpose_sdk.files import FINDER_KEY, shown, write_file
@@ -71,7 +71,8 @@ def write_repository(pose: Path, finder: Path, folder: Path, max_batch: int = 32
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{shown(folder)} holds something; give a new or an empty folder")
     graphs = {"cfpose_pose": pose, "cfpose_finder": finder}
-    models = {name: load_model(path) for name, path in graphs.items()}
+    # whole letterboxes, so that the server can batch those of several frames
+    models = {name: whole_letterboxes(load_model(path)) for name, path in graphs.items()}
     joints = len(read_spec(models["cfpose_pose"]).skeleton)
     if all(entry.key != FINDER_KEY for entry in models["cfpose_finder"].metadata_props):
         raise InputError(f"{shown(finder)} is no cfpose finder (no {FINDER_KEY} in its metadata)")

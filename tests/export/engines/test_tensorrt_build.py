@@ -23,7 +23,7 @@ from cfpose_export.engines.tensorrt import (
     layers,
     parse,
 )
-from cfpose_export.graph.rules import element_types, load_model, read_spec
+from cfpose_export.graph.rules import element_types, load_model, read_spec, whole_letterboxes
 from cfpose_sdk.backends.tensorrt.library import choose_flavour, open_log
 from cfpose_sdk.detectors.base import BUNDLED_FINDER
 from cfpose_sdk.errors import ExportError, InputError, MissingDependencyError
@@ -82,7 +82,7 @@ def variant(request: pytest.FixtureRequest) -> tuple[onnx.ModelProto, Built]:
         options = BuildOptions(
             targets=("8.9",), level=0, people=(1, 8), frames=((640, 480), (1280, 720))
         )
-        BUILT[name] = graph, build(graph, "rtx", options)
+        BUILT[name] = whole_letterboxes(graph), build(graph, "rtx", options)
     return BUILT[name]
 
 

@@ -11,7 +11,13 @@ import pytest
 
 from cfpose_export.cli import main
 from cfpose_export.graph.frame_finder import FINDER_CORE_INPUT, frame_finder
-from cfpose_export.graph.rules import is_finder, load_model, read_finder_spec, with_outputs
+from cfpose_export.graph.rules import (
+    is_finder,
+    load_model,
+    read_finder_spec,
+    whole_letterboxes,
+    with_outputs,
+)
 from cfpose_export.proof.runtimes import FinderBound, nearest_gaps
 from cfpose_sdk.backends import Backend, open_backend
 from cfpose_sdk.boxes import fitting, letterbox
@@ -78,10 +84,14 @@ def test_the_picture_is_as_large_as_the_hosts(bundled: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("name", ["street.jpg", "basketball1.jpg"])
-def test_the_same_people_are_found(frame_path: Path, root: Path, name: str) -> None:
-    """Boxes within a letterbox pixel of today's path, and nobody more or less."""
+def test_the_same_people_are_found(
+    bundled: onnx.ModelProto, frame_path: Path, root: Path, tmp_path: Path, name: str
+) -> None:
+    """Boxes within a letterbox pixel of those on whole letterboxes, and nobody more or less."""
     image = read_image(root / "examples" / "photos" / name)
-    with PersonFinder(frame_path, device="cpu") as frame, PersonFinder(device="cpu") as plain:
+    whole = tmp_path / "whole.onnx"
+    onnx.save(whole_letterboxes(bundled), str(whole))
+    with PersonFinder(frame_path, device="cpu") as frame, PersonFinder(whole) as plain:
         scale = fitting(image.shape, plain.spec.size_wh)
         got, expected = frame(image), plain(image)
         assert len(got) == len(expected) > 1

@@ -18,6 +18,7 @@ from cfpose_export.cli import main
 from cfpose_export.triton.repository import write_repository
 from cfpose_sdk import ExportError, InputError, PoseEstimator
 from cfpose_sdk.backends.bundled import BUNDLED_FINDER, BUNDLED_MODEL
+from cfpose_sdk.detectors.base import PersonFinder
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,8 @@ def test_the_python_model_answers_as_the_estimator_does(
     ]
     answer, refused = model.execute(requests)
     model.finalize()
-    with PoseEstimator(device="cpu") as estimator:
+    finder = repository / "cfpose_finder" / "1" / "model.onnx"  # for whole letterboxes
+    with PoseEstimator(device="cpu", detector=PersonFinder(finder, device="cpu")) as estimator:
         expected = estimator.predict(frame)
     assert len(expected) >= 2
     said = {tensor.name: tensor.as_numpy() for tensor in answer.tensors}
@@ -182,7 +184,7 @@ def test_the_python_model_answers_as_the_estimator_does(
 
 
 def test_the_client_answers_as_the_estimator_does(
-    root: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    root: Path, repository: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class InferInput:
         def __init__(self, name: str, shape: list[int], kind: str) -> None:
@@ -216,7 +218,8 @@ def test_the_client_answers_as_the_estimator_does(
     finder = client.PersonFinder(client.TritonBackend(connection, "cfpose_finder"))
     pose = client.TritonBackend(connection, "cfpose_pose")
     poses = PoseEstimator(pose, detector=finder).predict(photo)
-    with PoseEstimator(device="cpu") as estimator:
+    whole = PersonFinder(repository / "cfpose_finder" / "1" / "model.onnx", device="cpu")
+    with PoseEstimator(device="cpu", detector=whole) as estimator:
         np.testing.assert_allclose(poses.xy, estimator.predict(photo).xy, atol=0.01)
 
 

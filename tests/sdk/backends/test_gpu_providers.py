@@ -16,6 +16,8 @@ import onnxruntime
 import pytest
 
 from cfpose_sdk.backends import RuntimeOptions, open_backend
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER
+from cfpose_sdk.detectors.base import PersonFinder
 from cfpose_sdk.errors import BackendError
 from cfpose_sdk.estimator import PoseEstimator
 
@@ -178,6 +180,21 @@ def test_tensorrt_keeps_what_it_builds_beside_the_file(
     assert behind == ([CUDA] if CUDA in available else [])
     if behind:
         assert asked[CUDA]["cudnn_conv_algo_search"] == "HEURISTIC"
+
+
+def test_a_finder_is_planned_for_whole_letterboxes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = Gpu([TENSORRT, CUDA])
+    gpu.install(monkeypatch)
+    path = tmp_path / "finder.onnx"
+    path.write_bytes(BUNDLED_FINDER.read_bytes())
+    with PersonFinder(path, device="tensorrt") as finder:
+        width, height = finder.spec.size_wh
+        assert finder.device == "cuda"
+    for which in ("min", "opt", "max"):
+        shapes = gpu.asked[0][TENSORRT][f"trt_profile_{which}_shapes"]
+        assert shapes == f"images:1x{height}x{width}x3"
 
 
 def test_without_tensorrt_it_says_what_has_it(onnx_gpu: Gpu, pose_model: Path) -> None:

@@ -168,6 +168,26 @@ def test_asked_to_end_is_cleaned_up_as_ctrl_c_is(
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("ended_by", ["SIGTERM"], indirect=True)
+def test_what_a_library_makes_of_the_signal_is_still_the_signal(
+    ended_by: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Module:
+        @staticmethod
+        def main(arguments: list[str]) -> int:
+            try:
+                os.kill(os.getpid(), ended_by)
+                signal.sigtimedwait([], 5)
+            except KeyboardInterrupt as error:  # as the import of a compiled module may
+                raise ImportError("initialization failed") from error
+            return 0
+
+    monkeypatch.setattr("cfpose_sdk.commands.importlib.import_module", lambda module: Module)
+    assert commands.cfpose() == 143
+    assert capsys.readouterr().err == "cfpose: ended by SIGTERM\n"
+
+
 _INTERRUPTED = """
 import atexit, sys, time
 from cfpose_sdk import commands

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnx
 import pytest
 
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, Detections, PersonFinder, as_detections
 from cfpose_sdk.errors import ArtifactError, BoxError, InputError, SpecError
-from cfpose_sdk.spec import FINDER_KEY
+from cfpose_sdk.spec import FINDER_KEY, FinderSpec
 
 IMAGE = np.zeros((128, 64, 3), np.uint8)  # letterboxed into 64 x 64 at scale 0.5: 32 px wide
 
@@ -30,6 +31,34 @@ def test_boxes_are_clipped_to_the_frame(tiny: ModuleType, tmp_path: Path) -> Non
     path = tiny.save_finder(tmp_path / "f.onnx", [[-9, -3, 99, 99], [-9, 5, -1, 9]], [0.9, 0.8])
     with PersonFinder(path) as finder:
         np.testing.assert_array_equal(finder(IMAGE).boxes, [[0, 0, 64, 128]])
+
+
+@pytest.mark.parametrize(("sides", "height"), [(("H", "W"), 128), ((192, 192), 192)])
+def test_a_graph_with_open_sides_gets_less_margin(
+    tmp_path: Path, sides: tuple[str | int, ...], height: int
+) -> None:
+    """The score is the letterbox's height in pixels, over 256."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]>
+        finder (uint8[N, {sides[0]}, {sides[1]}, 3] images)
+            => (float[1, 1, 4] boxes, float[1, 1] scores)
+            <float[1, 1, 4] all = {{4, 4, 20, 60}}, int64[1] one = {{1}}, int64[2] flat = {{1, 1}},
+             float full = {{256}}> {{
+          boxes = Identity(all)
+          shape = Shape(images)
+          rows = Gather(shape, one)
+          real = Cast <to = 1> (rows)
+          share = Div(real, full)
+          scores = Reshape(share, flat)
+        }}"""
+    )
+    spec = FinderSpec("height", (192, 192), threshold=0.1, nms_iou=0.5)
+    onnx.helper.set_model_props(model, {FINDER_KEY: spec.to_json()})
+    onnx.save_model(model, tmp_path / "f.onnx")
+    with PersonFinder(tmp_path / "f.onnx", device="cpu") as finder:
+        found = finder(np.zeros((200, 384, 3), np.uint8))
+    np.testing.assert_allclose(found.boxes, [[8, 8, 40, 120]])
+    np.testing.assert_allclose(found.scores, [height / 256])
 
 
 def test_threshold_overrides_the_artifact(finder_model: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_covariance_scale_covers_the_development_joints(
         spread_isotropy=0.5 if evidence == "spread" else 0.0,
     )
     recipe = dataclasses.replace(recipe, pose=pose_config)
-    # epochs are compared, and the refiner learns, by the plain score and the narrow window
+    # stage 1's epochs are compared by the plain score and the narrow window
     assert (pose_spec(recipe).evidence, pose_spec(recipe).windows) == ("peak", ())
     assert pose_spec(recipe).spread_temperature == 1
     spec = deployed_spec(recipe)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cfpose_sdk.errors import TrainingError
+from cfpose_sdk.spec import ModelSpec
 from cfpose_training.checkpoints.files import load_pose
 from cfpose_training.config import Recipe, load_recipe
 from cfpose_training.data.crop_dataset import DataOptions
 from cfpose_training.losses import simcc_loss
 from cfpose_training.nets.pose_net import Normalise, PoseNet, RefinedPoseNet
-from cfpose_training.pose.train import development_set, pose_spec, train_stage1, train_stage2
+from cfpose_training.pose.train import (
+    deployed_spec,
+    development_set,
+    pose_spec,
+    train_stage1,
+    train_stage2,
+)
 from cfpose_training.run.loop import RunOptions
 from cfpose_training.stages.stage1 import LabelStage
+from cfpose_training.stages.stage2 import RefinerStage
 from tests.training.distill_cases import batch, losses_of
 
 
@@ -69,6 +78,27 @@ def test_both_stages_run_from_a_recipe_to_a_checkpoint(
         assert torch.equal(value, network.state_dict()[f"pose.{key}"]), key
     with pytest.raises(TrainingError, match="has a refiner already"):
         train_stage2(recipe, refined, data, RunOptions(tmp_path / "s3", accelerator="cpu"))
+
+
+def test_the_refiner_learns_on_coarse_poses_as_they_ship(
+    recipe: Recipe, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataOptions(tiny_root, tmp_path / "cache")
+    pose = dataclasses.replace(recipe.pose, decode="subbin", oks_window=1.5)
+    recipe = dataclasses.replace(recipe, pose=pose)
+    student = train_stage1(recipe, data, RunOptions(tmp_path / "s1", accelerator="cpu"))
+    assert student is not None
+    assert load_pose(student)[1].windows == ()
+    seen = []
+
+    class Stage(RefinerStage):
+        def __init__(self, network: RefinedPoseNet, spec: ModelSpec, *rest: Any, **more: Any):
+            super().__init__(network, spec, *rest, **more)
+            seen.extend([spec.windows, network.spec.windows])
+
+    monkeypatch.setattr("cfpose_training.pose.train.RefinerStage", Stage)
+    assert train_stage2(recipe, student, data, RunOptions(tmp_path / "s2", accelerator="cpu"))
+    assert seen == [deployed_spec(recipe).windows] * 2
 
 
 def test_a_batch_larger_than_the_data_is_refused(

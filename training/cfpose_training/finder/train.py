@@ -27,7 +27,7 @@ from cfpose_training.finder.boxes import PhotoTruth, label_photos, list_photos
 from cfpose_training.finder.data import PAD_VALUE, FinderDataset
 from cfpose_training.finder.stage import FinderStage
 from cfpose_training.nets.efficientnet import EfficientNetLite
-from cfpose_training.nets.finder import FinderNet
+from cfpose_training.nets.finder import FinderNet, candidates
 from cfpose_training.nets.pose_net import Normalise
 from cfpose_training.processes import is_first_process, wait_for_processes
 from cfpose_training.run.loop import RunOptions, fit
@@ -201,13 +201,14 @@ class FinderDevelopmentSet:
     def _find(self, network: nn.Module, index: int) -> NDArray[np.float64]:
         """(N, 4) xyxy boxes in photo pixels above the recipe's threshold, after NMS."""
         device = next(network.parameters()).device
-        canvas, scale = letterbox(self.cache[index], self.config.artifact_size_wh, PAD_VALUE)
+        size_wh = self.config.artifact_size_wh
+        canvas, scale = letterbox(self.cache[index], size_wh, PAD_VALUE)
         was_training = network.training
         network.eval()
         with torch.no_grad():
             images = Normalise().to(device)(torch.from_numpy(canvas[None]).to(device))
             assert isinstance(network, FinderNet)
-            boxes, scores = network.find(images)
+            boxes, scores = network.find(images, candidates(size_wh))
         network.train(was_training)
         kept = scores[0].cpu().numpy() >= self.config.threshold
         xyxy = boxes[0].cpu().numpy()[kept].astype(np.float64) / scale

@@ -64,10 +64,12 @@ class BoxRefiner(nn.Module):
         batch, people, grid = boxes.shape[0], boxes.shape[1], len(self.offsets)
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         points = centre.unsqueeze(3) + size.unsqueeze(3) * self.offsets  # (B, M, 2, G)
-        last = points.new_tensor([features.shape[3] - 1, features.shape[2] - 1]).reshape(1, 1, 2, 1)
-        points = (points - 0.5) / self.stride / last * 2 - 1
-        x = points[:, :, 0].unsqueeze(2).expand(-1, -1, grid, -1)
-        y = points[:, :, 1].unsqueeze(3).expand(-1, -1, -1, grid)
+        cells = (points - 0.5) / self.stride
+        # axis by axis, not divided by a tensor of both: the exporter would freeze the map's sides
+        x = cells[:, :, 0] / (features.shape[3] - 1) * 2 - 1
+        y = cells[:, :, 1] / (features.shape[2] - 1) * 2 - 1
+        x = x.unsqueeze(2).expand(-1, -1, grid, -1)
+        y = y.unsqueeze(3).expand(-1, -1, -1, grid)
         places = torch.stack([x, y], dim=4).reshape(batch, people, grid * grid, 2)
         values = F.grid_sample(features, places, align_corners=True)  # (B, C, M, G * G)
         return values.transpose(1, 2).reshape(batch, people, features.shape[1] * grid * grid)
@@ -131,7 +133,9 @@ class PlainBody(nn.Module):
 
 
 class FinderNet(nn.Module):
-    """Normalised RGB letterboxes (B, 3, H, W) → FinderOutput. H and W are multiples of 64."""
+    """Normalised RGB letterboxes (B, 3, H, W) → FinderOutput. H and W are multiples of
+    `multiple`.
+    """
 
     def __init__(self, config: FinderNetConfig) -> None:
         super().__init__()
@@ -155,6 +159,11 @@ class FinderNet(nn.Module):
         # heat starts at PRIOR everywhere
         nn.init.constant_(self.heat[-1].bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of a letterbox are multiples of, in pixels: those of the coarsest cell."""
+        return 32 if isinstance(self.body, EfficientNetLite) else 64
+
     def forward(self, images: Tensor) -> FinderOutput:
         maps = self.body(images)
         if isinstance(self.body, EfficientNetLite):
@@ -167,7 +176,7 @@ class FinderNet(nn.Module):
         sides = torch.exp(self.box(merged).float().clamp(max=6.0)) * STRIDE
         return FinderOutput(heat, sides, merged)
 
-    def find(self, images: Tensor, top_k: int = TOP_K) -> tuple[Tensor, Tensor]:
+    def find(self, images: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """Boxes and scores as `pick_people` gives them, the boxes corrected by a second look."""
         output = self(images)
         boxes, scores = pick_people(output, top_k)
@@ -193,9 +202,14 @@ def sides_to_boxes(sides: Tensor) -> Tensor:
     return torch.cat([centres - sides[:, :2], centres + sides[:, 2:]], dim=1)
 
 
-def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tensor]:
-    """Local maxima of the heat: boxes (B, M, 4) xyxy and scores (B, M), by falling score;
-    M is `top_k`, or the number of cells where there are fewer.
+def candidates(size_wh: tuple[int, int]) -> int:
+    """How many boxes leave a graph for letterboxes of this width and height."""
+    return min(TOP_K, (size_wh[0] // STRIDE) * (size_wh[1] // STRIDE))
+
+
+def pick_people(output: FinderOutput, top_k: int) -> tuple[Tensor, Tensor]:
+    """Local maxima of the heat: boxes (B, M, 4) xyxy and scores (B, M), by falling score; M is
+    `top_k`, of which there are cells enough.
 
     A cell that is no maximum of its 3x3 neighbourhood scores 0; else the fourth root of its heat.
     The order is the heat's. The root lets a pose's joints say more in box score x confidence, and
@@ -204,7 +218,7 @@ def pick_people(output: FinderOutput, top_k: int = TOP_K) -> tuple[Tensor, Tenso
     heat = torch.sigmoid(output.heat_logits)
     highest = F.max_pool2d(heat.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
     peaks = torch.where(heat >= highest, heat, torch.zeros_like(heat)).flatten(1)
-    scores, cells = torch.topk(peaks, min(top_k, peaks.shape[1]), dim=1)
+    scores, cells = torch.topk(peaks, top_k, dim=1)
     boxes = sides_to_boxes(output.sides).flatten(2).transpose(1, 2)
     picked = torch.gather(boxes, 1, cells.unsqueeze(-1).expand(-1, -1, 4))
     return picked, torch.sqrt(torch.sqrt(scores))

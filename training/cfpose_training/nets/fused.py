@@ -19,7 +19,7 @@ from cfpose_training.nets.decode import (
     full_precision,
     widen,
 )
-from cfpose_training.nets.finder import FinderNet
+from cfpose_training.nets.finder import FinderNet, candidates
 from cfpose_training.nets.flip import average_logits, flip_order, mirror_xy, unmirror_logits
 from cfpose_training.nets.hrnet import Taps
 from cfpose_training.nets.igp_gcn import IGPGCN
@@ -104,7 +104,10 @@ class FusedPose(nn.Module):
 
 
 class FusedFinder(nn.Module):
-    """uint8 BGR letterboxes (N, H, W, 3) → boxes (N, M, 4) xyxy letterbox pixels, scores (N, M)."""
+    """uint8 BGR letterboxes (N, H, W, 3) → boxes (N, M, 4) xyxy letterbox pixels, scores (N, M).
+
+    M is `candidates` of the spec's size, also for a letterbox that is cut.
+    """
 
     def __init__(self, network: FinderNet, spec: FinderSpec) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class FusedFinder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.find(self.normalise(images))
+        return self.network.find(self.normalise(images), candidates(self.spec.size_wh))
 
 
 def _views(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,8 @@ def stage1_record(recipe: Recipe, stage: str) -> Record:
 
 def stage2_record(recipe: Recipe) -> Record:
     """The record of stage 2: the recipe's fields that decide its result."""
-    return {"stage": "stage2", **_recipe_record(recipe, {"stage1", "distill"})}
+    window = {"pose.oks_window": repr(recipe.pose.oks_window)}  # its coarse poses are as they ship
+    return {"stage": "stage2", **_recipe_record(recipe, {"stage1", "distill"}), **window}
 
 
 def _recipe_record(recipe: Recipe, unused: set[str]) -> Record:

@@ -254,7 +254,11 @@ def train_stage2(
         raise TrainingError(f"{student} has a refiner already; give the checkpoint of stage 1")
     check_student(student, spec, recipe)
     started = inherited([spec], recipe.started_from)
-    spec = dataclasses.replace(pose_spec(recipe), started_from=started)
+    spec = dataclasses.replace(
+        pose_spec(recipe),
+        started_from=started,
+        oks_window=recipe.pose.oks_window,  # else it learns to undo another decoder's errors
+    )
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(recipe.stage2.optim.seed)
     refined = RefinedPoseNet(network, IGPGCN(_refiner(recipe, network), spec.skeleton), spec)
