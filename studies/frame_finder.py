@@ -2,13 +2,14 @@
 
 python studies/frame_finder.py DATA/coco/images/val studies/results/frame-finder.json
 
-Today's path shrinks a photo with OpenCV, the graph with two products; they differ by a grey level
-in some pixels. Every box of today's path is paired with the nearest of the graph's. A box that lies
-further than a letterbox pixel is another one of two overlapping candidates, of which suppression
-keeps the better; one that is gone, or new, has a score at the threshold. AP, by
+Whole letterboxes are made with OpenCV, those of the graph with two products; they differ by a grey
+level in some pixels. Every box of the first is paired with the nearest of the graph's. A box that
+lies further than a letterbox pixel is another one of two overlapping candidates, of which
+suppression keeps the better; one that is gone, or new, has a score at the threshold. AP, by
 `cfpose-export frame` for both models and then
 `cfpose-bench --dataset coco-val --boxes gt --boxes detector --detector whole-finder.onnx --model
-whole.onnx --model default`, is written into the same file by hand.
+whole.onnx --model default`, was written into the same file by hand, when the default's letterboxes
+were whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import onnx
 
 from cfpose_export.graph.frame_finder import frame_finder
-from cfpose_export.graph.rules import load_model
+from cfpose_export.graph.rules import load_model, whole_letterboxes
 from cfpose_sdk.boxes import fitting
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, PersonFinder
 from cfpose_sdk.media.image import read_image
@@ -35,10 +36,11 @@ def compare(folder: Path) -> dict[str, Any]:
     """Both finders on the photos of a folder; pixels are the letterbox's."""
     paths, far, scores, gone, new = sorted(folder.glob("*.jpg")), list[float](), list[float](), 0, 0
     with tempfile.TemporaryDirectory() as temporary:
-        framed = Path(temporary) / "frame.onnx"
+        framed, boxed = Path(temporary) / "frame.onnx", Path(temporary) / "whole.onnx"
         onnx.save_model(frame_finder(load_model(BUNDLED_FINDER)), framed)
+        onnx.save_model(whole_letterboxes(load_model(BUNDLED_FINDER)), boxed)
         with (
-            PersonFinder(device="cpu", threads=1) as plain,
+            PersonFinder(boxed, device="cpu", threads=1) as plain,
             PersonFinder(framed, device="cpu", threads=1) as whole,
         ):
             for path in paths:
