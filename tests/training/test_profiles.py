@@ -89,7 +89,7 @@ def test_recipes_mean_what_they_meant(name: str) -> None:
         "spread_temperature": 1.0, "spread_isotropy": 0.0,
         "movenet": None, "head": "simcc", "turn_p": 0.0, "started_from": [],
         "accumulate": 1, "channels_last": True, "compile": False, "checkpointing": False,
-        "start": "any", "arithmetic": "cfpose",
+        "start": "any", "arithmetic": "cfpose", "loss": "l1",
     }  # fmt: skip
     assert {key.rpartition(".")[2] for key in later} <= set(off)
     assert {

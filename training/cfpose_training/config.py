@@ -270,6 +270,7 @@ class RefinerConfig:
     joint_channels: tuple[int, int, int] = (256, 128, 128)
     output: OutputKind = "absolute"
     output_weights: tuple[float, float, float] = (0.3, 0.5, 1.0)
+    loss: Literal["l1", "oks"] = "l1"  # oks: not in the paper; see `losses.refinement_oks_loss`
     sample_at: SampleAt = "initial"
     refine: RefineMode = "all"  # low_conf: only joints scored below `refine_below` are replaced
     refine_below: float = 0.0  # raw score

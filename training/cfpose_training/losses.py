@@ -5,7 +5,7 @@
     eq. (2), pose         `pose_l1`; its second term, structure (limbs): `structure_loss`
     gamma(t)              `decay`, of eq. (1) and (2) in the loss of stage 1
     eq. (6)-(7), stage 2  `refinement_loss`, on the poses that RefinerStage makes
-    not in the paper      `logit_loss`
+    not in the paper      `logit_loss`, `refinement_oks_loss`
 
 `weight` (B, K) is 0 where no target exists. All processes have the same number of crops, but not
 of labelled joints; where a loss is a mean over labelled joints, they count these together.
@@ -94,6 +94,30 @@ def refinement_loss(
         ),
         start=weight.new_zeros(()),
     )
+
+
+LEAST_REACH_PX = 1.0  # a small person's joint is not forgiven less
+
+
+def refinement_oks_loss(
+    poses: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor,
+    reach: Tensor,
+    output_weights: tuple[float, float, float],
+) -> Tensor:
+    """In the place of eq. (6)-(7): 1 - OKS of each refined joint, averaged, weighted and added.
+
+    Poses and target are (B, K, 2) in crop pixels, reach (B, K) is how far OKS forgives: s k of
+    exp(-d² / (2 s² k²)). L1 draws a joint of two possible places between them; this does not.
+    """
+    sharpness = 0.5 / reach.clamp(min=LEAST_REACH_PX).square()
+    labelled = shared_count(weight.sum())
+    total = weight.new_zeros(())
+    for factor, pose in zip(output_weights, poses, strict=True):
+        oks = torch.exp(-sharpness * (pose - target).square().sum(dim=-1))
+        total = total + factor * ((1 - oks) * weight).sum() / labelled
+    return total
 
 
 LENGTH_EPSILON = 1e-6  # px², keeps the gradient of a limb of length 0 finite

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from cfpose_sdk.oks import joint_oks, oks_variance
+from cfpose_sdk.skeleton import COCO_17
 from cfpose_training.config import LabelConfig
 from cfpose_training.data.targets import (
     gaussian_target,
@@ -16,7 +18,7 @@ from cfpose_training.data.targets import (
     smoothed_target,
     softmax_gaussian_target,
 )
-from cfpose_training.losses import refinement_loss, simcc_loss
+from cfpose_training.losses import refinement_loss, refinement_oks_loss, simcc_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "simcc_losses.npz"
 
@@ -115,6 +117,28 @@ def test_refinement_loss_is_the_weighted_mean_distance() -> None:
     weight = torch.tensor([[1.0, 1.0, 0.0]])
     loss = refinement_loss(poses, target, weight, (0.3, 0.5, 1.0))
     assert loss.item() == pytest.approx(0.3 * 0.1 + 0.5 * 0.2 + 1.0 * 0.4)
+
+
+def test_refinement_may_be_taught_by_oks() -> None:
+    """By the SDK's own OKS, of people whose size is known."""
+    rng = np.random.default_rng(3)
+    target = rng.uniform(0, 190, (4, 17, 2))
+    poses = [target + rng.normal(0, spread, target.shape) for spread in (9.0, 6.0, 3.0)]
+    areas, weight = rng.uniform(900, 9000, 4), rng.integers(0, 2, (4, 17)).astype(float)
+    sigmas = np.array(COCO_17.oks_sigmas)
+    expected = sum(
+        factor * ((1 - joint_oks(pose, target, areas, sigmas)) * weight).sum() / weight.sum()
+        for factor, pose in zip((0.3, 0.5, 1.0), poses, strict=True)
+    )
+    reach = torch.tensor(np.sqrt(oks_variance(areas, sigmas)))
+    loss = refinement_oks_loss(
+        [torch.tensor(pose) for pose in poses], torch.tensor(target), torch.tensor(weight), reach,
+        (0.3, 0.5, 1.0),
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    nobody = torch.zeros(4, 17)
+    there = torch.tensor(target)
+    assert refinement_oks_loss([there] * 3, there, nobody, reach, (0.3, 0.5, 1.0)) == 0
 
 
 def test_softmax_labels_are_rtmposes_with_a_deviation_for_each_axis() -> None:

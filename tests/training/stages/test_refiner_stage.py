@@ -54,6 +54,24 @@ def test_refinement_moves_the_pose_towards_the_target(recipe: Recipe) -> None:
     assert error[1] < 0.7 * error[0]
 
 
+def test_oks_moves_what_it_forgives_and_leaves_what_is_out_of_reach(recipe: Recipe) -> None:
+    network = refined_network(recipe, output="residual")
+    stage = RefinerStage(network, pose_spec(recipe), OUTPUT_WEIGHTS, loss="oks").train()
+    data = batch(recipe)
+    with torch.no_grad():
+        _, coarse, _ = network(stage.normalise(data["crops"]))
+    optimiser = torch.optim.Adam(network.refiner.parameters(), lr=1e-2)
+    far = {**data, "xy": coarse + 60.0, "weight": torch.ones_like(data["weight"])}
+    stage(far)["loss"].backward()
+    assert all(not p.grad.any() for p in network.refiner.parameters() if p.grad is not None)
+    near = {**far, "xy": coarse + 1.0}
+    losses = losses_of(stage, optimiser, near, steps=60)
+    with torch.no_grad():
+        refined, _, _ = network(stage.normalise(data["crops"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert (refined - near["xy"]).abs().mean() < 0.5
+
+
 def test_refiner_targets_are_labels_the_teachers_argmax_or_both(recipe: Recipe) -> None:
     spec, data = pose_spec(recipe), batch(recipe)
     network, teacher = refined_network(recipe), pose_net(recipe, WIDE, 1)

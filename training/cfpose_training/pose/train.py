@@ -271,6 +271,7 @@ def train_stage2(
         teacher_flip=recipe.stage2.teacher_flip,
         teacher_confidence=recipe.stage2.teacher_confidence,
         init_noise_px=recipe.stage2.init_noise_px,
+        loss=recipe.stage2.loss,
     )
     dev = development_set(recipe, spec, data)
     run = PoseRun(recipe.stage2.optim, spec, recipe, data, options, dev)

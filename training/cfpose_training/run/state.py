@@ -27,7 +27,7 @@ FREE_OPTIM_FIELDS = frozenset({"workers", "checkpointing"})
 LATER_OPTIONS = {
     "turn_p": "0.0", "movenet": "None", "head": "'simcc'",
     "accumulate": "1", "channels_last": "True", "compile": "False",
-    "arithmetic": "'cfpose'", "oks_window": "0.0",
+    "arithmetic": "'cfpose'", "oks_window": "0.0", "loss": "'l1'",
 }  # fmt: skip
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from cfpose_sdk.spec import ModelSpec
 from cfpose_training.data.crop_dataset import Batch
-from cfpose_training.losses import refinement_loss
-from cfpose_training.nets.decode import decode_simcc
+from cfpose_training.losses import refinement_loss, refinement_oks_loss
+from cfpose_training.nets.decode import decode_simcc, person_area
 from cfpose_training.nets.igp_gcn import normalise_xy
 from cfpose_training.nets.pose_net import Normalise, PoseNet, RefinedPoseNet
 from cfpose_training.stages.base import Stage, ask_teacher, confidence_weights
@@ -24,7 +24,8 @@ class RefinerStage(Stage):
     of the loss is `teacher_fraction`. Only labelled joints count, also for the teacher's pose.
     Student and teacher stay in eval mode, so no batch-norm statistic moves. `init_noise_px` is the
     deviation of Gaussian noise on the coarse pose in training. `teacher_flip` averages the
-    teacher's output with that of the mirror image; `teacher_confidence` weighs its joints.
+    teacher's output with that of the mirror image; `teacher_confidence` weighs its joints. With
+    `loss="oks"` a person's size is that of its coarse pose, as the decoder has it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RefinerStage(Stage):
         teacher_flip: bool = False,
         teacher_confidence: bool = False,
         init_noise_px: float = 0.0,
+        loss: Literal["l1", "oks"] = "l1",
     ) -> None:
         super().__init__()
         self.student = network.pose.requires_grad_(False)
@@ -49,6 +51,7 @@ class RefinerStage(Stage):
         self.spec = spec
         self.output_weights = output_weights
         self.init_noise_px = init_noise_px
+        self.loss = loss
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -73,8 +76,9 @@ class RefinerStage(Stage):
                 noise = torch.randn(coarse.shape, dtype=coarse.dtype).to(coarse.device)
                 coarse = coarse + self.init_noise_px * noise
         refined = self.trainable(output.taps, coarse, score)
-        losses = [self._loss(refined, xy, weight) for _, xy, weight in targets]
-        named = dict(zip(("l1", "l1_teacher"), (loss.detach() for loss in losses), strict=False))
+        losses = [self._loss(refined, coarse, xy, weight) for _, xy, weight in targets]
+        names = (self.loss, f"{self.loss}_teacher")
+        named = dict(zip(names, (loss.detach() for loss in losses), strict=False))
         shares = zip(targets, losses, strict=True)
         total = sum((share * loss for (share, *_), loss in shares), losses[0].new_zeros(()))
         return {"loss": total, **named}
@@ -88,7 +92,11 @@ class RefinerStage(Stage):
             weight = weight * confidence_weights(answer, self.spec, weight)
         return xy, weight
 
-    def _loss(self, poses: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+    def _loss(self, poses: Sequence[Tensor], coarse: Tensor, xy: Tensor, weight: Tensor) -> Tensor:
+        if self.loss == "oks":
+            k = 2 * coarse.new_tensor(self.spec.skeleton.oks_sigmas)
+            reach = person_area(coarse).sqrt().unsqueeze(1) * k
+            return refinement_oks_loss(poses, xy, weight, reach, self.output_weights)
         size_wh = self.spec.size_wh
         normalised = [normalise_xy(pose, size_wh) for pose in poses]
         return refinement_loss(normalised, normalise_xy(xy, size_wh), weight, self.output_weights)
