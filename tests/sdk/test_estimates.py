@@ -21,7 +21,7 @@ PHOTOS = ("street.jpg", "basketball1.jpg")
 
 def found_by_hand(image: np.ndarray, finder: PersonFinder) -> tuple[np.ndarray, np.ndarray]:
     """Scale and clip every box that the finder's graph returns, then choose."""
-    canvas, scale = letterbox(image, finder.spec.size_wh, finder.spec.pad_value)
+    canvas, scale = letterbox(image, finder.spec.size_wh, finder.spec.pad_value, cut=True)
     with open_backend(BUNDLED_FINDER, device="cpu", threads=1) as network:
         outputs = network.run({"images": canvas[None]})
     height, width = image.shape[:2]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from cfpose_bench.runtimes.turns import (
     run_task,
     speedup,
 )
+from cfpose_export.graph.rules import load_model, whole_letterboxes
 from cfpose_sdk.backends import Backend
 from cfpose_sdk.detectors.base import BUNDLED_FINDER, Detections
 from cfpose_sdk.errors import BackendError, InputError
@@ -44,6 +46,7 @@ BOXES = np.array([[152.0, 330.0, 200.0, 451.0], [449.0, 242.0, 481.0, 343.0]])
 ADAPTER = """
 import os, time
 import numpy as np
+import onnx
 
 class Model:
     facts = {"provider": "Fake", "versions": {"onnxruntime": "0.0"}}
@@ -67,6 +70,7 @@ def open_model(path, *, device, threads):
 # what cfpose takes of rtmlib 0.0.16: constructors, sessions, and the three steps
 RTMLIB_PACKAGE = """
 import numpy as np
+import onnx
 import onnxruntime
 
 class RTMPose:
@@ -345,8 +349,10 @@ def test_a_whole_run(
         pick = (lambda r: lambda *given: [c for c in r(*given) if c.device == "cpu"])(real)
         monkeypatch.setattr(command, name, lambda *given, p=pick: [*p(*given), missing])
     one = {1: 1, 5: 1}
+    detector = tmp_path / "whole.onnx"  # rtmlib reads the input's size from the graph
+    onnx.save_model(whole_letterboxes(load_model(BUNDLED_FINDER)), detector)
     plan = Plan(
-        w32=BUNDLED_MODEL, detector=BUNDLED_FINDER, python=sys.executable, threads=1,
+        w32=BUNDLED_MODEL, detector=detector, python=sys.executable, threads=1,
         people=(1, 5), rounds={1: 2, 5: 2}, w32_repeats=one, default_repeats=one, starts=1,
     )  # fmt: skip
     record = json.loads(json.dumps(measure(plan)))
