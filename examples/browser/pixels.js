@@ -6,17 +6,23 @@
 
 import { roundEven } from "./geometry.js";
 
-/** Fit the image into W x H at the top left, aspect true, grey elsewhere: {bgr, scale}. */
-export function letterbox(image, [width, height], padValue) {
-  const scale = Math.min(width / image.width, height / image.height);
+const CUT_MULTIPLE = 64; // of a cut letterbox's sides, as in the SDK
+
+/** Fit the image into W x H at the top left, aspect true, grey elsewhere: {bgr, size_wh, scale}.
+ * `cut` leaves out the margin beyond the next multiple of CUT_MULTIPLE. */
+export function letterbox(image, size, padValue, cut = false) {
+  const scale = Math.min(size[0] / image.width, size[1] / image.height);
   const fitWidth = Math.max(1, roundEven(image.width * scale));
   const fitHeight = Math.max(1, roundEven(image.height * scale));
+  const [width, height] = [fitWidth, fitHeight].map((side, axis) =>
+    cut ? Math.min(size[axis], Math.ceil(side / CUT_MULTIPLE) * CUT_MULTIPLE) : size[axis],
+  );
   const bgr = new Uint8Array(width * height * 3).fill(padValue);
   const fitted = (scale < 1 ? shrink : enlarge)(image, fitWidth, fitHeight);
   for (let y = 0; y < fitHeight; y++) {
     bgr.set(fitted.subarray(y * fitWidth * 3, (y + 1) * fitWidth * 3), y * width * 3);
   }
-  return { bgr, scale };
+  return { bgr, size_wh: [width, height], scale };
 }
 
 /** Write the W x H crop of a map into `bgr` from byte `at` on: bilinear, black outside the image. */

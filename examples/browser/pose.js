@@ -46,8 +46,9 @@ export class PoseEstimator {
   /** [{box, score}] of the people by falling score, clipped to the image. */
   async find(image) {
     const { size_wh: size, pad_value: pad, threshold, nms_iou: limit } = this.finderSpec;
-    const { bgr, scale } = letterbox(image, size, pad);
-    const [width, height] = size;
+    const open = typeof this.finder.inputMetadata[0].shape[1] === "string"; // a side without length
+    const { bgr, size_wh: used, scale } = letterbox(image, size, pad, open);
+    const [width, height] = used;
     const images = new this.ort.Tensor("uint8", bgr, [1, height, width, 3]);
     const { boxes, scores } = await this.finder.run({ images });
     const found = [];

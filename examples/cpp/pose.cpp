@@ -33,9 +33,9 @@ struct Graph {
 
   cv::Size size() { return cv::Size(spec["size_wh"][0], spec["size_wh"][1]); }
 
-  // A BGR picture of size() through the graph, which would take several at once too.
+  // A BGR picture through the graph, which would take several at once too.
   std::vector<Ort::Value> run(const char* input, cv::Mat& bgr, std::array<const char*, 2> outputs) {
-    const int64_t shape[] = {1, size().height, size().width, 3};
+    const int64_t shape[] = {1, bgr.rows, bgr.cols, 3};
     auto cpu = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
     auto tensor = Ort::Value::CreateTensor<uint8_t>(cpu, bgr.data, bgr.total() * 3, shape, 4);
     return session.Run(Ort::RunOptions(), &input, &tensor, 1, outputs.data(), outputs.size());
@@ -54,7 +54,10 @@ std::vector<Person> find(Graph& finder, const cv::Mat& image) {
   const double scale = std::min(double(size.width) / image.cols, double(size.height) / image.rows);
   const cv::Rect fitted(0, 0, std::max(1, cvRound(image.cols * scale)),
                         std::max(1, cvRound(image.rows * scale)));
-  cv::Mat canvas(size, CV_8UC3, cv::Scalar::all(int(finder.spec["pad_value"])));
+  // the graph's sides are open: of the margin, only what fills a multiple of 64
+  auto cut = [](int side, int most) { return std::min(most, (side + 63) / 64 * 64); };
+  const cv::Size used(cut(fitted.width, size.width), cut(fitted.height, size.height));
+  cv::Mat canvas(used, CV_8UC3, cv::Scalar::all(int(finder.spec["pad_value"])));
   const int how = scale < 1 ? cv::INTER_AREA : cv::INTER_LINEAR;
   cv::resize(image, canvas(fitted), fitted.size(), 0, 0, how);
   auto out = finder.run("images", canvas, {"boxes", "scores"});

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cfpose_sdk.boxes import letterbox, nms
 from cfpose_sdk.crops import crop_transforms, extract_crops
 
+LARGE_WH = (144, 144)  # of which a cut letterbox lacks something
 SIZE_WH, CROP_WH, BOX_SCALE, PAD, LIMIT = (48, 48), (18, 24), 1.05, 114, 0.65
 
 
@@ -40,7 +41,8 @@ def test_pictures_and_boxes(
     boxes = np.hstack([corners, corners + draw.uniform(8, 16, (60, 2))])
     scores = draw.integers(0, 9, 60) / 9  # some are equal
     job: dict[str, Any] = {
-        "folder": (root / "examples" / "browser").as_uri(), "size_wh": SIZE_WH, "pad": PAD,
+        "folder": (root / "examples" / "browser").as_uri(), "size_wh": SIZE_WH,
+        "large_wh": LARGE_WH, "pad": PAD,
         "image": {"width": width, "height": height}, "box": box, "crop_wh": CROP_WH,
         "box_scale": BOX_SCALE, "boxes": boxes.tolist(), "scores": scores.tolist(),
         "limit": LIMIT,
@@ -59,6 +61,10 @@ def test_pictures_and_boxes(
     most, share = _unequal(canvas, tmp_path / "image.letterbox")
     assert most <= 1
     assert share < 0.01  # SIMD code of OpenCV rounds a few otherwise
+    cut, _ = letterbox(image, LARGE_WH, PAD, cut=True)
+    most, share = _unequal(cut, tmp_path / "image.cut")
+    assert most <= 1
+    assert share < 0.01
     crop = extract_crops(image, crop_transforms([box], CROP_WH, BOX_SCALE), CROP_WH)[0]
     most, share = _unequal(crop, tmp_path / "image.crop")
     # OpenCV before 5 samples at places rounded to 1/32 px
