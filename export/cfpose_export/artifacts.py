@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 
 from cfpose_export.engines.tensorrt import scope_of
-from cfpose_export.graph.rules import element_types, load_model, read_spec
-from cfpose_sdk.backends.bundled import BUNDLED_FINDER, BUNDLED_MODEL, POSE_MODELS, model_file
+from cfpose_export.graph.rules import element_types, load_model, model_path, read_spec
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER, BUNDLED_MODEL, POSE_MODELS
 from cfpose_sdk.backends.openvino import ir_record
 from cfpose_sdk.backends.tensorrt.passport import read_engine
 from cfpose_sdk.errors import ArtifactError, ExportError
@@ -30,7 +30,9 @@ def add_commands(commands: Any) -> None:
     inspect = commands.add_parser("inspect", help="print what a model file holds, as JSON")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument(
-        "model", type=Path, help="an .onnx, .engine, .plan or .xml file, or a bundled model"
+        "model",
+        type=Path,
+        help="an .onnx, .engine, .plan or .xml file, or a bundled model; default-finder",
     )
     put = commands.add_parser("bundle", help="make proven files the SDK's default models")
     put.set_defaults(run=_bundle)
@@ -47,7 +49,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    print(json.dumps(describe(model_file(arguments.model)), indent=2))
+    print(json.dumps(describe(model_path(arguments.model)), indent=2))
 
 
 def _bundle(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,13 @@ from cfpose_export.checkpoint_commands import add_proof_options
 from cfpose_export.engines.build import SUFFIXES, why_not_here
 from cfpose_export.engines.openvino import write_openvino
 from cfpose_export.graph.half_weights import has_half_weights
-from cfpose_export.graph.rules import is_finder, load_model, read_finder_spec, read_spec
+from cfpose_export.graph.rules import (
+    is_finder,
+    load_model,
+    model_path,
+    read_finder_spec,
+    read_spec,
+)
 from cfpose_export.precision.deployed import (
     compare_with_graph,
     judge,
@@ -49,7 +55,9 @@ def _add_check(commands: Any) -> None:
     check = commands.add_parser("check", help="prove a model file that is there already")
     check.set_defaults(run=_check)
     check.add_argument(
-        "model", type=Path, help="an .onnx, .engine, .plan or .xml file, or a bundled model"
+        "model",
+        type=Path,
+        help="an .onnx, .engine, .plan or .xml file, or a bundled model; default-finder",
     )
     check.add_argument("--checkpoint", type=Path, help="of an .onnx file: compare with PyTorch")
     check.add_argument(
@@ -72,11 +80,11 @@ def _openvino(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Print the proof: against a checkpoint in PyTorch, else against the float32 graph."""
-    path, checkpoint, photos = model_file(arguments.model), arguments.checkpoint, arguments.photos
+    path, checkpoint, photos = model_path(arguments.model), arguments.checkpoint, arguments.photos
     max_px, min_confidence = arguments.max_drift, arguments.min_confidence
     if checkpoint is None:
         given = arguments.reference
-        reference = None if given is None else model_file(given)
+        reference = None if given is None else model_path(given)
         _check_deployed(path, reference, photos, max_px=max_px, min_confidence=min_confidence)
         return
     require("torch", "onnxscript", extra="export", why="cfpose-export check --checkpoint")

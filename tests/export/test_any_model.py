@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from onnx import TensorProto, helper
 
+from cfpose_export.cli import main
 from cfpose_sdk import commands
+from cfpose_sdk.backends.bundled import BUNDLED_FINDER
 from tests.any_values import any_json, any_text, bent_bytes, draws, seeds
 
 
@@ -65,6 +67,14 @@ def test_any_path_of_a_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _inspect(any_text(rng) + rng.choice(("", ".onnx", ".engine", ".xml")), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_the_bundled_finder_has_a_name(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "default-finder"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report.get("file", str(BUNDLED_FINDER)) == str(BUNDLED_FINDER)
+    assert report.get("max_px", 0) == 0  # beside itself
 
 
 def _inspect(

@@ -40,9 +40,9 @@ SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node: the modules it comes fro
 FORBIDDEN = ("AffineGrid", "NonZero", "Unique", "NonMaxSuppression", "Loop", "If", "Scan")
 
 
-def model_path(name: str) -> Path:
+def model_path(name: str | Path) -> Path:
     """The file of a model as the commands name it; `default-finder` is the bundled finder."""
-    return BUNDLED_FINDER if name == "default-finder" else model_file(name)
+    return BUNDLED_FINDER if str(name) == "default-finder" else model_file(name)
 
 
 def load_model(path: Path) -> onnx.ModelProto:
